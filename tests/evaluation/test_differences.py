@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from slm.evaluation.perplexity import Protocol, perplexity
-from slm.evaluation.report.quality import Difference, Error, compare, paired_error, quality_section, verdicts
+from slm.evaluation.report.quality import Difference, Error, compare, paired_error, quality_section, significance_texts
 from slm.evaluation.report.results import Results
 from slm.evaluation.report.rows import rows, to_csv
 from slm.evaluation.report.scaling import gain_section, gains
@@ -63,7 +63,7 @@ def test_a_difference_has_the_value_and_the_paired_error_of_the_closed_form() ->
     for target, size, unit in (("bits_per_byte", "bytes", math.log(2)), ("loss", "tokens", 1.0)):
         found = compare(a, b, target)
         assert found.value == pytest.approx(a[target] - b[target])
-        assert found.error.blocks == 62
+        assert found.error.num_blocks == 62
         assert found.error.se == pytest.approx(paired_by_hand(a, b, size) / unit, rel=1e-9)
         assert found.error.se < 0.2 * math.hypot(a[f"se_{target}"], b[f"se_{target}"])
 
@@ -132,7 +132,7 @@ def test_blocks_that_end_elsewhere_are_not_paired_and_a_token_more_at_a_border_i
     moved["blocks"]["bytes"][9] += 7
     moved["blocks"]["bytes"][10] -= 7
     near, exact = compare(a, moved, "bits_per_byte").error, compare(a, b, "bits_per_byte").error
-    assert near.blocks == 62
+    assert near.num_blocks == 62
     assert near.se == pytest.approx(exact.se, rel=0.02)
     shifted = copy.deepcopy(b)
     shifted["blocks"]["bytes"][9] += 2_000
@@ -140,7 +140,7 @@ def test_blocks_that_end_elsewhere_are_not_paired_and_a_token_more_at_a_border_i
     merged = b | {"blocks": {name: [v[0] + v[1], *v[2:]] for name, v in b["blocks"].items()}}
     for other in (shifted, merged):
         found = compare(a, other, "bits_per_byte").error
-        assert (found.blocks, found.reason) == (None, "different block borders")
+        assert (found.num_blocks, found.reason) == (None, "different block borders")
         assert found.se == pytest.approx(math.hypot(a["se_bits_per_byte"], b["se_bits_per_byte"]))
 
 
@@ -172,10 +172,10 @@ def test_two_measures_have_tables_of_their_own() -> None:
 def test_a_difference_that_stands_out_alone_may_not_among_many() -> None:
     odd = Difference(2.3, Error(1.0, 62))
     dull = [Difference(0.1, Error(1.0, 62))] * 5
-    assert verdicts([odd]) == ["yes"]
-    assert verdicts([odd, *dull]) == ["yes, not after Holm", *["no"] * 5]
-    assert verdicts([Difference(6.0, Error(1.0, 62)), *dull])[0] == "yes"
-    assert verdicts([Difference(1.0, Error(None, None)), odd]) == ["not known", "yes"]
+    assert significance_texts([odd]) == ["yes"]
+    assert significance_texts([odd, *dull]) == ["yes, not after Holm", *["no"] * 5]
+    assert significance_texts([Difference(6.0, Error(1.0, 62)), *dull])[0] == "yes"
+    assert significance_texts([Difference(1.0, Error(None, None)), odd]) == ["not known", "yes"]
     assert (Difference(0.0, Error(0.0, 62)).is_significant, Difference(0.0, Error(0.0, 62)).p) == (False, 1.0)
 
 
@@ -186,13 +186,15 @@ def test_gains_have_paired_errors_and_seeds_of_one_size_are_averaged_block_by_bl
     (step,) = gains(Results(found))
     mean = {"blocks": c["blocks"] | {"nats": np.mean([a["blocks"]["nats"], b["blocks"]["nats"]], axis=0)}}
     assert step.is_paired
-    assert step.se == pytest.approx(paired_by_hand(mean, c, "tokens") / np.log2(step.larger / step.smaller), rel=1e-9)
-    assert "Errors are paired by blocks of the text." in gain_section(Results(found)).markdown()  # type: ignore[union-attr]
+    assert step.se == pytest.approx(
+        paired_by_hand(mean, c, "tokens") / np.log2(step.larger_N / step.smaller_N), rel=1e-9
+    )
+    assert "Errors are paired over blocks of the text." in gain_section(Results(found)).markdown()  # type: ignore[union-attr]
     del c["blocks"]
     (step,) = gains(Results(found))
     assert not step.is_paired
     text = gain_section(Results(found)).markdown()  # type: ignore[union-attr]
-    assert "Errors combine two independent errors" in text
+    assert "Errors combine two errors as if they were independent" in text
 
 
 def test_blocks_are_in_no_table() -> None:
@@ -216,7 +218,7 @@ def test_two_decoders_scored_on_one_stream_have_the_paired_error_of_their_docume
     num_bytes = stream.token_bytes[1:].reshape(24, 64).sum(axis=1)
     reference = [{"blocks": {"nats": one, "bytes": num_bytes}} for one in nats]
     of = compare(*found, "bits_per_byte")
-    assert of.error.blocks == 24
+    assert of.error.num_blocks == 24
     assert of.error.se == pytest.approx(paired_by_hand(*reference, "bytes") / math.log(2), rel=1e-4)
     assert of.value == pytest.approx((nats[0] - nats[1]).sum() / num_bytes.sum() / math.log(2), rel=1e-4)
     _, (_, _, row) = told([entry(name, 10**5, perplexity_results=[one]) for name, one in zip("xy", found, strict=True)])

@@ -171,7 +171,7 @@ def test_gains_between_sizes_have_propagated_errors() -> None:
     first, second = gains(Results(tiny()))[:2]
     assert first.value == pytest.approx(0.38)  # 4.10 to 3.72 from six million parameters to twelve
     assert first.se == pytest.approx(math.sqrt(2) * 0.012)
-    assert (second.smaller, second.larger) == (12e6, 24e6)
+    assert (second.smaller_N, second.larger_N) == (12e6, 24e6)
     assert second.value == pytest.approx(0.29)  # the shared family is not in this step
 
 
@@ -215,17 +215,17 @@ def test_three_sizes_draw_a_law_and_identify_no_exponent(tmp_path: Path) -> None
     assert "NOT IDENTIFIED" in text
     assert "3 distinct sizes and 3 values for 2 parameters are too few" in text
     assert "alpha = 0." not in text
-    assert "3 sizes support at best the slope from smallest to largest" in text
+    assert "3 sizes are enough only for an average slope" in text
 
 
 def test_a_token_more_is_no_other_tokenizer_and_a_part_of_the_text_is_warned_of() -> None:
     bare = score(3.1, tokens=335_687, bytes=1_290_587, segmentation=SEGMENTATION)
     half = score(3.2, tokens=167_844, bytes=645_295, segmentation=SEGMENTATION)
     results = Results(scored(a=score(3.0), b=bare))
-    assert results.same_tokens(results.primary)
+    assert results.has_same_tokens(results.primary)
     assert "**Caution:**" not in quality_section(results).markdown()  # type: ignore[union-attr]
     results = Results(scored(a=score(3.0), b=half))
-    assert results.same_tokens(results.primary)
+    assert results.has_same_tokens(results.primary)
     text = quality_section(results).markdown()  # type: ignore[union-attr]
     assert "different parts of the text were scored (645,295 and 1,290,590 bytes)" in text
 

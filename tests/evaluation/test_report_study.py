@@ -46,7 +46,7 @@ def test_other_measurements_give_other_findings() -> None:
 
 def test_some_of_the_models_are_set_beside_the_published_and_the_fit_is_not_repeated() -> None:
     text = text_of(published()[:2])
-    assert "not evaluated on the whole text by the study's protocol: MobileLLM-600M and MobileLLM-1B" in text
+    assert "not evaluated on the whole text under the study's protocol: MobileLLM-600M and MobileLLM-1B" in text
     assert "what the rows measured here show" not in text
     assert "Reproduced: 1152 N^-0.2457" in text  # of the study's own rows
 
@@ -59,7 +59,7 @@ def test_a_part_of_the_text_or_another_protocol_is_not_set_beside_the_published(
         results = Results(entries)
         assert published_points(results) == []
         assert measured_table(study_pairs(results)) is None
-        assert "The study's models were not evaluated here on the whole text by its protocol" in text_of(entries)
+        assert "The study's models were not evaluated here on the whole text under its protocol" in text_of(entries)
 
 
 def test_the_file_of_the_raw_test_split_is_known_by_its_name() -> None:

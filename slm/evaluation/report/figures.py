@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,10 @@ DASHES = ("-", "--", ":", "-.")
 TASK_COLUMNS = 2
 
 
-def _one_panel(title: str, names: Sequence[str], height: float = 4.0, **margins: float) -> tuple[Figure, Axes]:
-    """Return a figure with one panel and a legend of `names`. `margins` are inches, as in `Margins`."""
-    default_margins = {"left": 0.8, "right": 0.25, "top": 0.15, "bottom": 0.5}
-    room = Margins(**default_margins | margins)
-    figure, (axis,) = panels(1, title, columns=1, width=WIDTH_INCHES, height=height, margins=room, families=names)
+def _one_panel(title: str, names: Sequence[str], height: float = 4.0, **changes: float) -> tuple[Figure, Axes]:
+    """Return a figure with one panel and a legend of `names`. `changes` replace margins, in inches (`Margins`)."""
+    margins = Margins(**{"left": 0.8, "right": 0.25, "top": 0.15, "bottom": 0.5, **changes})
+    figure, (axis,) = panels(1, title, columns=1, width=WIDTH_INCHES, height=height, margins=margins, families=names)
     return figure, axis
 
 
@@ -43,23 +43,26 @@ def _half_bar(se: float | None) -> float | None:
 def size_figure(results: Results) -> Figure | None:
     """Draw the target of the fits (loss, or bits per byte) against N, with each family's law; None below two points."""
     target = results.fit_target
-    rows = [(e, score) for e, score in results.scored(results.primary) if is_number(score.get(target))]
+    rows = [(e, score) for e, score in results.scores_under(results.primary) if is_number(score.get(target))]
     published = published_points(results)
     if len(rows) + len(published) < 2 or not rows or results.primary is None:
         return None
     names = [results.labels[entry["name"]] for entry, _ in rows]
     title = f"{target.replace('_', ' ').capitalize()} against N on {results.primary.title}{_exponents(results.laws)}"
     figure, axis = _one_panel(title, names)
-    published_N, published_losses = [N for N, _ in published], [loss for _, loss in published]
+    published_N = [N for N, _ in published]
+    published_losses = [loss for _, loss in published]
     all_N = [entry["params_total"] for entry, _ in rows] + published_N
     laws = [entry for entry in results.laws if has_complete_lists(entry.get("curve"), "x", "centre")]
-    ranges = [_draw_law(axis, entry, max(all_N), DASHES[index % len(DASHES)]) for index, entry in enumerate(laws)]
+    ranges = []  # lowest and highest value of each thing drawn
+    for law, dashes in zip(laws, cycle(DASHES), strict=False):
+        ranges.append(_draw_law(axis, law, max(all_N), dashes))
     if published:
         axis.plot(published_N, published_losses, ls="", marker="D", ms=9, mfc="none", mec=GREY, label="published")
         ranges.append((min(published_losses), max(published_losses)))
     for name, (entry, score) in zip(names, rows, strict=True):
-        half_bar = _half_bar(target_error(score, target))
-        _draw_point(axis, names, name, entry["params_total"], score[target], yerr=half_bar)
+        yerr = _half_bar(target_error(score, target))
+        _draw_point(axis, names, name, entry["params_total"], score[target], yerr=yerr)
         ranges.append(_bar_ends(score, target))
     if published or len(laws) > 1:
         axis.legend(loc="lower left", frameon=False, fontsize=8)
@@ -70,11 +73,11 @@ def size_figure(results: Results) -> Figure | None:
     return figure
 
 
-def _exponents(fits: Sequence[Entry]) -> str:
+def _exponents(laws: Sequence[Entry]) -> str:
     """Return the exponents of one or two identified laws for the title; empty for none, and for more than two."""
-    identified = [entry for entry in fits if is_identified(entry, "alpha")]
-    words = [f"{short_name(entry['family'])} alpha = {exponent_text(entry, 'alpha')}" for entry in identified]
-    return ": " + "; ".join(words) if 0 < len(words) <= 2 else ""
+    identified = [law for law in laws if is_identified(law, "alpha")]
+    exponents = [f"{short_name(law['family'])} alpha = {exponent_text(law, 'alpha')}" for law in identified]
+    return ": " + "; ".join(exponents) if len(exponents) in (1, 2) else ""
 
 
 def _bar_ends(score: Entry, target: str) -> tuple[float, float]:
@@ -84,14 +87,15 @@ def _bar_ends(score: Entry, target: str) -> tuple[float, float]:
     return max(value - half_bar, value / 2), value + half_bar
 
 
-def _draw_law(axis: Axes, entry: Entry, largest: float, dashes: Any) -> tuple[float, float]:
-    """Draw a family's law and its band up to the `largest` N; return the lowest and highest value of the law."""
-    x, centre = np.array(entry["curve"]["x"]), np.array(entry["curve"]["centre"], float)
-    is_shown = x <= largest * 1.3
-    label = f"law of {short_name(entry['family'])}"
+def _draw_law(axis: Axes, law: Entry, largest_N: float, dashes: str) -> tuple[float, float]:
+    """Draw a family's law and its band up to 1.3 `largest_N`; return the lowest and highest value of the law."""
+    curve = law["curve"]
+    x, centre = np.array(curve["x"]), np.array(curve["centre"], float)
+    is_shown = x <= largest_N * 1.3
+    label = f"law of {short_name(law['family'])}"
     axis.plot(x[is_shown], centre[is_shown], color=GREY, lw=1.4, ls=dashes, zorder=1.5, label=label)
-    if has_complete_lists(entry["curve"], "low", "high"):
-        low, high = (np.array(entry["curve"][end], float)[is_shown] for end in ("low", "high"))
+    if has_complete_lists(curve, "low", "high"):
+        low, high = np.array(curve["low"], float)[is_shown], np.array(curve["high"], float)[is_shown]
         # The band does not set the range of the axis: for three sizes it is so wide that it would flatten the points.
         axis.fill_between(x[is_shown], low, high, color=PALE, alpha=0.5, lw=0, zorder=1)
     return float(centre[is_shown].min()), float(centre[is_shown].max())
@@ -102,10 +106,10 @@ def pareto_figure(results: Results) -> Figure | None:
     target, usual = results.target_for(results.primary), usual_conditions(results)
     rows = [
         (entry, entry["speed"]["decode_tokens_per_second"], score)
-        for entry, score in results.scored(results.primary)
+        for entry, score in results.scores_under(results.primary)
         if usual is not None and conditions(entry) == usual and is_number(score.get(target))
     ]
-    is_comparable = target == "bits_per_byte" or results.same_tokens(results.primary)
+    is_comparable = target == "bits_per_byte" or results.has_same_tokens(results.primary)
     if len(rows) < 2 or results.primary is None or usual is None or not is_comparable:
         return None
     is_on_front = pareto_front(np.array([[score[target], -speed] for _, speed, score in rows]))
@@ -114,14 +118,15 @@ def pareto_figure(results: Results) -> Figure | None:
     figure, axis = _one_panel(title, names, bottom=0.65)
     front, ranges = [], []
     for name, (entry, speed, score), on_front in zip(names, rows, is_on_front, strict=True):
-        low, high = entry["speed"].get("decode_spread") or (speed, speed)
-        xerr = [[max(speed - low, 0)], [max(high - speed, 0)]]
+        slowest, fastest = entry["speed"].get("decode_spread") or (speed, speed)
+        xerr = [[max(speed - slowest, 0)], [max(fastest - speed, 0)]]
         yerr = _half_bar(target_error(score, target))
         _draw_point(axis, names, name, speed, score[target], yerr=yerr, xerr=xerr, alpha=1.0 if on_front else 0.35)
         ranges.append(_bar_ends(score, target))
         if on_front:
             front.append((speed, score[target]))
-    axis.plot(*zip(*sorted(front), strict=True), color=INK, lw=1, alpha=0.7, zorder=1.5)
+    front.sort()
+    axis.plot([speed for speed, _ in front], [value for _, value in front], color=INK, lw=1, alpha=0.7, zorder=1.5)
     speeds = [speed for _, speed, _ in rows]
     log_axis(axis.xaxis, min(speeds) / 1.25, max(speeds) * 1.25)
     log_axis(axis.yaxis, min(low for low, _ in ranges) / 1.02, max(high for _, high in ranges) * 1.02, counts=False)
@@ -132,39 +137,41 @@ def pareto_figure(results: Results) -> Figure | None:
 
 def doubling_figure(results: Results) -> Figure | None:
     """Draw the gain per doubling of N: between neighbouring sizes with error bars, and by the law with its band."""
-    steps = gains(results)
-    if not steps:
+    all_gains = gains(results)
+    if not all_gains:
         return None
-    families = list(dict.fromkeys(step.family for step in steps))
+    families = list(dict.fromkeys(gain.family for gain in all_gains))
     labels = dict(zip(families, unique_labels(families), strict=True))
     names = list(labels.values())
     target = results.fit_target.replace("_", " ")
-    num_gains = sum(step.value > 0 for step in steps)
-    title = f"Decrease of {target} per doubling of N: positive in {num_gains} of {plural(len(steps), 'step')}"
+    num_positive = sum(gain.value > 0 for gain in all_gains)
+    title = f"Decrease of {target} per doubling of N: positive in {num_positive} of {plural(len(all_gains), 'step')}"
     figure, axis = _one_panel(title, names, height=3.8, left=1.1, right=0.2)
-    laws = [entry for entry in results.laws if has_complete_lists(entry.get("doubling"), "x", "gain")]
-    for entry in laws:
-        curve = entry["doubling"]
-        colour = colours(names)[labels[entry["family"]]]
-        x = math.sqrt(2) * np.array(curve["x"], float)  # geometric middle of each doubling, where steps are drawn too
+    laws = [law for law in results.laws if has_complete_lists(law.get("doubling"), "x", "gain")]
+    for law in laws:
+        curve = law["doubling"]
+        colour = colours(names)[labels[law["family"]]]
+        # A doubling from x to 2 x is drawn at its geometric middle, as the measured gains are.
+        x = math.sqrt(2) * np.array(curve["x"], float)
         axis.plot(x, curve["gain"], color=colour, alpha=0.6, lw=1.4, zorder=1.5)
         if has_complete_lists(curve, "low", "high"):
             axis.fill_between(x, curve["low"], curve["high"], color=colour, alpha=0.12, lw=0, zorder=1)
-    for step in steps:
-        middle = math.sqrt(step.smaller * step.larger)
-        xerr = [[middle - step.smaller], [step.larger - middle]]
-        _draw_point(axis, names, labels[step.family], middle, step.value, yerr=_half_bar(step.se), xerr=xerr)
-    log_axis(axis.xaxis, min(s.smaller for s in steps) / 1.15, max(s.larger for s in steps) * 1.15)
-    _scale_gains(axis, steps, [gain for entry in laws for gain in entry["doubling"]["gain"]])
+    for gain in all_gains:
+        middle = math.sqrt(gain.smaller_N * gain.larger_N)
+        xerr = [[middle - gain.smaller_N], [gain.larger_N - middle]]
+        _draw_point(axis, names, labels[gain.family], middle, gain.value, yerr=_half_bar(gain.se), xerr=xerr)
+    sizes = [size for gain in all_gains for size in (gain.smaller_N, gain.larger_N)]
+    log_axis(axis.xaxis, min(sizes) / 1.15, max(sizes) * 1.15)
+    _scale_gains(axis, all_gains, [value for law in laws for value in law["doubling"]["gain"]])
     axis.set_xlabel("N (all parameters); each bar spans the two sizes compared")
     axis.set_ylabel(f"decrease of {target} per doubling of N")
     return figure
 
 
-def _scale_gains(axis: Axes, steps: Sequence[Gain], gains_by_laws: Sequence[float]) -> None:
+def _scale_gains(axis: Axes, all_gains: Sequence[Gain], gains_by_laws: Sequence[float]) -> None:
     """Make the axis logarithmic if all laws and error bars lie above zero, else linear with a line at zero."""
-    low = min(*gains_by_laws, *(step.value - 2 * (step.se or 0.0) for step in steps), math.inf)
-    high = max(*gains_by_laws, *(step.value + 2 * (step.se or 0.0) for step in steps), -math.inf)
+    low = min([*gains_by_laws, *(gain.value - 2 * (gain.se or 0.0) for gain in all_gains)])
+    high = max([*gains_by_laws, *(gain.value + 2 * (gain.se or 0.0) for gain in all_gains)])
     if low > 0:
         log_axis(axis.yaxis, low / 1.5, high * 1.5, counts=False)
         return
@@ -201,6 +208,7 @@ def tasks_figure(results: Results) -> Figure | None:
 
 
 def _draw_task(axis: Axes, title: str, names: list[str], values: list[tuple[float, float | None] | None]) -> None:
+    """Draw one row per checkpoint; `values` are pairs of value and standard error, or None."""
     for y, (name, value_and_se) in enumerate(zip(names, values, strict=True)):
         if value_and_se is None:
             axis.text(0.5, y, "not evaluated", transform=axis.get_yaxis_transform(), fontsize=7, color=GREY,

@@ -1,8 +1,9 @@
 """Report section on perplexity: a table per measure, and the differences between checkpoints with standard errors.
 
-Notable: checkpoints tend to err on the same documents, so the error of a difference is computed from what each block of
-the text adds to it (`slm.evaluation.bootstrap.influences`). For this, both must have been scored on the same blocks.
-Where blocks are unknown or differ, the two errors are combined as if they were independent, and the report says so.
+Notable: two checkpoints tend to find the same documents hard. If both were scored on the same blocks of a text, the
+error of their difference is therefore computed from what each block adds to the difference (a *paired* error, see
+`slm.evaluation.bootstrap.influences`). Otherwise the two errors are combined as if they were independent, and the
+report says so.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from slm.scaling.pairs import holm
 MAX_ALL_PAIRS = 4  # with more checkpoints, only neighbours in rank are compared
 BORDER_TOLERANCE = 0.01
 """Two block borders count as equal if they differ by at most this share of the mean bytes per block. This allows for a
-token that only one tokenizer scores or that crosses a border; such bytes make the error slightly too large."""
+token that only one tokenizer scores or that crosses a border; such a token makes the error slightly too large."""
 SIGNIFICANCE_LEVEL = 0.05
 SIGNIFICANCE_TEXT = {True: "yes", False: "no", None: "not known"}
 NOT_AFTER_HOLM = "yes, not after Holm"
@@ -59,8 +60,8 @@ NOTES = {
     "It is computed from the difference in each block (delta method), so whatever makes a block hard for both "
     "checkpoints cancels. A paired error may be much smaller than the errors of the two checkpoints.",
     "independent: ": "*Independent* errors combine two errors as if each checkpoint had read its own text. They are "
-    "too large if both checkpoints err on the same parts of the text. A difference beyond 2 such errors is therefore "
-    "clear; a smaller difference may still be real.",
+    "too large if both checkpoints find the same parts of the text hard. A difference beyond 2 such errors is "
+    "therefore clear; a smaller difference may still be real.",
     NOT_AFTER_HOLM: "*Not after Holm*: beyond 2 standard errors, but not significant at the "
     f"{SIGNIFICANCE_LEVEL:.0%} level after Holm's correction for the number of differences in the table.",
 }
@@ -68,7 +69,7 @@ NOTES = {
 
 
 def quality_section(results: Results) -> Section | None:
-    """Return loss, perplexity and bits per byte by every measure; None if there is no measure."""
+    """Return loss, perplexity and bits per byte under every measure; None if there is no measure."""
     if not results.measures:
         return None
     caveats = []
@@ -83,15 +84,15 @@ def quality_section(results: Results) -> Section | None:
     )
     all_differences = ""
     for measure in results.measures:
-        scored = results.scored(measure)
-        names = [entry["name"] for entry, _ in scored]
+        rows = results.scores_under(measure)
+        names = [entry["name"] for entry, _ in rows]
         missing = [name_of(e) for e in results.entries if e["perplexity_results"] and e["name"] not in names]
         differences_table = _differences_table(results, measure)
         all_differences += differences_table
         section.add(
             f"**{escape_markdown(measure.title)}**",
-            table_by_column([entry | score for entry, score in scored], COLUMNS),
-            f"Without a loss by this measure: {join_names(missing)}." if missing else "",
+            table_by_column([entry | score for entry, score in rows], COLUMNS),
+            f"Without a loss under this measure: {join_names(missing)}." if missing else "",
             differences_table,
         )
     notes = [note for text, note in NOTES.items() if text in all_differences]
@@ -100,14 +101,15 @@ def quality_section(results: Results) -> Section | None:
     if results.laws:
         caption += " Grey lines: the power law of each family with three sizes or more, and its 95% band."
     if published_points(results):
-        caption += " Grey diamonds: the published losses, by the same protocol."
+        caption += " Grey diamonds: the published losses, under the same protocol."
     return section.add(figure(results.folder, "size", caption))
 
 
 def _perplexity(score: Entry) -> str:
-    perplexity, error = number(score, "perplexity"), number(score, "se_loss")
-    # Delta method: d exp(loss) = exp(loss) d loss.
-    return with_error(perplexity, None if perplexity is None or error is None else perplexity * error)
+    perplexity, loss_error = number(score, "perplexity"), number(score, "se_loss")
+    if perplexity is None or loss_error is None:
+        return with_error(perplexity, None)
+    return with_error(perplexity, perplexity * loss_error)  # delta method: d exp(loss) = exp(loss) d loss
 
 
 COLUMNS: Columns = {
@@ -129,12 +131,12 @@ def warnings(results: Results) -> list[str]:
     for measure in results.measures:
         title = escape_markdown(measure.title)
         fingerprints_by_text.setdefault(measure.data, set()).add(measure.fingerprint)
-        if not results.same_tokens(measure):
+        if not results.has_same_tokens(measure):
             sentences.append(
                 f"on {title} the tokenizers differ, so losses and perplexities are not comparable between checkpoints; "
                 "bits per byte are, if the bytes scored are equal."
             )
-        sizes = {size for _, score in results.scored(measure) if (size := number(score, "bytes"))}
+        sizes = {size for _, score in results.scores_under(measure) if (size := number(score, "bytes"))}
         if not nearly_equal(sizes):
             shown = join_names([exact_count(size) for size in sorted(sizes)])
             sentences.append(f"on {title} different parts of the text were scored ({shown} bytes).")
@@ -147,11 +149,11 @@ def warnings(results: Results) -> list[str]:
 
 
 class Error(NamedTuple):
-    """A standard error, paired over `blocks` blocks; if it is not paired, `blocks` is None and `reason` says why."""
+    """A standard error, and whether it is paired."""
 
     se: float | None
-    blocks: int | None
-    reason: str = ""
+    num_blocks: int | None  # number of blocks of a paired error; None if the error is not paired
+    reason: str = ""  # why the error is not paired
 
 
 class Difference(NamedTuple):
@@ -168,9 +170,11 @@ class Difference(NamedTuple):
     @property
     def p(self) -> float | None:
         """Two-sided p-value: Student's t over the blocks, normal for independent errors."""
-        if not self.error.se:  # with an error of 0, any difference is certain
-            return None if self.error.se is None else float(self.value == 0)
-        df = self.error.blocks - 1 if self.error.blocks else math.inf
+        if self.error.se is None:
+            return None
+        if self.error.se == 0:  # any difference is certain
+            return float(self.value == 0)
+        df = self.error.num_blocks - 1 if self.error.num_blocks else math.inf
         return float(2 * stats.t.sf(abs(self.value) / self.error.se, df))
 
     @property
@@ -185,7 +189,7 @@ def target_error(score: Entry, target: str) -> float | None:
 
 
 def paired_error(weighted: Sequence[tuple[float, Entry]], target: str) -> Error:
-    """Return the error of a weighted sum of scores by one measure over common blocks; no `se` if blocks differ."""
+    """Return the error of the sum of weight times score; it has a reason and no `se` if the scores' blocks differ."""
     if not all(score.get("blocks") for _, score in weighted):
         return Error(None, None, "no blocks stored")
     blocks = [{key: np.asarray(sums, float) for key, sums in score["blocks"].items()} for _, score in weighted]
@@ -199,69 +203,77 @@ def paired_error(weighted: Sequence[tuple[float, Entry]], target: str) -> Error:
     return Error(error, len(total_K)) if math.isfinite(error) else Error(None, None, "a single block")
 
 
-def _have_same_borders(a_bytes: np.ndarray, b_bytes: np.ndarray) -> bool:
-    if len(a_bytes) != len(b_bytes):
+def _have_same_borders(sizes: np.ndarray, other_sizes: np.ndarray) -> bool:
+    if len(sizes) != len(other_sizes):
         return False
-    offsets = np.abs(np.cumsum(a_bytes) - np.cumsum(b_bytes))
-    return bool(offsets.max() <= BORDER_TOLERANCE * a_bytes.mean())
+    offsets = np.abs(np.cumsum(sizes) - np.cumsum(other_sizes))
+    return bool(offsets.max() <= BORDER_TOLERANCE * sizes.mean())
 
 
 def compare(first: Entry, second: Entry, target: str) -> Difference:
-    """Return the difference of two scores by one measure; `target` is "loss" or "bits_per_byte"."""
+    """Return the difference of two scores under one measure; `target` is "loss" or "bits_per_byte"."""
     error = paired_error([(1.0, first), (-1.0, second)], target)
-    if error.blocks is None:
+    if error.num_blocks is None:
         error = error._replace(se=difference_error(target_error(first, target), target_error(second, target)))
     return Difference(first[target] - second[target], error)
 
 
-def ranked(results: Results, measure: Measure | None) -> list[tuple[Entry, Entry]]:
-    """Return checkpoints with their scores by one measure, best first; empty if the scores are not comparable."""
+def rank_checkpoints(results: Results, measure: Measure | None) -> list[tuple[Entry, Entry]]:
+    """Return (entry, score) under one measure, best first; empty if the scores are not comparable."""
     target = results.target_for(measure)
-    if target == "loss" and not results.same_tokens(measure):
+    if target == "loss" and not results.has_same_tokens(measure):
         return []
-    return sorted(results.scored(measure), key=lambda row: float(row[1][target]))
+    return sorted(results.scores_under(measure), key=lambda row: float(row[1][target]))
 
 
-def _differences(a: Entry, b: Entry) -> dict[str, Difference]:
-    """Differences in bits per byte, and in loss if both checkpoints cut the text into the same tokens."""
-    targets = ["bits_per_byte", "loss"] if a.get("segmentation") == b.get("segmentation") else ["bits_per_byte"]
-    return {name: compare(a, b, name) for name in targets if is_number(a.get(name)) and is_number(b.get(name))}
+def _differences(first: Entry, second: Entry) -> dict[str, Difference]:
+    """Return the differences in bits per byte, and in loss if both checkpoints cut the text into the same tokens."""
+    targets = ["bits_per_byte"]
+    if first.get("segmentation") == second.get("segmentation"):
+        targets.append("loss")
+    has_both = [name for name in targets if is_number(first.get(name)) and is_number(second.get(name))]
+    return {name: compare(first, second, name) for name in has_both}
 
 
 def _differences_table(results: Results, measure: Measure) -> str:
-    """Markdown of all pairs or of neighbours in rank, better checkpoint first; empty if no pair is comparable."""
-    ranking, target = ranked(results, measure), results.target_for(measure)
-    shows_all_pairs = len(ranking) <= MAX_ALL_PAIRS
+    """Return all pairs or neighbours in rank, better checkpoint first; empty if no pair is comparable."""
+    ranking, target = rank_checkpoints(results, measure), results.target_for(measure)
+    line = "**Differences**, A - B: below zero, A is better."
+    candidates = list(combinations(ranking, 2))
+    if len(ranking) > MAX_ALL_PAIRS:
+        line += " Neighbours in rank only."
+        candidates = list(pairwise(ranking))
     pairs = []
-    for (a, a_score), (b, b_score) in combinations(ranking, 2) if shows_all_pairs else pairwise(ranking):
+    for (a, a_score), (b, b_score) in candidates:
         if nearly_equal([size for score in (a_score, b_score) if (size := number(score, "bytes"))]):
             pairs.append((name_of(a), name_of(b), _differences(a_score, b_score)))
     if not pairs:
         return ""
-    line = "**Differences**, A - B: below zero, A is better." + ("" if shows_all_pairs else " Neighbours in rank only.")
-    has_loss = any("loss" in differences for _, _, differences in pairs)
-    targets = ["bits_per_byte", "loss"] if target == "bits_per_byte" and has_loss else [target]
-    significance = verdicts([differences[target] for _, _, differences in pairs])
+    targets = [target]
+    if target == "bits_per_byte" and any("loss" in differences for _, _, differences in pairs):
+        targets.append("loss")
+    significance = significance_texts([differences[target] for _, _, differences in pairs])
     rows = []
-    for (a_name, b_name, differences), verdict in zip(pairs, significance, strict=True):
+    for (a_name, b_name, differences), is_beyond in zip(pairs, significance, strict=True):
         values = [differences[name].text if name in differences else NO_VALUE for name in targets]
-        rows.append([a_name, b_name, *values, _error_text(differences[target].error), verdict])
+        rows.append([a_name, b_name, *values, _error_text(differences[target].error), is_beyond])
     return f"{line}\n\n{table(['A', 'B', *(TARGET_NAMES[name] for name in targets), 'error', 'beyond 2 se'], rows)}"
 
 
 def _error_text(error: Error) -> str:
-    if error.blocks:
-        return f"paired, {error.blocks} blocks"
+    if error.num_blocks:
+        return f"paired, {error.num_blocks} blocks"
     return NO_VALUE if error.se is None else f"independent: {error.reason}"
 
 
-def verdicts(differences: Sequence[Difference]) -> list[str]:
+def significance_texts(differences: Sequence[Difference]) -> list[str]:
     """Say of each difference whether it exceeds two standard errors, and is significant after Holm's correction."""
     # The p-value of a single difference is ignored: with few blocks, p can be > 5% just beyond 2 standard errors.
     adjusted = holm([difference.p for difference in differences]) if len(differences) > 1 else [None]
-    return [
-        NOT_AFTER_HOLM
-        if difference.is_significant and p is not None and p > SIGNIFICANCE_LEVEL
-        else SIGNIFICANCE_TEXT[difference.is_significant]
-        for difference, p in zip(differences, adjusted, strict=True)
-    ]
+    texts = []
+    for difference, p in zip(differences, adjusted, strict=True):
+        text = SIGNIFICANCE_TEXT[difference.is_significant]
+        if difference.is_significant and p is not None and p > SIGNIFICANCE_LEVEL:
+            text = NOT_AFTER_HOLM
+        texts.append(text)
+    return texts

@@ -1,7 +1,7 @@
 """Read the entries of results.json for the report: what was measured, and which results are comparable.
 
-Notable: a *measure* is a text with its fingerprint and a protocol. Results are only compared within a measure, and
-losses per token only within one tokenizer; if tokenizers differ, bits per byte are compared.
+Notable: a *measure* is a text with its fingerprint and a protocol. Scores are compared only under the same measure, and
+losses per token only if the checkpoints cut the text into the same tokens; otherwise bits per byte are compared.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from slm.report.style import short_name
 from slm.runtime.words import escape_markdown, is_number
 
 Entry = dict[str, Any]
-UNNAMED = "unnamed"  # family of checkpoints without a stated family and without a size in their names
+UNNAMED = "unnamed"  # family of checkpoints that state no family and have no size in their names
 SIGNIFICANT_ERRORS = 2.0  # a difference is significant if it exceeds this number of standard errors
 PUBLISHED = ("sliding", 1024, 512)  # the published study's protocol: name, max_length and stride, as in `Measure`
 _SIZE = re.compile(r"[-_ ]?(?<![A-Za-z0-9.])\d+(\.\d+)?[kKmMbB](?![A-Za-z0-9])")  # such as "-125M"
 
 
 class Measure(NamedTuple):
-    """A text and a protocol. Results by the same measure are comparable."""
+    """A text and a protocol. Scores under the same measure are comparable."""
 
     data: str
     fingerprint: str
@@ -74,11 +74,12 @@ class Results:
     def measures(self) -> list[Measure]:
         """Every measure that any checkpoint has, the primary one first."""
         scores = [score for entry in self.entries for score in entry["perplexity_results"]]
-        counts = Counter(measure_of(score) for score in scores if has_loss(score))
-        return sorted(
-            dict.fromkeys(map(measure_of, scores)),
-            key=lambda measure: (-counts[measure], not is_wikitext2(measure.data), measure[2:] != PUBLISHED),
-        )
+        num_losses = Counter(measure_of(score) for score in scores if has_loss(score))
+
+        def rank(measure: Measure) -> tuple[int, bool, bool]:
+            return -num_losses[measure], not is_wikitext2(measure.data), measure[2:] != PUBLISHED
+
+        return sorted(dict.fromkeys(map(measure_of, scores)), key=rank)
 
     @property
     def primary(self) -> Measure | None:
@@ -91,29 +92,32 @@ class Results:
         names = [str(entry["name"]) for entry in self.entries]
         return dict(zip(names, unique_labels(names), strict=True))
 
-    def scored(self, measure: Measure | None) -> list[tuple[Entry, Entry]]:
-        """Return each entry that has a loss by `measure`, with the score."""
-        return [(entry, score) for entry in self.entries if has_loss(score := score_for(entry, measure))]
+    def scores_under(self, measure: Measure | None) -> list[tuple[Entry, Entry]]:
+        """Return (entry, score) for each entry that has a loss under `measure`."""
+        pairs = [(entry, score_for(entry, measure)) for entry in self.entries]
+        return [(entry, score) for entry, score in pairs if has_loss(score)]
 
-    def same_tokens(self, measure: Measure | None) -> bool:
+    def has_same_tokens(self, measure: Measure | None) -> bool:
         """Whether all checkpoints cut the text into the same tokens, so that losses per token are comparable."""
-        return len({score.get("segmentation") for _, score in self.scored(measure)}) <= 1
+        return len({score.get("segmentation") for _, score in self.scores_under(measure)}) <= 1
 
     def target_for(self, measure: Measure | None) -> str:
-        """Return the key of the scores to compare: bits_per_byte, or loss if bits per byte are missing in one."""
-        has_bits = all(is_number(score.get("bits_per_byte")) for _, score in self.scored(measure))
+        """Return the key of the values to compare: bits_per_byte, or loss if a score has no bits per byte."""
+        has_bits = all(is_number(score.get("bits_per_byte")) for _, score in self.scores_under(measure))
         return "bits_per_byte" if has_bits else "loss"
 
     @cached_property
     def fit_target(self) -> str:
-        """Key of the scores to fit against N: loss, as in published laws, or bits_per_byte if tokenizers differ."""
-        return "loss" if self.same_tokens(self.primary) else self.target_for(self.primary)
+        """Key of the values to fit against N: loss, as in published laws, or bits_per_byte if tokenizers differ."""
+        return "loss" if self.has_same_tokens(self.primary) else self.target_for(self.primary)
 
 
 def unique_labels(names: Sequence[str]) -> list[str]:
     """Shorten names for a figure, to the last part of paths if these are unique; equal short names get numbers."""
     last_parts = [name.rstrip("/").rpartition("/")[2] for name in names]
-    labels = [short_name(name) for name in (last_parts if len(set(last_parts)) == len(names) else names)]
+    if len(set(last_parts)) == len(names):
+        names = last_parts
+    labels = [short_name(name) for name in names]
     return [name if labels.count(name) == 1 else f"{name[:19]} #{place}" for place, name in enumerate(labels, start=1)]
 
 
@@ -124,9 +128,9 @@ def number(entry: Mapping[str, Any], key: str) -> float | None:
 
 
 def _complete(entry: Entry) -> Entry:
-    """Return the entry with an empty value for each part that is missing or null."""
-    empty: Entry = {"perplexity_results": [], "speed": {}, "tasks": {}, "shape": {}, "notes": [], "status": "completed"}
-    return entry | {name: entry.get(name) or value for name, value in empty.items()}
+    """Return the entry with a default for each part that is missing or null."""
+    defaults = {"perplexity_results": [], "speed": {}, "tasks": {}, "shape": {}, "notes": [], "status": "completed"}
+    return entry | {name: entry.get(name) or default for name, default in defaults.items()}
 
 
 def name_of(entry: Entry) -> str:
@@ -135,7 +139,7 @@ def name_of(entry: Entry) -> str:
 
 
 def score_for(entry: Entry, measure: Measure | None) -> Entry:
-    """Return the score of a checkpoint by one measure; empty if there is none."""
+    """Return the score of a checkpoint under one measure; empty if there is none."""
     return next((score for score in entry["perplexity_results"] if measure_of(score) == measure), {})
 
 
@@ -145,21 +149,25 @@ def has_loss(score: Entry) -> bool:
 
 
 def tasks_of(entry: Entry) -> dict[str, Entry]:
-    """Return the results of a checkpoint that have a value, by task."""
+    """Return task -> result for the tasks of a checkpoint that have a value."""
     return {name: result for name, result in entry["tasks"].items() if is_number(result.get("value"))}
 
 
 def family_of(entry: Entry) -> str:
     """Return the stated family, else the name without its size (MobileLLM for MobileLLM-125M), else `UNNAMED`."""
+    if entry.get("family"):
+        return str(entry["family"])
     name = str(entry["name"])
     without_size = _SIZE.sub("", name).strip("-_ ")
-    return str(entry.get("family") or (without_size if without_size not in ("", name) else UNNAMED))
+    return without_size if without_size not in ("", name) else UNNAMED
 
 
 def common_tasks(entries: Sequence[Entry]) -> list[str]:
     """Return the tasks with a value for every checkpoint that has a value for any task."""
-    results = [tasks for entry in entries if (tasks := tasks_of(entry))]
-    return [name for name in (results[0] if results else {}) if all(name in tasks for tasks in results)]
+    tasks_by_entry = [tasks for entry in entries if (tasks := tasks_of(entry))]
+    if not tasks_by_entry:
+        return []
+    return [name for name in tasks_by_entry[0] if all(name in tasks for tasks in tasks_by_entry)]
 
 
 def average(entry: Entry, tasks: Sequence[str]) -> tuple[float, float | None]:
@@ -169,17 +177,19 @@ def average(entry: Entry, tasks: Sequence[str]) -> tuple[float, float | None]:
     not the choice of tasks.
     """
     results = [tasks_of(entry)[name] for name in tasks]
+    mean = sum(result["value"] for result in results) / len(results)
     errors = [error for result in results if (error := number(result, "se")) is not None]
-    value = sum(result["value"] for result in results) / len(results)
-    return value, math.hypot(*errors) / len(results) if len(errors) == len(results) else None
+    if len(errors) < len(results):
+        return mean, None
+    return mean, math.hypot(*errors) / len(results)
 
 
-def difference_error(a: float | None, b: float | None) -> float | None:
-    """Return sqrt(a^2 + b^2), the standard error of a difference of independent values; None if a or b is unknown.
+def difference_error(first_error: float | None, second_error: float | None) -> float | None:
+    """Return the standard error of a difference of independent values; None if one of their errors is unknown.
 
     Models tend to err on the same parts of a text and on the same items, which makes the true error smaller.
     """
-    return None if a is None or b is None else math.hypot(a, b)
+    return None if first_error is None or second_error is None else math.hypot(first_error, second_error)
 
 
 def is_significant(difference: float, se: float | None) -> bool | None:
@@ -187,10 +197,10 @@ def is_significant(difference: float, se: float | None) -> bool | None:
     return None if se is None else abs(difference) > SIGNIFICANT_ERRORS * se
 
 
-def differ_significantly(a: tuple[float, float | None], b: tuple[float, float | None]) -> bool | None:
-    """Whether two independent values, each given with its error, differ significantly."""
-    (a_value, a_error), (b_value, b_error) = a, b
-    return is_significant(a_value - b_value, difference_error(a_error, b_error))
+def differ_significantly(first: tuple[float, float | None], second: tuple[float, float | None]) -> bool | None:
+    """Whether two independent values, each given with its error, differ significantly; None if an error is unknown."""
+    (first_value, first_error), (second_value, second_error) = first, second
+    return is_significant(first_value - second_value, difference_error(first_error, second_error))
 
 
 def training_caveats(entry: Entry, results: Mapping[str, Entry], unit: str) -> list[str]:

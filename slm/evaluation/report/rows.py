@@ -1,8 +1,9 @@
-"""Make results.csv: one row per checkpoint, with the published study's columns first. sweep.py can read it.
+"""Make results.csv: one row per checkpoint. The columns of the published MobileLLM study (`study.py`) come first.
 
 Notable: `tokens`, `loss`, `perplexity` and `status` have the same meaning as in a table of runs (docs/tables.md), so
 `python sweep.py runs=results.csv` works. `tokens` is the training budget, and is a column only if every row with a loss
-has a budget. A checkpoint without a loss by the first measure has the status "no loss", and sweep.py skips its row.
+has a budget. A checkpoint without a loss under the primary measure has the status "no loss", and sweep.py skips its
+row. A measure is a text and a protocol; the primary one is that of most checkpoints.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SCORE_COLUMNS = {
     **{f"eval_{name}": name for name in ("data", "data_fingerprint", "tokens", "bytes")},
     **{name: name for name in ("protocol", "max_length", "stride")},
 }
-"""Column -> key of a result by the primary measure."""
+"""Column -> key of a score under the primary measure."""
 SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second", "cache", "compiled", "dtype", "device",
           "device_name", "threads", "prompt_tokens", "new_tokens", "repetitions", "peak_memory_bytes", "model_bytes",
           "kv_bytes_per_token", "kv_cache_bytes", "state_bytes")  # fmt: skip
@@ -40,8 +41,8 @@ IDENTITY = ("checkpoint", "kind", "revision", "fingerprint", "stored_dtype", "dt
 
 
 def rows(results: Results) -> list[Entry]:
-    """Return one row per checkpoint, with the published columns, and every other column in which a row has a value."""
-    budgets = [entry.get("train_tokens") for entry, _ in results.scored(results.primary)]
+    """Return one row per checkpoint. Columns other than the published ones are left out if no row has a value."""
+    budgets = [entry.get("train_tokens") for entry, _ in results.scores_under(results.primary)]
     has_budgets = bool(budgets) and all(map(is_number, budgets))
     table = [_row(entry, results, has_budgets) for entry in results.entries]
     names = dict.fromkeys(name for row in table for name in row)
@@ -61,32 +62,34 @@ def to_csv(table: list[Entry]) -> str:
 
 
 def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
-    score, speed, shape, status = score_for(entry, results.primary), entry["speed"], entry["shape"], entry["status"]
-    peak = number(speed, "peak_memory_bytes")
+    score, speed, shape = score_for(entry, results.primary), entry["speed"], entry["shape"]
+    status = "no loss" if entry["status"] == "completed" and not has_loss(score) else entry["status"]
+    peak_bytes = number(speed, "peak_memory_bytes")
+    tokens_column = "tokens" if has_budgets else "train_tokens"
     return {
         "model": entry["name"],
         "params_total": entry["params_total"],
         "perplexity": score.get("perplexity"),
         "tokens_per_second": speed.get("decode_tokens_per_second"),
-        "peak_memory_mb": None if peak is None else peak / 1e6,
+        "peak_memory_mb": None if peak_bytes is None else peak_bytes / 1e6,
         "seconds": entry.get("wall_seconds"),
         "family": family_of(entry),
         "params_non_embedding": entry.get("params_non_embedding"),
         "width": shape.get("hidden_size"),
         "depth": shape.get("num_layers"),
         "vocab_size": shape.get("vocab_size"),
-        "status": "no loss" if status == "completed" and not has_loss(score) else status,
-        "tokens" if has_budgets else "train_tokens": entry.get("train_tokens"),
+        "status": status,
+        tokens_column: entry.get("train_tokens"),
         **{column: score.get(key) for column, key in SCORE_COLUMNS.items()},
         **_other_scores(entry, results),
-        **_speed(speed),
-        **_tasks(entry, results),
+        **_speed_columns(speed),
+        **_task_columns(entry, results),
         **{name: entry.get(name) for name in IDENTITY},
     }
 
 
 def _other_scores(entry: Entry, results: Results) -> Entry:
-    """Scores by further measures. Text and protocol, and the fingerprint if needed, are the suffix of the columns."""
+    """Return the scores under further measures. Columns end in `measure.key`, and the fingerprint if keys are equal."""
     columns: Entry = {}
     keys = [measure.key for measure in results.measures]
     for measure in results.measures[1:]:
@@ -96,17 +99,20 @@ def _other_scores(entry: Entry, results: Results) -> Entry:
     return columns
 
 
-def _speed(speed: Entry) -> Entry:
-    columns = {f"speed_{name}" if name in ("dtype", "device") else name: speed.get(name) for name in SPEEDS}
-    unshared: Entry = {}
+def _speed_columns(speed: Entry) -> Entry:
+    columns: Entry = {}
+    for name in SPEEDS:
+        is_ambiguous = name in ("dtype", "device")  # the checkpoint was scored on a device and in a dtype as well
+        columns[f"speed_{name}" if is_ambiguous else name] = speed.get(name)
     for name in ("prefill", "decode"):
         columns[f"{name}_low"], columns[f"{name}_high"] = speed.get(f"{name}_spread") or (None, None)
-        rate = f"{name}_tokens_per_second"
-        unshared[f"{rate}_without_sharing"] = (speed.get("without_sharing") or {}).get(rate)
-    return columns | unshared
+    without_block_sharing = speed.get("without_sharing") or {}
+    for rate in ("prefill_tokens_per_second", "decode_tokens_per_second"):
+        columns[f"{rate}_without_sharing"] = without_block_sharing.get(rate)
+    return columns
 
 
-def _tasks(entry: Entry, results: Results) -> Entry:
+def _task_columns(entry: Entry, results: Results) -> Entry:
     columns: Entry = {}
     for name, result in entry["tasks"].items():
         columns[f"tasks/{name}"] = result.get("value")
@@ -116,5 +122,5 @@ def _tasks(entry: Entry, results: Results) -> Entry:
     common = common_tasks(results.entries)
     if common and tasks_of(entry):
         value, se = average(entry, common)
-        columns |= {"tasks/average": value, "tasks/average/se": se, "tasks/average/of": len(common)}
+        columns |= {"tasks/average": value, "tasks/average/se": se, "tasks/average/num_tasks": len(common)}
     return columns

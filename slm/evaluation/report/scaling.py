@@ -36,49 +36,53 @@ FEW_SIZES = 6  # with fewer sizes, a power law cannot be distinguished from othe
 
 
 class Gain(NamedTuple):
-    """The decrease `value` of the target per doubling of N, between the sizes `smaller` and `larger` of a family."""
+    """The decrease of loss or bits per byte between two sizes of a family, per doubling of N."""
 
     family: str
-    smaller: float
-    larger: float
+    smaller_N: float
+    larger_N: float
     value: float
     se: float | None
-    is_paired: bool  # whether `se` is paired by blocks of the text; if not, it combines two independent errors
+    is_paired: bool  # whether `se` is paired over blocks of the text; if not, it combines two independent errors
 
 
 def scores_by_size(results: Results) -> dict[str, dict[int, list[Entry]]]:
-    """Return the scores by the primary measure that can be fitted: family -> N -> scores, smallest N first."""
+    """Return family -> N -> the scores under the primary measure that have the fit target, smallest N first."""
     families: dict[str, dict[int, list[Entry]]] = {}
-    for entry, score in results.scored(results.primary):
+    for entry, score in results.scores_under(results.primary):
         if is_number(score.get(results.fit_target)):
-            sizes = families.setdefault(family_of(entry), {})
-            sizes.setdefault(entry["params_total"], []).append(score)
-    return {family: dict(sorted(sizes.items())) for family, sizes in families.items()}
+            scores_by_N = families.setdefault(family_of(entry), {})
+            scores_by_N.setdefault(entry["params_total"], []).append(score)
+    return {family: dict(sorted(scores_by_N.items())) for family, scores_by_N in families.items()}
 
 
 def gains(results: Results) -> list[Gain]:
     """Return the gain per doubling of N, with its standard error, between consecutive sizes of each family."""
     return [
-        _gain(family, smaller, larger, results.fit_target)
-        for family, sizes in scores_by_size(results).items()
-        for smaller, larger in pairwise(sizes.items())
-        if larger[0] >= MIN_STEP * smaller[0]
+        _gain(family, scores_by_N, smaller_N, larger_N, results.fit_target)
+        for family, scores_by_N in scores_by_size(results).items()
+        for smaller_N, larger_N in pairwise(scores_by_N)
+        if larger_N >= MIN_STEP * smaller_N
     ]
 
 
-def _gain(family: str, smaller: tuple[int, list[Entry]], larger: tuple[int, list[Entry]], target: str) -> Gain:
-    (a_size, a), (b_size, b) = smaller, larger
-    weighted = [(1 / len(a), score) for score in a] + [(-1 / len(b), score) for score in b]
-    value = sum(weight * score[target] for weight, score in weighted)
-    num_doublings = math.log2(b_size / a_size)
-    paired = paired_error(weighted, target)
-    error = paired.se if paired.blocks else difference_error(_mean_error(a, target), _mean_error(b, target))
-    se = None if error is None else error / num_doublings
-    return Gain(family, a_size, b_size, value / num_doublings, se, bool(paired.blocks))
+def _gain(family: str, scores_by_N: dict[int, list[Entry]], smaller_N: int, larger_N: int, target: str) -> Gain:
+    smaller, larger = scores_by_N[smaller_N], scores_by_N[larger_N]
+    # A sum with these weights is the mean of the smaller models minus the mean of the larger models.
+    weighted = [(1 / len(smaller), score) for score in smaller] + [(-1 / len(larger), score) for score in larger]
+    num_doublings = math.log2(larger_N / smaller_N)
+    value = sum(weight * score[target] for weight, score in weighted) / num_doublings
+    error = paired_error(weighted, target)
+    se = error.se
+    if not error.num_blocks:
+        se = difference_error(_mean_error(smaller, target), _mean_error(larger, target))
+    if se is not None:
+        se /= num_doublings
+    return Gain(family, smaller_N, larger_N, value, se, is_paired=bool(error.num_blocks))
 
 
 def _mean_error(scores: Sequence[Entry], target: str) -> float | None:
-    """Mean error of scores at one size, not divided by sqrt(n): all were scored on the same text."""
+    """Return the mean standard error, not divided by sqrt(n): errors from the same text do not average out."""
     errors = [error for score in scores if (error := target_error(score, target)) is not None]
     return sum(errors) / len(errors) if len(errors) == len(scores) else None
 
@@ -88,14 +92,14 @@ def fit_laws(results: Results) -> list[Entry]:
 
     An entry whose fit failed has `fitted` False and the reason in `notes`.
     """
-    families = {name: sizes for name, sizes in scores_by_size(results).items() if len(sizes) >= MIN_SIZES}
-    return [_fit(family, sizes, results.fit_target) for family, sizes in families.items()]
+    families = {family: sizes for family, sizes in scores_by_size(results).items() if len(sizes) >= MIN_SIZES}
+    return [_fit(family, scores_by_N, results.fit_target) for family, scores_by_N in families.items()]
 
 
-def _fit(family: str, sizes: dict[int, list[Entry]], target: str) -> Entry:
+def _fit(family: str, scores_by_N: dict[int, list[Entry]], target: str) -> Entry:
     frame = pd.DataFrame(
         {"family": family, "params_total": size, target: score[target]}
-        for size, scores in sizes.items()
+        for size, scores in scores_by_N.items()
         for score in scores
     )
     settings = Settings(bootstrap=400)
@@ -113,14 +117,14 @@ def scaling_section(results: Results) -> Section | None:
     if not results.laws:
         return None
     fitted = [entry for entry in results.laws if entry["fitted"]]
-    num_sizes = {family: len(scores) for family, scores in scores_by_size(results).items()}
+    num_sizes = {family: len(scores_by_N) for family, scores_by_N in scores_by_size(results).items()}
     caveats = []
     for entry in results.laws:
         family = entry["family"]
         if entry["fitted"] and num_sizes[family] < FEW_SIZES:
             caveats.append(
-                f"{family_name(entry)}: {plural(num_sizes[family], 'size')} support at best the slope from smallest to "
-                "largest. They do not show whether there is a floor, which law holds, or what larger models reach."
+                f"{family_name(entry)}: {plural(num_sizes[family], 'size')} are enough only for an average slope. They "
+                "do not show whether there is a floor, which law holds, or what larger models reach."
             )
         caveats += _caveats(family, results)
     columns: Columns = {
@@ -145,54 +149,55 @@ def scaling_section(results: Results) -> Section | None:
 
 
 def _caveats(family: str, results: Results) -> list[str]:
-    budgets = {e.get("train_tokens") for e, _ in results.scored(results.primary) if family_of(e) == family}
-    caveats = {
-        "these checkpoints state no family and are taken as a single family; if they are not one, ignore this": (
-            family == UNNAMED
-        ),
-        "training tokens are unknown, so this only describes these models as trained": budgets == {None},
-        "training tokens differ or are partly unknown, so this mixes the effects of N and tokens": len(budgets) > 1,
-    }
-    return [f"{escape_markdown(family)}: {caveat}." for caveat, applies in caveats.items() if applies]
+    budgets = {e.get("train_tokens") for e, _ in results.scores_under(results.primary) if family_of(e) == family}
+    caveats = []
+    if family == UNNAMED:
+        caveats.append("these checkpoints state no family and are taken as a single family, which may be wrong")
+    if budgets == {None}:
+        caveats.append("training tokens are unknown, so this only describes these models as trained")
+    if len(budgets) > 1:
+        caveats.append("training tokens differ or are partly unknown, so this mixes the effects of N and tokens")
+    return [f"{escape_markdown(family)}: {caveat}." for caveat in caveats]
 
 
 def gain_section(results: Results) -> Section | None:
     """Return the gain per doubling of N from each size of a family to the next; None if no family has two sizes."""
-    steps = gains(results)
-    if not steps:
+    all_gains = gains(results)
+    if not all_gains:
         return None
     target = TARGET_NAMES[results.fit_target]
-    families = dict.fromkeys(step.family for step in steps)
+    families = dict.fromkeys(gain.family for gain in all_gains)
     columns: Columns = {
-        "family": lambda step: escape_markdown(step.family),
-        "from N": lambda step: count(step.smaller),
-        "to N": lambda step: count(step.larger),
-        f"decrease of {target} per doubling of N": lambda step: with_error(step.value, step.se),
-        "more than 2 se from 0": lambda step: SIGNIFICANCE_TEXT[is_significant(step.value, step.se)],
+        "family": lambda gain: escape_markdown(gain.family),
+        "from N": lambda gain: count(gain.smaller_N),
+        "to N": lambda gain: count(gain.larger_N),
+        f"decrease of {target} per doubling of N": lambda gain: with_error(gain.value, gain.se),
+        "more than 2 se from 0": lambda gain: SIGNIFICANCE_TEXT[is_significant(gain.value, gain.se)],
     }
     caption = (
         "Vertical bars: 2 standard errors; horizontal bars: from the smaller to the larger size. Lines: the law of a "
         f"family with {MIN_SIZES} sizes or more, and its 95% band."
     )
     return Section("Gain of doubling").add(
-        f"Difference of {target} between neighbouring sizes of a family, per doubling of N. {_error_note(steps)}",
-        table_by_column(steps, columns),
+        f"Difference of {target} between neighbouring sizes of a family, per doubling of N. {_error_note(all_gains)}",
+        table_by_column(all_gains, columns),
         bullets([line for family in families for line in _caveats(family, results)]),
         figure(results.folder, "doubling", caption),
     )
 
 
-def _error_note(steps: Sequence[Gain]) -> str:
-    independent = [
-        f"{escape_markdown(step.family)} from {count(step.smaller)} to {count(step.larger)}"
-        for step in steps
-        if not step.is_paired
+def _error_note(all_gains: Sequence[Gain]) -> str:
+    unpaired = [
+        f"{escape_markdown(gain.family)} from {count(gain.smaller_N)} to {count(gain.larger_N)}"
+        for gain in all_gains
+        if not gain.is_paired
     ]
-    if not independent:
-        return "Errors are paired by blocks of the text."
-    subject = "Errors"
-    others = ""
-    if len(independent) < len(steps):
-        subject = f"Errors of {join_names(independent)}"
-        others = " The other errors are paired by blocks of the text."
-    return f"{subject} combine two independent errors, too large if both sizes err on the same parts.{others}"
+    if not unpaired:
+        return "Errors are paired over blocks of the text."
+    explanation = (
+        "combine two errors as if they were independent. They are too large if both models find the same parts of the "
+        "text hard."
+    )
+    if len(unpaired) == len(all_gains):
+        return f"Errors {explanation}"
+    return f"Errors of {join_names(unpaired)} {explanation} The other errors are paired over blocks of the text."

@@ -1,7 +1,7 @@
 """Report section on the published MobileLLM study: its numbers beside the ones measured here, and its claims.
 
-Notable: `slm.scaling.published` holds the claims and what the study's own rows show. If all four of its models were
-evaluated here, each claim is also checked with the measured rows.
+Notable: `slm.scaling.published` holds the claims and what the study's own rows show. If all four of the study's models
+were evaluated here, each claim is checked with the measured rows too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEXT_BYTES = 1_290_590  # size of WikiText-2's raw test file
 TEXT_TOLERANCE = 0.03  # relative difference in size that may come from joining the lines of the file in other ways
 KAPLAN_EXPONENT = 0.076  # exponent of the loss in N by Kaplan et al. (2020)
 CITED_EXPONENTS = (0.076, 0.089)  # exponents with which the study compared its own
-MAX_SPREAD = 0.1  # products are called constant if they vary by at most this share (published ones: 4%)
+MAX_SPREAD = 0.1  # "tokens/s times layers" is called constant if it varies by at most this share (published: 4%)
 
 
 class Pair(NamedTuple):
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 
     row: Entry
     entry: Entry
-    score: Entry | None  # of the checkpoint on all of WikiText-2 by the study's protocol; None if not measured
+    score: Entry | None  # of the checkpoint on all of WikiText-2 under the study's protocol; None if not measured
 
     @property
     def decode_speed(self) -> float | None:
@@ -54,10 +54,11 @@ def study_pairs(results: Results) -> list[Pair]:
 
 
 def _is_comparable(score: Entry) -> bool:
-    """Whether the score is a loss on all of WikiText-2 by the study's protocol."""
+    """Whether the score is a loss on all of WikiText-2 under the study's protocol."""
     measure = measure_of(score)
+    has_protocol = (measure.protocol, measure.max_length, measure.stride) == PUBLISHED
     covers_text = abs((number(score, "bytes") or 0) / TEXT_BYTES - 1) <= TEXT_TOLERANCE
-    return measure[2:] == PUBLISHED and is_wikitext2(measure.data) and has_loss(score) and covers_text
+    return has_protocol and is_wikitext2(measure.data) and has_loss(score) and covers_text
 
 
 def _is_same_model(row: Entry, entry: Entry) -> bool:
@@ -66,16 +67,16 @@ def _is_same_model(row: Entry, entry: Entry) -> bool:
     Names that end in -layer-share or -LS do not count: these variants share blocks and have equally many parameters.
     Embeddings are not counted, because only the tensors of a file show whether the output head shares them.
     """
+    if entry.get("params_non_embedding") != row["params_non_embedding"]:
+        return False
     pattern = re.compile(re.escape(row["name"]) + r"(?![\w.]|-layer-share|-LS)", re.IGNORECASE)
-    return entry.get("params_non_embedding") == row["params_non_embedding"] and any(
-        pattern.search(str(entry.get(key, ""))) for key in ("name", "checkpoint")
-    )
+    return any(pattern.search(str(entry.get(key, ""))) for key in ("name", "checkpoint"))
 
 
 def published_points(results: Results) -> list[tuple[float, float]]:
-    """Return N and loss of the study's rows; empty unless the report fits the loss by the study's own measure."""
-    scored = [pair.score for pair in study_pairs(results) if pair.score]
-    if results.fit_target != "loss" or results.primary not in [measure_of(score) for score in scored]:
+    """Return N and loss of the study's rows; empty unless the report fits the loss under the study's measure."""
+    study_measures = [measure_of(pair.score) for pair in study_pairs(results) if pair.score]
+    if results.fit_target != "loss" or results.primary not in study_measures:
         return []
     return [(row["params_total"], math.log(row["perplexity"])) for row in published_rows()]
 
@@ -96,7 +97,7 @@ def study_section(results: Results) -> Section | None:
     if findings:
         columns["what the rows measured here show"] = lambda claim: escape_markdown(findings.get(claim["id"], NO_VALUE))
     not_compared = (
-        "The study's models were not evaluated here on the whole text by its protocol, so no perplexity is compared."
+        "The study's models were not evaluated here on the whole text under its protocol, so no perplexity is compared."
     )
     return Section("The published study").add(
         "The study measured four models on WikiText-2 (sliding windows of 1024 tokens every 512, float16, one T4, no "
@@ -111,7 +112,8 @@ def study_section(results: Results) -> Section | None:
 
 def _row(pair: Pair) -> list[str]:
     row, speed = pair.row, pair.entry["speed"]
-    perplexity, published = (pair.score or {}).get("perplexity"), row["perplexity"]
+    perplexity = pair.score.get("perplexity") if pair.score else None
+    published = row["perplexity"]
     cache_note = {True: " (KV cache)", False: " (no cache)"}.get(speed.get("cache"), "")
     return [
         name_of(pair.entry),
@@ -130,16 +132,18 @@ def _why_not_repeated(pairs: list[Pair]) -> str:
     missing = [row["name"] for row in published_rows() if row["name"] not in scored]
     reason = "a model was evaluated more than once, or is untrained"
     if missing:
-        reason = f"these models were not evaluated on the whole text by the study's protocol: {join_names(missing)}"
+        reason = f"these models were not evaluated on the whole text under the study's protocol: {join_names(missing)}"
     return f"The study's fit is not repeated with the values measured here; {reason}."
 
 
 def measured_table(pairs: list[Pair]) -> Table | None:
-    """Return measured rows of the study's four models; None unless each has exactly one score by its protocol."""
+    """Return measured rows of the study's four models; None unless each has exactly one score under its protocol."""
     rows = [
-        {name: pair.row[name] for name in ("family", "depth", "name")}
-        | {name: pair.entry[name] for name in ("params_total", "params_non_embedding")}
-        | {"loss": pair.score["loss"]}
+        {
+            **{name: pair.row[name] for name in ("family", "depth", "name")},
+            **{name: pair.entry[name] for name in ("params_total", "params_non_embedding")},
+            "loss": pair.score["loss"],
+        }
         for pair in pairs
         if pair.score
     ]
@@ -153,26 +157,27 @@ def measured_table(pairs: list[Pair]) -> Table | None:
 
 def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
     """Return, for the id of each claim, what the rows measured here show."""
-    perplexity_fit, loss_fit = fit(measured, "power", target="perplexity"), fit(measured, "power")
+    perplexity_fit = fit(measured, "power", target="perplexity")
+    A, alpha = format_number(perplexity_fit.params["A"]), format_number(perplexity_fit.params["alpha"])
     without_smallest = Table(measured.frame.iloc[1:].reset_index(drop=True), (), "measured")
     slope = -fit(without_smallest, "power", target="perplexity").params["alpha"]
     # The claim is about 2B parameters.
     log_prediction = band(perplexity_fit, np.log([[2e9]]), None).for_run(perplexity_fit.sigma)
-    value, low, high = np.exp([log_prediction.centre[0], log_prediction.low[0], log_prediction.high[0]])
+    prediction, low, high = np.exp([log_prediction.centre[0], log_prediction.low[0], log_prediction.high[0]])
     with_floor = _uncertainty(fit(measured, "power_floor"))
     state = "not identified" if "alpha" in with_floor.not_identified else "identified"
-    amplitude, exponent = format_number(perplexity_fit.params["A"]), format_number(perplexity_fit.params["alpha"])
-    alpha = loss_fit.params["alpha"]
-    ratio = alpha / KAPLAN_EXPONENT
+    loss_fit = fit(measured, "power")
+    loss_alpha = loss_fit.params["alpha"]
+    ratio = loss_alpha / KAPLAN_EXPONENT
     non_embedding_ratio = fit(measured, "power", size="params_non_embedding").params["alpha"] / KAPLAN_EXPONENT
     return {
-        "fit": f"{amplitude} N^-{exponent}, R2 {format_number(perplexity_fit.r2)}.",
+        "fit": f"{A} N^-{alpha}, R2 {format_number(perplexity_fit.r2)}.",
         "slope": _slope_finding(perplexity_fit),
-        "loss": f"The exponent of the loss is {alpha:.4f} {interval(_uncertainty(loss_fit).ci['alpha'], 3)}, "
+        "loss": f"The exponent of the loss is {loss_alpha:.4f} {interval(_uncertainty(loss_fit).ci['alpha'], 3)}, "
         f"{ratio:.2f} times Kaplan's; {non_embedding_ratio:.2f} times with non-embedding N.",
         "floor": f"With a free floor E, alpha's interval is {interval(with_floor.ci['alpha'], 2)}: {state}.",
         "smallest": f"Without the 125M model the slope is {slope:.3f}.",
-        "prediction": f"The fit gives {value:.2f}, 95% prediction interval [{low:.2f}, {high:.2f}].",
+        "prediction": f"The fit gives {prediction:.2f}, 95% prediction interval [{low:.2f}, {high:.2f}].",
         **_speed_findings(pairs),
     }
 
@@ -185,8 +190,8 @@ def _slope_finding(perplexity_fit: Fit) -> str:
     low, high = _uncertainty(perplexity_fit).ci["alpha"]
     if low is None or high is None:
         return "The slope has no interval: all rows lie on one line."
-    excluded = [f"-{value}" for value in CITED_EXPONENTS if not low <= value <= high]
-    included = [f"-{value}" for value in CITED_EXPONENTS if low <= value <= high]
+    excluded = [f"-{exponent}" for exponent in CITED_EXPONENTS if not low <= exponent <= high]
+    included = [f"-{exponent}" for exponent in CITED_EXPONENTS if low <= exponent <= high]
     parts = [f"excludes {join_names(excluded)}"] if excluded else []
     parts += [f"does not exclude {join_names(included)}"] if included else []
     return f"The slope's 95% t(2) interval [{-high:.3f}, {-low:.3f}] {' and '.join(parts)}."
@@ -204,13 +209,13 @@ def _speed_findings(pairs: list[Pair]) -> dict[str, str]:
     cache_notes = {len(scored): ", measured here with a KV cache", 0: ", measured here without a KV cache"}
     cache_note = cache_notes.get(num_cached, "")
     numbers = ", ".join(f"{product:.0f}" for product in products)
-    verdict = "not constant, so more than the depth determines the speed"
+    conclusion = "not constant, so more than the depth determines the speed"
     if spread <= MAX_SPREAD:
-        verdict = "constant, so the depth determines the speed"
+        conclusion = "constant, so the depth determines the speed"
     losses = np.array([pair.score["loss"] for pair in scored if pair.score])
-    largest = int(np.argmax(np.exp(losses) * speeds))
-    remark = ", the model with the worst perplexity" if largest == int(np.argmax(losses)) else ""
+    index = int(np.argmax(np.exp(losses) * speeds))
+    remark = ", the model with the worst perplexity" if index == int(np.argmax(losses)) else ""
     return {
-        "speed": f"Tokens/s times layers{cache_note}: {numbers} (they vary by {spread:.0%}): {verdict}.",
-        "product": f"Perplexity times speed is largest for {scored[largest].row['name']}{remark}.",
+        "speed": f"Tokens/s times layers{cache_note}: {numbers} (they vary by {spread:.0%}): {conclusion}.",
+        "product": f"Perplexity times speed is largest for {scored[index].row['name']}{remark}.",
     }

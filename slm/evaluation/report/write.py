@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from slm.evaluation.report.figures import FIGURES
-from slm.evaluation.report.quality import compare, quality_section, ranked, target_error, warnings
+from slm.evaluation.report.quality import compare, quality_section, rank_checkpoints, target_error, warnings
 from slm.evaluation.report.results import (
     Entry,
     Measure,
@@ -101,16 +100,16 @@ def summary_section(results: Results) -> Section:
 
 
 def _best(results: Results) -> str:
-    rows = ranked(results, results.primary)
-    if not rows or results.primary is None:
+    ranking = rank_checkpoints(results, results.primary)
+    if not ranking or results.primary is None:
         return ""
-    entry, best = rows[0]
+    (entry, best), *others = ranking
     target = results.target_for(results.primary)
     name, measure, target_name = name_of(entry), escape_markdown(results.primary.title), TARGET_NAMES[target]
     value = with_error(best[target], target_error(best, target))
-    if len(rows) == 1:
+    if not others:
         return f"{name} has {value} {target_name} on {measure}."
-    similar = [name_of(e) for e, score in rows[1:] if compare(best, score, target).is_significant is False]
+    similar = [name_of(e) for e, score in others if compare(best, score, target).is_significant is False]
     tail = _not_distinguishable(similar, "the standard errors of the differences")
     return f"Lowest {target_name} on {measure}: {name}, {value}{tail}."
 
@@ -123,17 +122,16 @@ def _fastest(results: Results) -> str:
     usual = usual_conditions(results)
     if usual is None:
         return ""
-    rows = [entry for entry in results.entries if conditions(entry) == usual]
-    best = max(rows, key=lambda entry: entry["speed"]["decode_tokens_per_second"])
+    entries = [entry for entry in results.entries if conditions(entry) == usual]
+    best = max(entries, key=lambda entry: entry["speed"]["decode_tokens_per_second"])
     rate = format_number(best["speed"]["decode_tokens_per_second"])
-    slowest_of_best, _ = best["speed"].get("decode_spread") or (math.inf, math.inf)  # infinity: overlaps with nothing
-    similar = []
-    for entry in rows:
-        _, fastest = entry["speed"].get("decode_spread") or (-math.inf, -math.inf)
-        if entry is not best and fastest >= slowest_of_best:
+    similar = []  # checkpoints whose spread of repetitions overlaps with that of the best
+    for entry in entries:
+        best_spread, spread = best["speed"].get("decode_spread"), entry["speed"].get("decode_spread")
+        if entry is not best and best_spread and spread and max(spread) >= min(best_spread):
             similar.append(name_of(entry))
     tail = _not_distinguishable(similar, "the spread of repetitions")
-    lead = "Fastest decoding" if len(rows) > 1 else "Decoding"
+    lead = "Fastest decoding" if len(entries) > 1 else "Decoding"
     return f"{lead}: {name_of(best)}, {rate} tokens/s ({escape_markdown(usual)}){tail}."
 
 
@@ -153,9 +151,10 @@ def _highest_average(results: Results) -> str:
 def _missing(results: Results) -> str:
     task_results = [result for entry in results.entries for result in entry["tasks"].values()]
     num_missing = sum(not is_number(result.get("value")) for result in task_results)
+    if not num_missing:
+        return ""
     verb = "is" if num_missing == 1 else "are"
-    words = f"{num_missing} of {plural(len(task_results), 'task result')} {verb} missing; the reasons are under Tasks."
-    return words if num_missing else ""
+    return f"{num_missing} of {plural(len(task_results), 'task result')} {verb} missing; the reasons are under Tasks."
 
 
 def _exponent(results: Results, entry: Entry) -> str:
@@ -180,8 +179,8 @@ def _text(key: str, entry: Entry) -> str:
 
 
 def _precision(entry: Entry) -> str:
-    autocast = entry.get("autocast")
-    return f"{entry.get('dtype', NO_VALUE)}" + (f" under {autocast} autocast" if autocast else "")
+    dtype, autocast = str(entry.get("dtype", NO_VALUE)), entry.get("autocast")
+    return f"{dtype} under {autocast} autocast" if autocast else dtype
 
 
 CHECKPOINT_COLUMNS: Columns = {
@@ -197,15 +196,15 @@ CHECKPOINT_COLUMNS: Columns = {
 
 
 def _notes(entry: Entry) -> list[str]:
-    """Notes on the checkpoint and on its scores; a note on only some scores names the measures of these scores."""
+    """Return notes on the checkpoint and its scores; a note on only some scores names the measures of these scores."""
     scores = entry["perplexity_results"]
-    measures_by_note: dict[str, list[str]] = {}
+    titles_by_note: dict[str, list[str]] = {}
     for score in scores:
         for note in score.get("notes") or []:
-            measures_by_note.setdefault(note, []).append(measure_of(score).title)
+            titles_by_note.setdefault(note, []).append(measure_of(score).title)
     return entry["notes"] + [
-        note if len(measures) == len(scores) else f"{join_names(measures)}: {note}"
-        for note, measures in measures_by_note.items()
+        note if len(titles) == len(scores) else f"{join_names(titles)}: {note}"
+        for note, titles in titles_by_note.items()
     ]
 
 
@@ -219,21 +218,22 @@ def methods_section(results: Results, command: str) -> Section:
     )
     lines.append(f"Arithmetic: {_distinct(map(_precision, results.entries))}.")
     versions = dict.fromkeys(
-        ", ".join(f"{name} {number}" for name, number in (entry.get("versions") or {}).items() if number)
+        ", ".join(f"{package} {number}" for package, number in (entry.get("versions") or {}).items() if number)
         for entry in results.entries
     )
-    if stated := [text for text in versions if text]:
-        differ = " **They differ.**" if len(stated) > 1 else ""
-        lines.append(f"Versions: {escape_markdown('; or '.join(stated))}.{differ}")
-    times = sorted(str(entry["evaluated_at"]) for entry in results.entries if entry.get("evaluated_at"))
+    stated_versions = [text for text in versions if text]
+    if stated_versions:
+        warning = " **They differ.**" if len(stated_versions) > 1 else ""
+        lines.append(f"Versions: {escape_markdown('; or '.join(stated_versions))}.{warning}")
+    times = sorted({str(entry["evaluated_at"]) for entry in results.entries if entry.get("evaluated_at")})
     if times:
-        lines.append(f"Evaluated {times[0]}" + (f" to {times[-1]}." if times[-1] != times[0] else "."))
-    indented = "\n".join(f"    {line}" for line in command.splitlines())
-    return Section("How it was measured").add(bullets(lines), "The last command:", indented)
+        lines.append(f"Evaluated {times[0]} to {times[-1]}." if len(times) > 1 else f"Evaluated {times[0]}.")
+    indented_command = "\n".join(f"    {line}" for line in command.splitlines())
+    return Section("How it was measured").add(bullets(lines), "The last command:", indented_command)
 
 
 def _protocol(measure: Measure, results: Results) -> str:
-    methods = _distinct(score.get("se_method") or "" for _, score in results.scored(measure))
+    methods = _distinct(score.get("se_method") or "" for _, score in results.scores_under(measure))
     errors = f" Standard errors: {methods}." if methods else ""
     return (
         f"{escape_markdown(measure.title)}: {PROTOCOL_NOTES[measure.protocol]}.{errors} Fingerprint of the text: "
@@ -241,8 +241,8 @@ def _protocol(measure: Measure, results: Results) -> str:
     )
 
 
-def _distinct(values: Iterable[str]) -> str:
-    return join_names([escape_markdown(value) for value in dict.fromkeys(values) if value])
+def _distinct(texts: Iterable[str]) -> str:
+    return join_names([escape_markdown(text) for text in dict.fromkeys(texts) if text])
 
 
 SECTIONS = (summary_section, quality_section, speed_section, tasks_section, scaling_section, gain_section,
