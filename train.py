@@ -56,7 +56,9 @@ def run(config: DictConfig) -> int:
     from slm.training.run import exit_code, train
 
     result = train(plan)
-    return 128 + result["signal"] if is_multirun and result.get("signal") else exit_code(result)
+    if is_multirun and result.get("signal"):  # ends the multirun, even if this run completed
+        return 128 + result["signal"]
+    return exit_code(result)
 
 
 def start() -> None:

@@ -31,7 +31,7 @@ LLAMA_KEYS = {
     "mlp_bias": "mlp_bias",
     "init_std": "initializer_range",
 }
-"""Field of `ModelConfig` -> key of a Llama's config.json; `rope_theta` and `tie_embeddings` have several keys."""
+"""Field of `ModelConfig` -> key of a Llama's config.json. `rope_theta` and `tie_embeddings` may have several keys."""
 # Defaults of transformers' LlamaConfig. Fields of `LLAMA_KEYS` that are not listed here are required.
 _DEFAULTS: dict[str, Any] = {
     "num_kv_heads": None,
@@ -47,39 +47,39 @@ _DEFAULTS: dict[str, Any] = {
 def read_json(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file. Raises `ValueError` if the file is missing or holds anything else."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}): restore it") from None
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}): restore it") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} holds a JSON {type(values).__name__}, but must hold an object: restore it")
-    return values
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a JSON {type(content).__name__}, but must hold an object: restore it")
+    return content
 
 
 def read_config(file: Path) -> ModelConfig:
     """Read the shape in a `config.json`, from the key `slm` of our own exports or the keys of Llama and MobileLLM.
 
-    `tie_embeddings` is true if the file says so, but the weights decide whether there is a separate head. Raises
-    `ValueError` with the name of the key that is not supported.
+    `tie_embeddings` is what the file says. When the weights are loaded, they decide whether there is a separate head.
+    Raises `ValueError` with the name of the key that is not supported.
     """
-    values = read_json(file)
-    model_type, fields = values.get("model_type"), values.get("slm")
+    json_config = read_json(file)
+    model_type, slm_fields = json_config.get("model_type"), json_config.get("slm")
     if model_type not in MODEL_TYPES:
         given = "has no model_type" if model_type is None else f"has model_type {model_type!r}"
         raise ValueError(f"{file} {given}, but must have one of {', '.join(MODEL_TYPES)}")
     try:
-        if fields is not None and not isinstance(fields, Mapping):
-            raise ValueError(f"slm={fields!r} must be an object, the fields of ModelConfig")
+        if slm_fields is not None and not isinstance(slm_fields, Mapping):
+            raise ValueError(f"slm={slm_fields!r} must be an object, the fields of ModelConfig")
         if model_type == "slm":
-            if fields is None:
+            if slm_fields is None:
                 raise ValueError("model_type slm needs the shape under the key slm, which is absent")
-            return ModelConfig.from_dict(fields)
-        _refuse_unsupported(values)
-        config = _llama_config(values, may_share_blocks=model_type == "mobilellm")
-        if fields is None:
+            return ModelConfig.from_dict(slm_fields)
+        _refuse_unsupported(json_config)
+        config = _llama_config(json_config, may_share_blocks=model_type == "mobilellm")
+        if slm_fields is None:
             return config
-        slm_config = ModelConfig.from_dict(fields)
+        slm_config = ModelConfig.from_dict(slm_fields)
         for name, value in config.to_dict().items():  # another program may have changed the Llama keys of an export
             if getattr(slm_config, name) != value:
                 raise ValueError(
@@ -91,27 +91,27 @@ def read_config(file: Path) -> ModelConfig:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _llama_config(values: Mapping[str, Any], *, may_share_blocks: bool) -> ModelConfig:
-    fields = {name: values[key] for name, key in LLAMA_KEYS.items() if values.get(key) is not None}
+def _llama_config(json_config: Mapping[str, Any], *, may_share_blocks: bool) -> ModelConfig:
+    fields = {name: json_config[key] for name, key in LLAMA_KEYS.items() if json_config.get(key) is not None}
     missing = [key for name, key in LLAMA_KEYS.items() if name not in fields and name not in _DEFAULTS]
     if missing:
-        raise ValueError(f"{' and '.join(missing)} must be set in the config of a {values['model_type']} model")
+        raise ValueError(f"{' and '.join(missing)} must be set in the config of a {json_config['model_type']} model")
     fields = _DEFAULTS | fields
-    if may_share_blocks and values.get("layer_sharing"):
+    if may_share_blocks and json_config.get("layer_sharing"):
         fields |= {"layer_sharing": "immediate", "num_repeats": 2}
     # The hub's MobileLLM configs tie the head by share_embedding, although tie_word_embeddings is false.
-    tied = bool(values.get("tie_word_embeddings")) or bool(values.get("share_embedding"))
+    is_tied = bool(json_config.get("tie_word_embeddings")) or bool(json_config.get("share_embedding"))
     try:
-        return ModelConfig(**fields, rope_theta=_rope_theta(values), tie_embeddings=tied)
+        return ModelConfig(**fields, rope_theta=_rope_theta(json_config), tie_embeddings=is_tied)
     except ValueError as error:
         raise ValueError(str(error).replace("model.", "")) from None
 
 
-def _rope_theta(values: Mapping[str, Any]) -> float:
-    """Return the base of the rotation; transformers 5 writes it to rope_parameters, earlier versions to rope_theta."""
-    theta = values.get("rope_theta")
+def _rope_theta(json_config: Mapping[str, Any]) -> float:
+    """Return the base of the rotation. transformers 5 writes it to rope_parameters, earlier versions to rope_theta."""
+    theta = json_config.get("rope_theta")
     for key in ("rope_scaling", "rope_parameters"):
-        rope = {} if values.get(key) is None else values[key]
+        rope = {} if json_config.get(key) is None else json_config[key]
         if not isinstance(rope, Mapping):
             raise ValueError(f"{key}={rope!r} must be an object or null")
         kind = rope.get("rope_type", rope.get("type", "default"))
@@ -125,23 +125,23 @@ def _rope_theta(values: Mapping[str, Any]) -> float:
     return 10_000.0 if theta is None else theta
 
 
-def _refuse_unsupported(values: Mapping[str, Any]) -> None:
-    quantisation = values.get("quantization_config")
+def _refuse_unsupported(json_config: Mapping[str, Any]) -> None:
+    quantisation = json_config.get("quantization_config")
     if quantisation:
         method = quantisation.get("quant_method", "unnamed") if isinstance(quantisation, Mapping) else quantisation
         raise ValueError(
             f"quantization_config says that the weights are quantised ({method}), which is not supported: "
             "give the release in float16, bfloat16 or float32"
         )
-    layers = values.get("layer_types") or []
-    is_full = isinstance(layers, list) and layers.count("full_attention") == len(layers)
-    has_window = values.get("sliding_window") is not None and values.get("use_sliding_window", True)
-    checks = {  # key -> accepted value, whether it is given
-        "hidden_act": ("'silu'", values.get("hidden_act", "silu") in ("silu", "swish")),
+    layers = json_config.get("layer_types") or []
+    is_full_attention = isinstance(layers, list) and layers.count("full_attention") == len(layers)
+    has_window = json_config.get("sliding_window") is not None and json_config.get("use_sliding_window", True)
+    checks = {  # key -> what is accepted, whether the config has it
+        "hidden_act": ("'silu'", json_config.get("hidden_act", "silu") in ("silu", "swish")),
         "sliding_window": ("null", not has_window),
-        "layer_types": ("'full_attention' for all", is_full),
-        "partial_rotary_factor": ("1.0", values.get("partial_rotary_factor", 1.0) == 1.0),
+        "layer_types": ("'full_attention' for all", is_full_attention),
+        "partial_rotary_factor": ("1.0", json_config.get("partial_rotary_factor", 1.0) == 1.0),
     }
     for key, (accepted, is_supported) in checks.items():
         if not is_supported:
-            raise ValueError(f"{key}={values[key]!r:.80} is not supported: it must be {accepted}")
+            raise ValueError(f"{key}={json_config[key]!r:.80} is not supported: it must be {accepted}")

@@ -103,7 +103,7 @@ def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance
 
 
 def source_statement(provenance: Provenance) -> str:
-    """Return the clause by which a later export recognises the card of the same weights."""
+    """Return the clause in a card from which a later export recognises that the card describes the same weights."""
     return f"fingerprint of the source `{provenance.fingerprint}`"
 
 
@@ -122,7 +122,7 @@ def _training_rows(result: Mapping[str, Any]) -> dict[str, Any]:
     data, val = result.get("data") or {}, result.get("val") or {}
     return {
         **{key: result.get(key) for key in _RESULT_KEYS},
-        # As text, because `_table` would add thousands separators.
+        # As text, because `_table` puts thousands separators into integers.
         "seed": str(result["seed"]) if "seed" in result else None,
         "data": f"{data.get('name')} (fingerprint {data.get('fingerprint')})" if data else None,
         **{f"validation {key}": value for key, value in val.items()},

@@ -1,9 +1,9 @@
 """Write a decoder as a folder that slm can load, and that transformers can load too if it has the architecture.
 
-Our tensor names are Llama's without the prefix `model.`, so only names are converted. The config holds our own
-`ModelConfig` under the key `slm`, because transformers has no keys for some of its fields. `export_model` writes a
-decoder unchanged, as at the end of training. `export` also rewrites interleaved rotation as Llama's rotation by halves
-and, with `unroll_sharing`, copies shared blocks.
+Our tensor names are Llama's without the prefix `model.`, so tensors are only renamed. config.json has our `ModelConfig`
+under the key `slm`, because transformers has no keys for some of the fields. `export_model`, which is used at the end
+of training, writes a decoder unchanged. `export` also rewrites interleaved rotation of queries and keys as Llama's
+rotation by halves, and with `unroll_sharing` it copies shared blocks.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def export(
     """Write a checkpoint that `load` accepts as a folder for transformers, with a model card. Returns the folder.
 
     All weights are written in the precision in which most of them are stored. `revision` is a branch, tag or commit of
-    a hub repository. A decoder with shared blocks is written for our own loader or, with `unroll_sharing`, as a plain
-    Llama that computes the same function and has a copy of the block for each use. By default, `folder` is `export` (or
-    `export-unrolled`) in the run directory. Raises `ValueError` if the folder holds anything but an export of the same
-    weights, and if `unroll_sharing` is given for a shape that Llama does not have.
+    a hub repository. By default, `folder` is `export` (or `export-unrolled`) in the run directory. A decoder with
+    shared blocks is written for slm's own loader. With `unroll_sharing` it becomes a plain Llama that computes the same
+    function, with a copy of a block for each time that the block runs. Raises `ValueError` if the folder holds anything
+    but an export of the same weights, and if `unroll_sharing` is given for a shape that Llama does not have.
     """
     source = check(checkpoint, revision=revision)
     target = _export_folder(source, folder, unroll_sharing)
@@ -99,8 +99,8 @@ def hf_config(
     The model type is `llama` if transformers' Llama is exactly this decoder, `mobilellm` if the only difference is that
     each block is used twice in a row, and otherwise `slm`.
     """
-    values = {key: getattr(config, name) for name, key in LLAMA_KEYS.items()}
-    values |= {
+    json_config = {key: getattr(config, name) for name, key in LLAMA_KEYS.items()}
+    json_config |= {
         "model_type": "slm",
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,
@@ -112,13 +112,13 @@ def hf_config(
         "dtype": dtype_name(dtype),
         "slm": config.to_dict(),
     }
-    differences = set(non_llama_fields(config))
-    uses_blocks_twice = config.layer_sharing == "immediate" and config.num_repeats == 2
-    if not differences:
-        values |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    elif uses_blocks_twice and differences == {"layer_sharing", "num_repeats"}:
-        values |= {"model_type": "mobilellm", "share_embedding": config.tie_embeddings, "layer_sharing": True}
-    return values
+    other_fields = set(non_llama_fields(config))
+    runs_blocks_twice = config.layer_sharing == "immediate" and config.num_repeats == 2
+    if not other_fields:
+        json_config |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    elif runs_blocks_twice and other_fields == {"layer_sharing", "num_repeats"}:
+        json_config |= {"model_type": "mobilellm", "share_embedding": config.tie_embeddings, "layer_sharing": True}
+    return json_config
 
 
 def export_model(
@@ -137,8 +137,8 @@ def export_model(
     partial.mkdir(parents=True)
     try:
         dtype = state_dict["embed_tokens.weight"].dtype
-        values = hf_config(config, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, dtype=dtype)
-        all_texts = {"config.json": json.dumps(values, indent=2) + "\n", **(texts or {})}
+        json_config = hf_config(config, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, dtype=dtype)
+        all_texts = {"config.json": json.dumps(json_config, indent=2) + "\n", **(texts or {})}
         for name, text in all_texts.items():
             (partial / name).write_text(text, encoding="utf-8")
         tensors = {
@@ -163,11 +163,11 @@ def non_llama_fields(config: ModelConfig) -> tuple[str, ...]:
 
 
 def as_llama(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Rewrite interleaved rotation as rotation by halves; returns the config and tensors of an equivalent decoder.
+    """Rewrite interleaved rotation as rotation by halves. Returns the config and tensors of an equivalent decoder.
 
     Both rotations turn pairs of channels by the same angles, and scores are sums over channels, so only the rows of the
-    query and key projections are reordered. A decoder that would still not be a Llama is returned unchanged, because
-    its gains of queries and keys, or an SSD's convolution over them, would have to be reordered too.
+    query and key projections are reordered. Decoders that differ from Llama in other fields too are returned unchanged:
+    gains of queries and keys, or an SSD's convolution over them, would also have to be reordered.
     """
     if config.rope_style == "half" or not _REWRITTEN_FIELDS.issuperset(non_llama_fields(config)):
         return config, dict(tensors)
@@ -185,9 +185,9 @@ def _evens_then_odds(rows: Tensor, head_width: int) -> Tensor:
 
 
 def unroll(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Make each use of a shared block a block of its own; returns the config and tensors of an equivalent decoder.
+    """Make each use of a shared block a block of its own. Returns the config and tensors of an equivalent decoder.
 
-    Raises `ValueError` if the decoder has anything else that Llama lacks, except the rotation (see `as_llama`).
+    Raises `ValueError` if the decoder has anything that Llama lacks besides shared blocks and interleaved rotation.
     """
     if unsupported := [name for name in non_llama_fields(config) if name not in _REWRITTEN_FIELDS]:
         name = unsupported[0]
@@ -195,10 +195,10 @@ def unroll(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelCon
             f"unroll_sharing=true writes a plain Llama, which has no model.{name}={getattr(config, name)}: export "
             "without unroll_sharing and load the folder with slm"
         )
-    unshared = {name: tensor for name, tensor in tensors.items() if not name.startswith("layers.")}
-    for use, block in enumerate(config.block_uses):
-        prefix = f"layers.{block}."
+    unrolled = {name: tensor for name, tensor in tensors.items() if not name.startswith("layers.")}
+    for new_number, block_number in enumerate(config.block_uses):
+        prefix = f"layers.{block_number}."
         for name, tensor in tensors.items():
             if name.startswith(prefix):
-                unshared[f"layers.{use}.{name.removeprefix(prefix)}"] = tensor.clone()
-    return dataclasses.replace(config, num_layers=len(config.block_uses), layer_sharing="none", num_repeats=1), unshared
+                unrolled[f"layers.{new_number}.{name.removeprefix(prefix)}"] = tensor.clone()
+    return dataclasses.replace(config, num_layers=len(config.block_uses), layer_sharing="none", num_repeats=1), unrolled

@@ -17,7 +17,7 @@ from slm.data.vocabulary import TOKENIZER_FILES
 
 
 def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
-    """Return the folder and commit of a repository, which is fetched unless the cache has all of its files.
+    """Fetch a repository, unless the cache has all of its files. Returns the folder of the files and their commit.
 
     `revision` is a branch, tag or commit; None means the main branch as it was when first fetched. Raises `ValueError`
     with advice if the repository is gated, absent or cannot be reached.
@@ -39,7 +39,7 @@ def fetch_other_weights(repository: str, commit: str) -> bool:
     """Fetch a commit's weights in all formats. Returns False without connection; raises `ValueError` like `fetch`."""
     try:
         require_network("")
-    except ValueError:
+    except ValueError:  # no connection
         return False
     _download(repository, commit, every_format=True)
     return True
@@ -47,15 +47,17 @@ def fetch_other_weights(repository: str, commit: str) -> bool:
 
 def _is_complete(folder: Path) -> bool:
     """Return whether the cache has all files that are read. After an interrupted download, it has only some."""
-    first = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
-    if first is None or not any((folder / name).exists() for name in TOKENIZER_FILES):
+    weights = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
+    if weights is None or not any((folder / name).exists() for name in TOKENIZER_FILES):
         return False
-    return all((folder / name).exists() for name in _shards(first))
+    return all((folder / name).exists() for name in _shards(weights))
 
 
 def _shards(file: Path) -> list[str]:
-    """Return the files in an index of weights; [] if `file` holds weights itself."""
-    file_of_tensor = dict(read_json(file).get("weight_map") or {}) if file.suffix == ".json" else {}
+    """Return the files that an index of weights names; [] if `file` is not an index but holds weights."""
+    if file.suffix != ".json":
+        return []
+    file_of_tensor = dict(read_json(file).get("weight_map") or {})
     return sorted({str(name) for name in file_of_tensor.values()})
 
 
@@ -63,9 +65,9 @@ def _download(repository: str, revision: str | None, *, every_format: bool = Fal
     from huggingface_hub import HfApi, errors, get_token, hf_hub_download
 
     page, given = f"https://huggingface.co/{repository}", f"checkpoint={repository!r}"
-    account = "with the account of the token in use" if get_token() else "and run `hf auth login` or set HF_TOKEN"
+    login = "with the account of the token in use" if get_token() else "and run `hf auth login` or set HF_TOKEN"
     sentences: dict[type[Exception], str] = {  # subclasses first
-        errors.GatedRepoError: f"{given} is gated: accept its licence at {page} {account}",
+        errors.GatedRepoError: f"{given} is gated: accept its licence at {page} {login}",
         errors.RevisionNotFoundError: f"revision={revision} is not a branch, tag or commit of {page}",
         errors.RepositoryNotFoundError: f"{given} is neither a folder here nor a repository of the hub that you may "
         "read (for a private repository, run `hf auth login` or set HF_TOKEN)",

@@ -1,8 +1,8 @@
 """Load or check any supported checkpoint: its decoder, its tokenizer and its provenance.
 
-The decoder is built without storage (meta device). Then one tensor at a time is copied from its memory-mapped file and
-converted. Names and shapes are compared before the first tensor is read. The tensors, not the config alone, decide
-whether the head is tied to the embedding.
+The decoder is built without storage (meta device). Names and shapes of the stored tensors are compared with the
+decoder's. Only then is one tensor at a time copied from its memory-mapped file and converted. The tensors, not the
+config alone, decide whether the head is tied to the embedding.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenanc
 
 def _checked_parts(location: Location) -> Parts:
     parts = open_parts(location)
-    ids, rows = parts.tokenizer.vocab_size, parts.config.vocab_size
-    if ids > rows:
+    num_ids, num_rows = parts.tokenizer.vocab_size, parts.config.vocab_size
+    if num_ids > num_rows:
         raise ValueError(
-            f"checkpoint={location.checkpoint}: the tokenizer has {ids:,} ids and the embedding {rows:,} rows, so they "
-            "do not belong together: give the folder the tokenizer that the model was trained with"
+            f"checkpoint={location.checkpoint}: the tokenizer has {num_ids:,} ids and the embedding {num_rows:,} rows, "
+            "so they do not belong together: give the folder the tokenizer that the model was trained with"
         )
     return parts
 
@@ -96,21 +96,22 @@ def _settle_head(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, tu
     """Return the config, corrected to the head that is stored, and a note if config and stored head disagree."""
     if HEAD not in weights.tensors:
         return config, ()
-    equal = torch.equal(weights.tensors[HEAD], weights.tensors[EMBEDDING])
-    if config.tie_embeddings and equal:
+    is_equal = torch.equal(weights.tensors[HEAD], weights.tensors[EMBEDDING])
+    if config.tie_embeddings and is_equal:
         return config, ("The config ties the head, and the stored head equals the embedding: the head is tied.",)
     if config.tie_embeddings:
-        return dataclasses.replace(config, tie_embeddings=False), (
+        note = (
             "The config ties the head, but the stored head differs from the embedding: the head is untied, and "
-            "params_total counts both.",
+            "params_total counts both."
         )
-    if equal:
+        return dataclasses.replace(config, tie_embeddings=False), (note,)
+    if is_equal:
         return config, ("The config unties the head, but both tensors are equal: params_total counts both.",)
     return config, ()
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    # The sum is fast and needs no copy. If it is finite, all elements are; if not, it may only have overflowed.
+    # The sum is fast and needs no copy. A finite sum has only finite elements; an infinite sum may be an overflow.
     return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
 
 
@@ -121,9 +122,9 @@ def _provenance(location: Location, parts: Parts, config: ModelConfig, notes: tu
     all_notes = list(parts.notes)
     if len(dtype_bytes) > 1:
         all_notes.append(f"The tensors are stored in different precisions: {', '.join(sorted(dtype_bytes))}.")
-    ids, rows = parts.tokenizer.vocab_size, parts.config.vocab_size
-    if rows - ids > _MAX_UNUSED_SHARE * rows:
-        all_notes.append(f"The tokenizer uses {ids:,} of the embedding's {rows:,} rows.")
+    num_ids, num_rows = parts.tokenizer.vocab_size, parts.config.vocab_size
+    if num_rows - num_ids > _MAX_UNUSED_SHARE * num_rows:
+        all_notes.append(f"The tokenizer uses {num_ids:,} of the embedding's {num_rows:,} rows.")
     return Provenance(
         **vars(location),
         config=config,
@@ -156,7 +157,7 @@ def _hash_samples(file: Path) -> bytes:
         if size <= _NUM_SAMPLES * _SAMPLE_BYTES:
             digest.update(handle.read())
         else:
-            for index in range(_NUM_SAMPLES):
+            for index in range(_NUM_SAMPLES):  # evenly spaced; the last one ends where the file ends
                 handle.seek(index * (size - _SAMPLE_BYTES) // (_NUM_SAMPLES - 1))
                 digest.update(handle.read(_SAMPLE_BYTES))
     return digest.digest()

@@ -21,7 +21,7 @@ from slm.runtime.files import is_intact_zip, read_json_object
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """The newest checkpoint of a run directory, and the one before it."""
 TO_FINISH = "; to finish it: "
-"""Precedes the command that finishes a run in a message. Model cards cut the message here."""
+"""In a message, precedes the command that finishes a run. Model cards cut the message here."""
 
 
 @dataclass(frozen=True, kw_only=True)

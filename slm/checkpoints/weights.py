@@ -1,6 +1,6 @@
 """Read the tensors of a checkpoint folder and match their names and shapes with the config of the decoder.
 
-Files are memory-mapped, so a tensor is read from disk when it is copied. Until loading ends, the process uses memory
+Files are memory-mapped: a tensor is read from disk only when it is copied. Until loading ends, the process uses memory
 for both the mapped pages and the copies. Pickles are read by `torch.load(weights_only=True, mmap=True)`, which accepts
 only tensors and refuses anything else without executing it.
 """
@@ -31,7 +31,7 @@ WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.ind
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# How keys begin in the state_dict of a training checkpoint: with the names of submodules of `LanguageModel`.
+# Prefixes of the keys in the state_dict of a training checkpoint: names of submodules of `LanguageModel`.
 _DECODER, _AVERAGES = "decoder.", "average."
 
 
@@ -65,9 +65,9 @@ def open_weights(folder: Path, config: ModelConfig) -> tuple[Weights, tuple[str,
     raise ValueError("; and ".join(problems) or f"{folder} has no weights: give {' or '.join(WEIGHT_FILES)}")
 
 
-def _open_tensors(first: Path) -> Weights:
+def _open_tensors(file_or_index: Path) -> Weights:
     """Open the tensors of a file, or of the shards that an index names."""
-    files = _shards(first) if first.suffix == ".json" else [first]
+    files = _shards(file_or_index) if file_or_index.suffix == ".json" else [file_or_index]
     tensors: dict[str, Tensor] = {}
     for file in files:
         for name, tensor in open_file(file).items():
@@ -92,7 +92,7 @@ def weights_to_export(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def average_name(name: str) -> str:
-    """Return the name of the buffer that averages the parameter `name`; torch does not allow dots in it."""
+    """Return the name of the buffer that averages the parameter `name`; torch allows no dots in names of buffers."""
     return name.replace(".", "/")
 
 
@@ -105,7 +105,7 @@ def empty_decoder(config: ModelConfig) -> Decoder:
 def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weights:
     """Return the weights under the decoder's names. Raises `ValueError` if names or shapes are not the decoder's.
 
-    If the embedding is tied, a head may be stored too, or the embedding under the head's name only.
+    If the head is tied to the embedding, both may be stored, or only one of the two.
     """
     stored = dict(weights.tensors)
     source = weights.files[0] if len(weights.files) == 1 else folder
@@ -169,7 +169,7 @@ def _load_safetensors(file: Path) -> dict[str, Tensor]:
         with safe_open(file, framework="pt") as content:
             return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
-        # For example, "header too small" in "Error while deserializing header: header too small".
+        # Keep only the reason, such as "header too small" in "Error while deserializing header: header too small".
         reason = str(error).rpartition("header: ")[2].partition(", expected")[0]
         raise ValueError(
             f"{file} is not a safetensors file, or is truncated or damaged ({reason}): download it again"
@@ -181,12 +181,12 @@ def _load_pickle(file: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # torch warns of pickle protocols that it then refuses
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
-        function = re.search(r"GLOBAL (\S+)", str(error))
-        if function is None:
+        refused_name = re.search(r"GLOBAL (\S+)", str(error))  # the function that the pickle would run
+        if refused_name is None:
             raise ValueError(f"{file} is not a file of tensors, or is damaged: download it again") from None
         raise ValueError(
-            f"{file} is refused and was not executed: it is a pickle that would run {function[1]}, but may hold only "
-            "tensors: use a release in safetensors"
+            f"{file} is refused and was not executed: it is a pickle that would run {refused_name[1]}, but may hold "
+            "only tensors: use a release in safetensors"
         ) from None
     except Exception as error:  # a damaged file may raise anything, even an AssertionError
         reason = str(error).partition("\n")[0].partition(": ")[0]

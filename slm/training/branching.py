@@ -1,8 +1,8 @@
 """Start a run (the branch) at a checkpoint of another run (its trunk) that is identical up to that checkpoint.
 
-A branch writes the same files as if the run had started at step 0, to the last bit on one CPU. So its trunk may differ
-only in budget and schedule, and both must have the same learning rate at every step before the checkpoint. The learning
-rates are computed and compared, because schedules with different names can agree.
+A branch writes the same files as if it had started at step 0 (on one CPU, bit for bit). Its settings may therefore
+differ from the trunk's only in budget and schedule, and at every step before the checkpoint both runs must have the
+same learning rate. These rates are computed and compared, because schedules with different names can agree.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Branch:
 def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Branch | None:
     """Find the checkpoint at which a run of `steps` steps starts; `branch_from` names it or the trunk's run directory.
 
-    In a run directory, this is the latest checkpoint of `checkpoint.keep_steps` that this run would also have written.
-    Returns None if `branch_from` is null or the run has checkpoints of its own. Raises `ValueError` if the trunk is a
-    different run before the checkpoint; `Branch.check_corpus` compares the corpora.
+    A run directory stands for the latest of its `checkpoint.keep_steps` checkpoints up to which both runs are the same.
+    Returns None if `branch_from` is null or the run has checkpoints of its own. Raises `ValueError` if the runs differ
+    before the checkpoint. The corpora are compared later, by `Branch.check_corpus`.
     """
     if settings.get("branch_from") is None or resumable_checkpoints(RunDirectory(settings["output_dir"]).checkpoints):
         return None
     path = Path(settings["branch_from"]).absolute()
-    trunk = RunDirectory(path if path.is_dir() else path.parent.parent)  # of RUN/checkpoints/FILE
+    trunk = RunDirectory(path if path.is_dir() else path.parent.parent)  # path: RUN/checkpoints/FILE
     config = trunk.settings() if path.exists() else None
     if config is None or not trunk.metrics.exists():
         raise ValueError(
@@ -61,32 +61,33 @@ def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Bra
             f"branch_from={path} is a run with other settings ({'; '.join(different[:3])}): "
             "a branch may differ from its trunk only in budget and schedule"
         )
-    limit = _count_shared_steps(config, settings, steps, devices)
-    shared_checkpoints = (file for step, file in step_checkpoints(trunk.checkpoints) if step <= limit)
+    shared_steps = _count_shared_steps(config, settings, steps, devices)
+    shared_checkpoints = (file for step, file in step_checkpoints(trunk.checkpoints) if step <= shared_steps)
     checkpoint = first_intact(shared_checkpoints if path.is_dir() else [path])
     step = checkpoint_step(checkpoint) if checkpoint else None
-    if checkpoint is None or step is None or step > limit:
-        raise ValueError(_refusal(path, limit, step))
+    if checkpoint is None or step is None or step > shared_steps:
+        raise ValueError(_refusal(path, shared_steps, step))
     return Branch(checkpoint=checkpoint, step=step, trunk=trunk, trunk_name=config["name"])
 
 
 def _count_shared_steps(trunk: Mapping[str, Any], settings: Mapping[str, Any], steps: int, devices: int) -> int:
-    """Count the steps that the runs share. The last step of a run is never shared, because it scores more tokens."""
+    """Count the first steps, which are the same in both runs. The last step of a run differs: it scores more tokens."""
     train = settings["train"] | {key: trunk["train"].get(key) for key in BUDGETS}
+    # The trunk has this run's other settings, except `keep_steps`, which may lie after its last step.
     trunk_settings = {**settings, "train": train, "schedule": trunk["schedule"], "checkpoint": {}}
     _, trunk_steps = shape_and_steps(trunk_settings, devices=devices)
-    equal_rates = count_common_steps(trunk["schedule"], trunk_steps, settings["schedule"], steps)
-    return min(equal_rates, trunk_steps - 1, steps - 1)
+    steps_with_equal_rate = count_common_steps(trunk["schedule"], trunk_steps, settings["schedule"], steps)
+    return min(steps_with_equal_rate, trunk_steps - 1, steps - 1)
 
 
-def _refusal(path: Path, limit: int, step: int | None) -> str:
-    if limit == 0:
+def _refusal(path: Path, shared_steps: int, step: int | None) -> str:
+    if shared_steps == 0:
         return (
             f"branch_from={path} shares no step with this run: give both the same schedule.warmup_steps, "
             "which unlike warmup_fraction does not depend on the budget"
         )
     problem = "has no intact checkpoint for this run" if step is None else f"is at step {step}"
     return (
-        f"branch_from={path} {problem}, and only the first {limit} steps of the two runs are the same: "
-        f"branch from a step of at most {limit} (the trunk keeps it with checkpoint.keep_steps=[{limit}])"
+        f"branch_from={path} {problem}, and only the first {shared_steps} steps of the two runs are the same: branch "
+        f"from a step of at most {shared_steps} (the trunk keeps it with checkpoint.keep_steps=[{shared_steps}])"
     )

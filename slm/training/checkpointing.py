@@ -1,8 +1,8 @@
 """Checkpoints of a run. Each is written under a temporary name and then renamed, and the last two are kept.
 
 DIR/checkpoints/last.ckpt is the newest checkpoint, previous.ckpt the checkpoint before it. On request, best.ckpt has
-the lowest validation loss and step-000500.ckpt is from step 500. On one CPU, a run that continues from a checkpoint is
-bit for bit the same as without the interruption. Files are read with `weights_only=True`.
+the lowest validation loss and step-000500.ckpt is from step 500. On one CPU, a run that was interrupted and continued
+from a checkpoint is bit for bit the same as an uninterrupted run. Files are read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def link_last(folder: Path, name: str) -> None:
-    """Give the newest checkpoint a second name: by a hard link, or by a copy if the file system has no links."""
+    """Give the newest checkpoint a second name: a hard link, or a copy if the file system has no hard links."""
     partial = folder / (name + ".partial")
     partial.unlink(missing_ok=True)
     try:
@@ -77,7 +77,7 @@ def resumable_checkpoints(folder: Path) -> list[Path]:
 
 
 def first_intact(paths: Iterable[Path]) -> Path | None:
-    """Return the first intact checkpoint, or None. Reports each damaged checkpoint before it."""
+    """Return the first intact checkpoint, or None. Prints a line for each damaged checkpoint that it skips."""
     for path in paths:
         if is_intact_zip(path):
             return path
@@ -93,7 +93,7 @@ def step_checkpoint_name(step: int) -> str:
 def step_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Return step and path of each checkpoint that `checkpoint.keep_steps` has kept, the latest step first."""
     candidates = [(path.stem.removeprefix("step-"), path) for path in folder.glob("step-*.ckpt")]
-    return sorted(((int(step), path) for step, path in candidates if step.isdigit()), reverse=True)
+    return sorted(((int(digits), path) for digits, path in candidates if digits.isdigit()), reverse=True)
 
 
 def checkpoint_step(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""The devices and the precision of a run: the `trainer` group of its config on this machine."""
+"""The devices and the precision of a run: what the config group `trainer` means on this machine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Hardware:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """The dtype of matmuls if the weights have another dtype, else None."""
+        """The dtype of matmuls if it differs from the dtype of the weights, else None."""
         return self.matmul_dtype if self.precision.endswith("-mixed") else None
 
     @property
@@ -76,7 +76,7 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
         strategy=strategy if devices * trainer["num_nodes"] > 1 else "single",
         precision=precision,
         compile=_compiles(trainer["compile"], accelerator),
-        micro_batch_tokens=trainer["micro_batch_tokens"] and int(trainer["micro_batch_tokens"]),
+        micro_batch_tokens=None if trainer["micro_batch_tokens"] is None else int(trainer["micro_batch_tokens"]),
         activation_checkpointing=trainer.get("activation_checkpointing", False),  # older runs lack the key
         deterministic=trainer.get("deterministic", False),
         num_workers=_num_workers(trainer["num_workers"], accelerator, devices),
@@ -89,9 +89,10 @@ def _accelerator(requested: str) -> Literal["cpu", "cuda", "mps"]:
             raise ValueError("trainer.accelerator=mps, but torch sees no GPU of Apple here; trainer=cpu runs anywhere")
         return "mps"
     if requested in ("cuda", "gpu") and not torch.cuda.is_available():
+        why = unusable_gpu()
+        reason = f" ({why})" if why else ""
         raise ValueError(
-            f"trainer.accelerator={requested}, but torch sees no CUDA device here; trainer=cpu runs anywhere"
-            + (f" ({why})" if (why := unusable_gpu()) else "")
+            f"trainer.accelerator={requested}, but torch sees no CUDA device here; trainer=cpu runs anywhere{reason}"
         )
     return "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
 
@@ -100,7 +101,7 @@ def _compiles(requested: Any, accelerator: str) -> bool:
     obstacle = why_not_compiled(accelerator)
     if requested is True and obstacle:
         raise ValueError(f"trainer.compile=true, but {obstacle}; with trainer.compile=auto the run is not compiled")
-    return obstacle is None if requested == "auto" else bool(requested)
+    return bool(requested) and obstacle is None  # requested: True or "auto"
 
 
 def _num_workers(requested: Any, accelerator: str, devices: int) -> int:

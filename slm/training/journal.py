@@ -87,7 +87,7 @@ class Journal(L.Callback):
     _row_steps: int = 0  # steps since the last row or the start of this process
     _hopeless_rows: int = 0
     _votes: Votes = field(default_factory=Votes)
-    _is_late: bool = False  # a checkpoint is due by `every_minutes`
+    _is_late: bool = False  # a checkpoint is due under `checkpoint.every_minutes`
     _started: float = field(default_factory=time.perf_counter)
     _row_started: float = field(default_factory=time.perf_counter)
     _saved_at: float = field(default_factory=time.perf_counter)
@@ -151,7 +151,7 @@ class Journal(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Let a signal stop the run in the middle of a pass, unless the run has several processes, which must agree."""
+        """Let a signal stop a run of one process in the middle of a pass. Several processes must agree first."""
         self.interrupt.can_stop = trainer.world_size == 1
         if self.interrupt.can_stop and self.interrupt.received is not None:
             raise Stop
@@ -178,8 +178,9 @@ class Journal(L.Callback):
         self.skipped_steps = int(pl_module.guard.skipped.item())
 
     def outcome(self, steps: int) -> str:
-        """Return the status of a run that ended after `steps` steps. If more than half were skipped, it diverged."""
-        return "diverged" if self.status == "completed" and self.skipped_steps > steps / 2 else self.status
+        """Return the status of a run that ended after `steps` steps. It diverged if more than half were skipped."""
+        has_diverged = self.status == "completed" and self.skipped_steps > steps / 2
+        return "diverged" if has_diverged else self.status
 
     def _training_metrics(self, module: LanguageModel, trainer: L.Trainer) -> dict[str, float]:
         """Return means and rates since the last row. Reading them makes the host wait for the device."""
@@ -219,7 +220,7 @@ class Journal(L.Callback):
     def _validate(self, module: LanguageModel, is_last: bool) -> dict[str, float]:
         paused_at = time.perf_counter()
         train = self.plan.settings["train"]
-        max_tokens = train.get("val_tokens") if is_last else train["eval_tokens"]  # None: all tokens
+        max_tokens = train.get("val_tokens") if is_last else train["eval_tokens"]  # None means all tokens
         with module.evaluation_weights():
             val = score(module, self.corpus, max_tokens=None if max_tokens is None else int(max_tokens))
             if is_first_process():
@@ -237,7 +238,7 @@ class Journal(L.Callback):
         for tracker in self.trackers:
             tracker.log(step, {"tokens": step * self.plan.batch_tokens, **row})
         self._latest |= row
-        texts = [text.format(self._latest[name]) for name, text in PROGRESS_FORMATS.items() if name in self._latest]
+        texts = [form.format(self._latest[name]) for name, form in PROGRESS_FORMATS.items() if name in self._latest]
         self.progress.update(step, " ".join(texts), log="val/loss" in row)
 
     def _vote(self, trainer: L.Trainer) -> None:
@@ -265,7 +266,7 @@ class Journal(L.Callback):
 
     def _save(self, trainer: L.Trainer, module: LanguageModel, extra_names: list[str]) -> None:
         paused_at = time.perf_counter()
-        # A checkpoint holds one rank's buffers. A continued run loads these means in all ranks: their sum is the same.
+        # A checkpoint holds one rank's buffers, which a continued run loads in all ranks. Means keep the sum the same.
         for buffer in (module.loss_sum, module.loss_count):
             buffer.copy_(_sum_over_ranks(trainer, buffer) / trainer.world_size)
         folder = self.plan.folder.checkpoints

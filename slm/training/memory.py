@@ -30,8 +30,8 @@ DEFAULT_TOKENS = {"cpu": 8192, "cuda": 32768, "mps": 8192}
 USABLE_SHARE = 0.9
 """Share of the available memory that is used. The rest is for the allocator's fragments and for libraries."""
 MIN_TOKENS = 4096
-"""A pass of fewer tokens slows a GPU down by more than the third that computing activations again costs. This is an
-estimate from the number of 128 x 128 tiles of a matmul that an H100 computes at the same time."""
+"""With fewer tokens per pass, a GPU loses more than the third of its speed that activation checkpointing costs. This is
+an estimate from the number of 128 x 128 tiles of a matmul that an H100 computes at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Passes:
     activation_checkpointing: bool
     """Whether activations are computed again in the backward pass."""
     bytes: int | None = None
-    """Estimated memory of activations; None if it was not estimated."""
+    """Estimated memory of activations; None if there is no estimate."""
 
     def text(self, length: int) -> str:
         """Describe passes of sequences that have `length` tokens."""
@@ -56,7 +56,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now, self.peak = 0, 0
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -95,7 +95,7 @@ def activation_bytes(
     """Return the peak memory of a forward and backward pass of `size` sequences, without weights and gradients.
 
     The weights have `dtype`, and matmuls run in `autocast` if it is given. Nothing is computed, so the device needs no
-    memory, but a GPU must be present, because its kernels are asked for the shapes of their results.
+    memory. A device of this kind must be present, because its kernels are asked for the shapes of their results.
     """
     context = partial(torch.autocast, device, autocast, cache_enabled=False) if autocast else nullcontext
     with torch.device("meta"):
@@ -121,12 +121,13 @@ def optimizer_state_bytes(model: ModelConfig, has_average: bool, *, shards: int 
 
     With more than one FSDP shard, this includes the gathered weights and gradients of the embedding and of two blocks.
     """
-    total = (20 if has_average else 16) * num_params(model)
+    bytes_per_param = 20 if has_average else 16  # 4 for each of the items above
+    total = bytes_per_param * num_params(model)
     if shards == 1:
         return total
     block_params = num_params(model, non_embedding=True)
     embedding_params = num_params(model) - block_params
-    return total // shards + 8 * (embedding_params + 2 * block_params // model.num_layers)
+    return total // shards + 8 * (embedding_params + 2 * block_params // model.num_layers)  # 8: weight and gradient
 
 
 def choose_passes(
@@ -140,55 +141,56 @@ def choose_passes(
     room: float | None,
     estimate: Callable[[bool, int], int],
 ) -> Passes:
-    """Choose passes for a step of `sequences`, each of `length` tokens, that `devices` share.
+    """Choose passes for an optimizer step of `sequences`, each of `length` tokens, that `devices` share.
 
-    A pass has at most `max_tokens` tokens (`trainer.micro_batch_tokens`) or, if that is None, at most `default_tokens`
-    and no more than fit into `room` bytes. `estimate` returns the bytes of activations for a choice of checkpointing
-    and a size. "auto" turns checkpointing on if without it `max_tokens` (or, if that is None, `MIN_TOKENS`) would not
-    fit. If `room` is None, nothing is estimated and "auto" means off.
+    If `max_tokens` (`trainer.micro_batch_tokens`) is given, it alone limits the tokens of a pass, even if they do not
+    fit. Otherwise a pass has at most `default_tokens`, and no more than fit into `room` bytes.
+    "auto" turns checkpointing on if too few tokens fit without it: fewer than `max_tokens` or, if that is None, than
+    `MIN_TOKENS`. `estimate(is_on, size)` returns the bytes of activations with checkpointing on or off. If `room` is
+    None, nothing is estimated and "auto" means off.
     """
-    largest = choose_micro_batch_size(sequences, devices, max(1, (max_tokens or default_tokens) // length))
+    largest_size = choose_micro_batch_size(sequences, devices, max(1, (max_tokens or default_tokens) // length))
     if room is None:
-        return Passes(size=largest, activation_checkpointing=activation_checkpointing is True)
-    sufficient = largest if max_tokens else min(largest, max(1, MIN_TOKENS // length))
+        return Passes(size=largest_size, activation_checkpointing=activation_checkpointing is True)
+    sufficient_size = largest_size if max_tokens else min(largest_size, max(1, MIN_TOKENS // length))
     choices = (False, True) if activation_checkpointing == "auto" else (activation_checkpointing,)
     for is_on in choices:
-        fitting = _largest_fitting(largest, room, partial(estimate, is_on))
-        if fitting >= sufficient:
+        fitting_size = _largest_fitting(largest_size, room, partial(estimate, is_on))
+        if fitting_size >= sufficient_size:
             break
-    size = largest if max_tokens else choose_micro_batch_size(sequences, devices, max(1, fitting))
+    size = largest_size if max_tokens else choose_micro_batch_size(sequences, devices, max(1, fitting_size))
     return Passes(size=size, activation_checkpointing=is_on, bytes=estimate(is_on, size))
 
 
 def smaller_passes(
     passes: Passes, sequences: int, length: int, *, is_size_given: bool, may_checkpoint: bool
 ) -> Passes | None:
-    """Return half the size or, if that is below `MIN_TOKENS`, checkpointing; None if neither is allowed."""
+    """Return half the size, or checkpointing if half has fewer than `MIN_TOKENS`; None if neither is allowed."""
     may_halve = not is_size_given and passes.size > 1
-    size = choose_micro_batch_size(sequences, 1, passes.size // 2) if may_halve else 0
-    if may_checkpoint and not passes.activation_checkpointing and size * length < MIN_TOKENS:
+    half = choose_micro_batch_size(sequences, 1, passes.size // 2) if may_halve else 0
+    if may_checkpoint and not passes.activation_checkpointing and half * length < MIN_TOKENS:
         return Passes(size=passes.size, activation_checkpointing=True)
-    return replace(passes, size=size, bytes=None) if may_halve else None
+    return replace(passes, size=half, bytes=None) if may_halve else None
 
 
-def choose_micro_batch_size(sequences: int, devices: int, fitting: int) -> int:
-    """Return how many sequences a pass has, at most `fitting`, if `devices` share a step of `sequences`.
+def choose_micro_batch_size(sequences: int, devices: int, max_size: int) -> int:
+    """Return how many sequences a pass has, at most `max_size`, if `devices` share a step of `sequences`.
 
-    This is the size, between half the largest and the largest, that needs the fewest empty sequences. For example, if a
-    device's share is 43 sequences and 16 fit, it takes 4 passes of 11, because 43 is prime.
+    Of the sizes from half the largest to the largest, this is the one that needs the fewest empty sequences. For
+    example, a share of 43 sequences with a largest size of 16 takes 4 passes of 11, one sequence of which is empty.
     """
     share = math.ceil(sequences / devices)
-    largest = min(share, fitting)
-    sizes = range(largest, (largest - 1) // 2, -1)
+    largest_size = min(share, max_size)
+    sizes = range(largest_size, (largest_size - 1) // 2, -1)  # of equally good sizes, `min` takes the largest
     return min(sizes, key=lambda size: math.ceil(share / size) * size)
 
 
-def _largest_fitting(largest: int, room: float, estimate: Callable[[int], int]) -> int:
-    """Return the largest size up to `largest` that fits, or 0. Memory is linear in the size (but for loss chunks)."""
-    bytes_of_largest = estimate(largest)
+def _largest_fitting(largest_size: int, room: float, estimate: Callable[[int], int]) -> int:
+    """Return the largest size that fits, or 0. Interpolates: memory is linear in the size, except for loss chunks."""
+    bytes_of_largest = estimate(largest_size)
     if bytes_of_largest <= room:
-        return largest
+        return largest_size
     bytes_of_one = estimate(1)
     if bytes_of_one > room:
         return 0
-    return 1 + int((room - bytes_of_one) * (largest - 1) / (bytes_of_largest - bytes_of_one))
+    return 1 + int((room - bytes_of_one) * (largest_size - 1) / (bytes_of_largest - bytes_of_one))

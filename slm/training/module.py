@@ -1,4 +1,4 @@
-"""The Lightning module: the decoder, its optimizer, one step of training, and the loss on the validation stream.
+"""The Lightning module: the decoder, its optimizer, one step of training, and the validation loss.
 
 Lightning's validation loop is not used: when a run is killed between a validation and the next checkpoint, that loop
 repeats or skips validations, and metrics.csv then differs from an uninterrupted run's. Axes: B sequences, T tokens.
@@ -58,8 +58,8 @@ class LanguageModel(L.LightningModule):
         self.guard = StepGuard(self.optim["skip_factor"])
         self.loss_scale = LossScale() if plan.hardware.precision == "16-mixed" else None
         self.register_buffer("loss_sum", torch.zeros(()))  # finite losses of this process's steps since the last row
-        self.register_buffer("loss_count", torch.zeros(()))  # optimizer steps in that sum
-        for name in ("step_loss", "step_count"):  # the same for the passes of the unfinished step
+        self.register_buffer("loss_count", torch.zeros(()))  # number of steps in `loss_sum`
+        for name in ("step_loss", "step_count"):  # sum and count over the passes of the unfinished step
             self.register_buffer(name, torch.zeros(()), persistent=False)
         self.register_buffer("grad_norm", torch.zeros(()))  # of the last step, before clipping
         self.average = self._new_average()
@@ -68,30 +68,31 @@ class LanguageModel(L.LightningModule):
 
     def configure_model(self) -> None:
         """Under FSDP, shard each block and then the rest."""
-        if self.device_mesh is None or hasattr(self.decoder, "unshard"):
+        if self.device_mesh is None or hasattr(self.decoder, "unshard"):  # the second: it is sharded already
             return
         mesh = self.device_mesh["data_parallel"]
         for number, block in enumerate(self.decoder.layers):
             fully_shard(block, mesh=mesh, mp_policy=_gather_policy(block, self.plan.hardware.precision))
-            if (uses := self.decoder.config.block_uses.count(number)) > 1:
-                self._reduce_after_all_uses(block, uses)
+            num_uses = self.decoder.config.block_uses.count(number)
+            if num_uses > 1:
+                self._reduce_after_all_uses(block, num_uses)
         fully_shard(self.decoder, mesh=mesh)
         for method in ("loss", "token_losses"):
             register_fsdp_forward_method(self.decoder, method)
         self.average = self._new_average()  # again, so that the averages are sharded like the weights
 
     def set_gradient_sync(self, enabled: bool) -> None:
-        """Under FSDP, make backward passes reduce the gradients over all devices, or add them up on each device."""
+        """Under FSDP, let backward passes reduce gradients over all devices if `enabled`; else only add them up."""
         self.syncs_gradients = enabled
         decoder: Any = self.decoder
         decoder.set_requires_gradient_sync(enabled)
 
-    def _reduce_after_all_uses(self, block: Any, uses: int) -> None:
-        """Under FSDP, reduce a shared block's gradients once per pass of the model: in the last of the block's uses."""
+    def _reduce_after_all_uses(self, block: Any, num_uses: int) -> None:
+        """Under FSDP, let a block that a pass runs `num_uses` times reduce its gradients only in its last backward."""
         use_numbers = itertools.count(1)
 
         def before_backward(grad: Tensor) -> None:
-            is_last = next(use_numbers) % uses == 0
+            is_last = next(use_numbers) % num_uses == 0
             block.set_requires_gradient_sync(is_last and self.syncs_gradients)
 
         @torch.compiler.disable
@@ -116,13 +117,13 @@ class LanguageModel(L.LightningModule):
         """Set the learning rate of the next step, because a branch's checkpoint holds the trunk's learning rate."""
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         factor = lr_factor(self.trainer.global_step, self.plan.steps, self.schedule)
-        for group, peak in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
-            group["lr"] = peak * factor
+        for group, peak_lr in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = peak_lr * factor
 
     def training_step(self, tokens_BT: Tensor, batch_idx: int) -> Tensor:
         """Return the mean loss of a micro-batch (B, T + 1), in which each token predicts the next one.
 
-        In a padded step, it is weighted so that empty sequences do not count in the mean over passes and devices.
+        If the step has empty sequences, the loss is weighted so that the mean over passes and devices leaves them out.
         """
         inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
         if self.plan.padding:
@@ -132,13 +133,13 @@ class LanguageModel(L.LightningModule):
         if self.plan.padding:
             sequences_per_pass = self.plan.batch_size / (self.plan.accumulation * self.plan.hardware.world_size)
             loss = loss * (targets_BT[:, 0] != IGNORE).sum() / sequences_per_pass
-        finite = loss.detach().isfinite()
-        self.step_loss += torch.where(finite, loss.detach(), 0.0) / self.plan.accumulation
-        self.step_count += finite / self.plan.accumulation
+        is_finite = loss.detach().isfinite()
+        self.step_loss += torch.where(is_finite, loss.detach(), 0.0) / self.plan.accumulation
+        self.step_count += is_finite / self.plan.accumulation
         return loss
 
     def documents(self, tokens_BT: Tensor) -> Tensor | None:
-        """Return the number of each token's document (B, T); None if documents are not masked from each other."""
+        """Number each token by its document (B, T); None if documents are not masked from each other."""
         return None if self.separator is None else document_numbers(tokens_BT, self.separator)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -171,7 +172,7 @@ class LanguageModel(L.LightningModule):
         return self.optim["lr"] * lr_factor(step - 1, self.plan.steps, self.schedule)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Set Lightning's count of forward passes, because the passes of a step depend on the number of devices."""
+        """Recompute Lightning's count of passes: the checkpoint may be from a run with other passes per step."""
         passes = checkpoint["global_step"] * self.plan.accumulation
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
@@ -204,24 +205,21 @@ class Score:
 
     def metrics(self) -> dict[str, float]:
         """Return the loss in nats per token, in bits per byte (comparable across tokenizers), and as a perplexity."""
-        bits_per_byte = self.loss * self.tokens / self.bytes / math.log(2) if self.bytes else math.nan
+        bits_per_byte = (self.loss * self.tokens / self.bytes / math.log(2)) if self.bytes else math.nan
         perplexity = math.exp(min(self.loss, 700.0))  # exp(710) overflows
         return {"loss": self.loss, "bits_per_byte": bits_per_byte, "perplexity": perplexity}
 
 
 @torch.no_grad()
 def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = None) -> Score:
-    """Score every token of the validation stream except the first, or `max_tokens` tokens spread evenly over it.
+    """Score every validation token except the first, or `max_tokens` tokens spread evenly over the validation set.
 
-    Each process scores its share. Blocks run uncompiled, in the precision of training, so that the loss does not depend
-    on compilation.
+    Each process scores its share. Blocks run in the precision of training but uncompiled, so that the loss does not
+    depend on compilation.
     """
-    trainer = module.trainer
+    trainer, plan = module.trainer, module.plan
     batches = val_batches(
-        corpus.val,
-        sequence_length=module.plan.sequence_length,
-        batch_size=module.plan.micro_batch_size,
-        max_tokens=max_tokens,
+        corpus.val, sequence_length=plan.sequence_length, batch_size=plan.micro_batch_size, max_tokens=max_tokens
     )
     sum_device = float64_device(module.device)
     token_bytes = torch.as_tensor(corpus.val_bytes, device=sum_device)
@@ -232,8 +230,8 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
             losses = module.decoder.token_losses(inputs, targets, module.documents(inputs))
         losses, targets = losses.to(sum_device), targets.to(sum_device)
         is_scored = targets != IGNORE
-        num_bytes = token_bytes[targets.clamp(min=0)] * is_scored
-        sums += torch.stack([losses.double().sum(), is_scored.sum().double(), num_bytes.sum().double()])
+        target_bytes = token_bytes[targets.clamp(min=0)] * is_scored
+        sums += torch.stack([losses.double().sum(), is_scored.sum().double(), target_bytes.sum().double()])
     nats, tokens, num_bytes = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
     return Score(loss=nats / tokens, tokens=int(tokens), bytes=round(num_bytes))
 
@@ -243,12 +241,12 @@ def share_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield every `world_size`-th batch, beginning with batch number `rank`.
 
-    Ranks for which the last round has no batch get a copy in which no target is scored. All ranks then make the same
-    number of forward passes, as sharded weights require.
+    In the last round, each rank without a batch of its own gets the last batch with no target to score. All ranks thus
+    make the same number of forward passes, as sharded weights require.
     """
     for number, (inputs, targets) in enumerate(batches):
         if number % world_size == rank:
             yield inputs, targets
-    num_in_last_round = (number + 1) % world_size
+    num_in_last_round = (number + 1) % world_size  # 0 if the last round is full
     if num_in_last_round and rank >= num_in_last_round:
         yield inputs, torch.full_like(targets, IGNORE)

@@ -2,8 +2,8 @@
 
 Muon (K. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): the update of a matrix is its Nesterov momentum
 with all singular values brought near 1, by five Newton-Schulz iterations of a quintic instead of an SVD. The update is
-scaled as in arXiv:2502.16982, eq. 4, by 0.2 sqrt(max(rows, columns)), which gives it the root mean square of an AdamW
-update, so that one learning rate and one weight decay serve both rules.
+scaled by 0.2 sqrt(max(rows, columns)) (arXiv:2502.16982, eq. 4). It then has the root mean square of an AdamW update,
+so one learning rate and one weight decay serve Muon and AdamW.
 
 Notable: matrices of one shape are orthogonalized in one batched product. A bad step (`found_inf`) is undone on the
 device. Sharded matrices (DTensor) are gathered for the iterations, and each process keeps its own part of the result.
@@ -30,7 +30,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 ADAMW_RMS = 0.2
 """Typical root mean square of an AdamW update at learning rate 1 (arXiv:2502.16982, section 2.2)."""
 MAX_BATCH_NUMBERS = 2**26
-"""Most elements in one batched product, to limit the memory of the iterations."""
+"""Most numbers in one batched product, to limit the memory of the iterations."""
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def orthogonalize(x_NRC: Tensor, iterations: int) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups marked `orthogonal` take Muon's step, other groups AdamW's; both decay weights by lr x weight_decay.
+    """Takes Muon's step in groups marked `orthogonal`, AdamW's in others. Both decay weights by lr x weight_decay.
 
     Each group has `lr`, `weight_decay`, `eps` (AdamW's) and `orthogonal`. Orthogonal groups hold matrices only.
     """
@@ -72,21 +72,21 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            group = {**group, "params": [p for p in group["params"] if p.grad is not None]}
+            group_with_grads = {**group, "params": [p for p in group["params"] if p.grad is not None]}
             if group["orthogonal"]:
-                self._step_muon(group)
+                self._step_muon(group_with_grads)
             else:
-                self._step_adamw(group)
+                self._step_adamw(group_with_grads)
         return loss
 
     def _step_muon(self, group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = {}
+        matrices_by_shape: dict[torch.Size, list[Tensor]] = {}
         for p in group["params"]:
-            by_shape.setdefault(p.shape, []).append(p)
-        for shape, matrices in by_shape.items():
-            size = max(1, MAX_BATCH_NUMBERS // shape.numel())
-            for start in range(0, len(matrices), size):
-                self._step_batch(group, matrices[start : start + size])
+            matrices_by_shape.setdefault(p.shape, []).append(p)
+        for shape, matrices in matrices_by_shape.items():
+            batch_size = max(1, MAX_BATCH_NUMBERS // shape.numel())
+            for start in range(0, len(matrices), batch_size):
+                self._step_batch(group, matrices[start : start + batch_size])
 
     def _step_batch(self, group: dict[str, Any], matrices: list[Tensor]) -> None:
         """Update with decoupled decay: W <- (1 - lr wd) W - lr 0.2 sqrt(max(R, C)) orthogonalize(momentum)."""
@@ -99,7 +99,7 @@ class Muon(torch.optim.Optimizer):
             weight.copy_(self._unless_bad(new, weight))
 
     def _advance_momentum(self, p: Tensor, momentum: float) -> Tensor:
-        """Advance the momentum buffer; returns Nesterov's momentum, gathered from all shards."""
+        """Advance the momentum buffer. Returns Nesterov's momentum, gathered from all shards."""
         assert p.grad is not None
         state = self.state[p]
         if not state:
@@ -125,7 +125,7 @@ class Muon(torch.optim.Optimizer):
             [p.grad for p in group["params"]],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
-            [],
+            [],  # the largest second moments, for AMSGrad only
             [state["step"] for state in states],
             fused=True,
             found_inf=self.found_inf,
@@ -153,7 +153,7 @@ def _gather_like(part: Tensor, reference: Tensor) -> Tensor:
 
 
 def _shard_like(matrix: Tensor, reference: Tensor) -> Tensor:
-    """Shard a matrix that all processes hold like `reference`. Returns this process's part; communicates nothing."""
+    """Return this process's part of a full matrix, sharded like `reference`, without communication."""
     if not isinstance(reference, DTensor):
         return matrix
     mesh = reference.device_mesh

@@ -17,7 +17,7 @@ from slm.training.muon import Muon, local_part
 from slm.training.parametrization import STANDARD, Rules, parameter_kinds
 
 GUARD_WINDOW = 50
-"""Steps in the guard's running mean of gradient norms. Until it has that many good steps, no norm is too large."""
+"""Steps in the guard's running mean of gradient norms. Before so many good steps, no finite norm is too large."""
 LOSS_SCALE_PATIENCE = 2000
 """Good steps in a row after which the loss scale is doubled: torch's default."""
 IGNORES_FOUND_INF = ("mps",)
@@ -73,8 +73,8 @@ OPTIMIZERS: dict[str, Callable[[Decoder, Mapping[str, Any], Rules], torch.optim.
 class StepGuard(nn.Module):
     """Detects bad steps by their gradient norm, on the device.
 
-    A step is bad if its norm is not finite, or above `skip_factor` times the geometric mean of recent norms. `skipped`
-    counts all bad steps, `in_a_row` the bad steps after the last good step. Checkpoints hold all state, in buffers.
+    A step is bad if its norm is not finite, or above `skip_factor` times the geometric mean of recent norms. `seen`
+    counts good steps, `skipped` bad steps, and `in_a_row` bad steps since the last good one. All state is in buffers.
     """
 
     log_mean: Tensor
@@ -94,7 +94,7 @@ class StepGuard(nn.Module):
         log_norm = grad_norm.to(self.log_mean.dtype).clamp(min=1e-12).log()
         is_exploding = (self.seen >= GUARD_WINDOW) & (log_norm > self.log_mean + self.log_factor)
         is_bad = is_exploding | ~log_norm.isfinite()
-        weight = 1 / (self.seen + 1).clamp(max=GUARD_WINDOW)
+        weight = 1 / (self.seen + 1).clamp(max=GUARD_WINDOW)  # of this step in the mean
         self.log_mean.copy_(torch.where(is_bad, self.log_mean, self.log_mean.lerp(log_norm, weight)))
         self.seen.add_(~is_bad)
         self.skipped.add_(is_bad)
@@ -105,9 +105,9 @@ class StepGuard(nn.Module):
 class LossScale(nn.Module):
     """A factor on the loss that keeps float16 gradients, whose smallest normal number is 6e-5, from underflowing.
 
-    It is halved after a step whose gradients overflow, which is skipped, and doubled after 2,000 good steps in a row
-    (arXiv:1710.03740), as in `torch.amp.GradScaler`. `GradScaler` itself would overrule `skip_if` in fused optimizers,
-    and wait for the device in others. All state is in buffers, so checkpoints hold it.
+    As in `torch.amp.GradScaler`, it is halved after a step whose gradients overflow (that step is skipped), and doubled
+    after 2,000 good steps in a row (arXiv:1710.03740). `GradScaler` itself is not used: it would overrule `skip_if` in
+    fused optimizers, and wait for the device in others. All state is in buffers, so checkpoints hold it.
     """
 
     factor: Tensor
@@ -127,10 +127,10 @@ class LossScale(nn.Module):
     def update(self, grad_norm: Tensor) -> None:
         """Choose the factor for the next step from the gradient norm of this step."""
         is_good = grad_norm.isfinite()
-        self.good_steps.add_(1).mul_(is_good)
-        grows = self.good_steps >= LOSS_SCALE_PATIENCE
-        self.factor.mul_(torch.where(is_good, torch.where(grows, 2.0, 1.0), 0.5))
-        self.good_steps.mul_(~grows)
+        self.good_steps.add_(1).mul_(is_good)  # a bad step resets the count to 0
+        is_due = self.good_steps >= LOSS_SCALE_PATIENCE
+        self.factor.mul_(torch.where(is_good, torch.where(is_due, 2.0, 1.0), 0.5))
+        self.good_steps.mul_(~is_due)
 
 
 def skip_if(optimizer: torch.optim.Optimizer, is_bad: Tensor) -> None:
@@ -147,7 +147,7 @@ def skip_if(optimizer: torch.optim.Optimizer, is_bad: Tensor) -> None:
 
 
 def full_grad_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """Return the L2 norm of all gradients; if they are sharded, over all shards."""
+    """Return the L2 norm of all gradients, over all shards if they are sharded."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
@@ -155,10 +155,10 @@ def full_grad_norm(parameters: list[nn.Parameter]) -> Tensor:
 class WeightAverage(nn.Module):
     """Exponential moving average of the weights, which is validated and exported instead of them.
 
-    After t steps: (1 - decay) / (1 - decay^t) x sum over steps i of decay^(t - i) x weights after step i. This is
-    Adam's correction for a short history (arXiv:1412.6980, section 3), so the initial weights have no part in it.
-    Skipped steps do not count. The averages are buffers (named by `average_name`), so checkpoints hold them. The host
-    does not wait for the device, and shards are not gathered.
+    After t steps it is (1 - decay) / (1 - decay^t) x sum over steps i of decay^(t - i) x weights after step i. The
+    denominator is Adam's correction for a short history (arXiv:1412.6980, section 3): the initial weights have no part
+    in the average. Skipped steps do not count. The averages are buffers (named by `average_name`), so checkpoints hold
+    them. The host does not wait for the device, and shards are not gathered.
     """
 
     count: Tensor
@@ -174,8 +174,8 @@ class WeightAverage(nn.Module):
     def update(self, decoder: nn.Module, skipped: Tensor) -> None:
         """Add the weights after a step, unless the step was `skipped` (a boolean scalar on the device)."""
         self.count.add_(~skipped)
-        # The weight of this step, (1 - decay) / (1 - decay^t); 0 if it was skipped.
-        share = (1 - self.decay) / -torch.expm1(self.count.clamp(min=1) * math.log(self.decay)) * ~skipped
+        total_weight = -torch.expm1(self.count.clamp(min=1) * math.log(self.decay))  # 1 - decay^t
+        share = (1 - self.decay) / total_weight * ~skipped  # of this step in the average; 0 if it was skipped
         averages = self._averages(decoder)
         changes = torch._foreach_sub([local_part(p) for p in decoder.parameters()], averages)
         torch._foreach_mul_(changes, share.to(changes[0].dtype))

@@ -1,15 +1,15 @@
 """Parametrizations: how initial weights, learning rates and multipliers depend on the shape.
 
-Hyperparameters tuned at a base shape then transfer to other shapes. At the base shape all parametrizations agree to the
-last bit. With m = hidden_size / base_width, d = uses of blocks / base_depth, C = head_dim and c = C / base_head_dim,
-the values of the config are multiplied by:
+Under mup and completep, hyperparameters tuned at a base shape transfer to other shapes. At the base shape all
+parametrizations agree to the last bit. The values of the config are multiplied by these factors, where C = head_dim,
+c = C / base_head_dim, m = hidden_size / base_width and d = depth / base_depth. Depth counts each use of a shared block.
 
 |                                        | standard | mup           | completep     |
 |----------------------------------------|----------|---------------|---------------|
 | hidden matrices: initial std           | 1        | m^-1/2        | m^-1/2        |
 | hidden matrices: AdamW's learning rate | 1        | m^-1          | m^-1          |
 | hidden matrices: Muon's learning rate  | 1        | m^-1/2        | m^-1/2        |
-| hidden matrices: weight decay          | 1        | 1 / factor of the learning rate | same |
+| hidden matrices: weight decay          | 1        | 1 / lr factor | 1 / lr factor |
 | other parameters: these values         | 1        | 1             | 1             |
 | epsilon in blocks                      | 1        | m^-1          | (m d)^-1      |
 | epsilon elsewhere                      | 1        | m^-1          | m^-1          |
@@ -25,8 +25,7 @@ spectral norm of an update must be proportional to sqrt(rows / columns) (arXiv:2
 
 Notable: hidden matrices are the weights of linear maps inside blocks; their number of inputs is assumed to grow with
 the width. Gains, biases, decay rates and convolutions over time have a fixed number of inputs and are called vectors. A
-tied embedding follows the rule of embeddings; as a head it is scaled by the multiplier of logits. The depth counts each
-use of a shared block.
+tied embedding follows the rule of embeddings; as a head it is scaled by the multiplier of logits.
 """
 
 from __future__ import annotations
@@ -53,9 +52,9 @@ class Rule:
 
     init_std: float = 1.0
     lr: float = 1.0
-    """For the learning rate of AdamW. Its weight decay is divided by this factor."""
+    """For AdamW's learning rate. AdamW's weight decay is divided by it."""
     muon_lr: float = 1.0
-    """For the learning rate of Muon. Its weight decay is divided by this factor."""
+    """For Muon's learning rate. Muon's weight decay is divided by it."""
     eps: float = 1.0
 
 
@@ -85,14 +84,16 @@ def make_rules(parametrization: Mapping[str, Any], shape: ModelConfig) -> Rules:
 def with_multipliers(parametrization: Mapping[str, Any], shape: ModelConfig) -> ModelConfig:
     """Return `shape` with its multipliers multiplied by the table's factors."""
     m, d, c = _ratios(parametrization, shape)
-    scores = shape.attention_multiplier
-    if c != 1:  # without a multiplier of its own, the shape has C^-1/2
-        scores = (shape.head_width / c) ** -0.5 / c if scores is None else scores / c
+    attention_multiplier = shape.attention_multiplier
+    if c != 1:
+        if attention_multiplier is None:  # the shape has the default at the base shape, (C / c)^-1/2
+            attention_multiplier = (shape.head_width / c) ** -0.5
+        attention_multiplier /= c
     return dataclasses.replace(
         shape,
         logits_multiplier=shape.logits_multiplier / m,
         residual_multiplier=shape.residual_multiplier / d,
-        attention_multiplier=scores,
+        attention_multiplier=attention_multiplier,
     )
 
 

@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def padding(self) -> int:
-        """Empty sequences of one optimizer step, added if passes of equal size do not divide the batch."""
+        """Empty sequences of one optimizer step, which fill it up to a number of equal passes."""
         return self.accumulation * self.micro_batch_size * self.hardware.world_size - self.batch_size
 
     @property
@@ -122,8 +122,9 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
 def _choose_passes(
     settings: Mapping[str, Any], hardware: Hardware, model: ModelConfig, sequences: int
 ) -> memory.Passes:
-    """Choose the passes of each device, if a step has `sequences` sequences over all devices."""
-    length, device = int(settings["train"]["sequence_length"]), hardware.accelerator
+    """Choose the passes of each device for a step that has `sequences` sequences over all devices."""
+    length = int(settings["train"]["sequence_length"])
+    device = hardware.accelerator
     available = available_bytes(device, alone=hardware.world_size == 1)
     shards = hardware.world_size if hardware.strategy == "fsdp" else 1
     held_bytes = memory.optimizer_state_bytes(model, settings["optim"]["ema_decay"] is not None, shards=shards)
@@ -149,8 +150,10 @@ def _choose_passes(
 
 
 def with_smaller_passes(plan: Plan) -> Plan | None:
-    """Return the plan with passes that need less memory; None if its settings do not allow smaller passes."""
+    """Return the plan with passes that need less memory; None if its settings do not allow them."""
     hardware = plan.hardware
+    if hardware.world_size > 1:  # all processes would have to agree on the new passes
+        return None
     passes = memory.smaller_passes(
         plan.passes,
         plan.batch_size,
@@ -158,8 +161,7 @@ def with_smaller_passes(plan: Plan) -> Plan | None:
         is_size_given=hardware.micro_batch_tokens is not None,
         may_checkpoint=hardware.activation_checkpointing == "auto",
     )
-    # Several processes would have to agree on the new passes.
-    return None if passes is None or hardware.world_size > 1 else replace(plan, passes=passes)
+    return None if passes is None else replace(plan, passes=passes)
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -201,20 +203,21 @@ def _compilation(plan: Plan) -> str:
     """Say whether the run is compiled and, if `auto` decided against it, why."""
     if plan.hardware.compile:
         return "compiled"
-    is_users_choice = plan.settings["trainer"]["compile"] is False
-    return "not compiled" if is_users_choice else f"not compiled because {why_not_compiled(plan.hardware.accelerator)}"
+    if plan.settings["trainer"]["compile"] is False:
+        return "not compiled"
+    return f"not compiled because {why_not_compiled(plan.hardware.accelerator)}"
 
 
 def _cache_sizes(model: ModelConfig) -> str:
     """Say how large the cache of a sequence is: keys and values grow with the context, states do not."""
-    parts: list[str] = []
+    texts: list[str] = []
     context = model.max_position_embeddings
-    if first := kv_cache_bytes(model, 1):
-        full = kv_cache_bytes(model, context)
-        parts.append(f"{first:,} bytes of keys and values after 1 token, {full:,} after {context:,} (bf16)")
-    if state := state_bytes(model):
-        parts.append(f"{state:,} bytes of state, constant (float32)")
-    return " and ".join(parts)
+    if start_bytes := kv_cache_bytes(model, 1):
+        full_bytes = kv_cache_bytes(model, context)
+        texts.append(f"{start_bytes:,} bytes of keys and values after 1 token, {full_bytes:,} after {context:,} (bf16)")
+    if constant_bytes := state_bytes(model):
+        texts.append(f"{constant_bytes:,} bytes of state, constant (float32)")
+    return " and ".join(texts)
 
 
 def _matrix_lr(plan: Plan) -> str:

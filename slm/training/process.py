@@ -1,10 +1,10 @@
 """The rank of this process in its run, and the signals that end the run. Imports no torch.
 
-Notable: Lightning trusts RANK, LOCAL_RANK and SLURM_PROCID even if they are left over from another job. A process that
-takes itself for the second one writes nothing. So a rank is accepted only if the environment states as many processes
-as the run has, and torchrun, srun or (through Lightning) our own first process started them. Otherwise these variables
-are removed before Lightning reads them. A run whose other processes were never started is refused, because Lightning
-would wait for them forever.
+Notable: Lightning trusts RANK, LOCAL_RANK and SLURM_PROCID even if they are left over from another job, and a process
+that mistakes itself for the second one writes nothing. So a rank is accepted only under two conditions: the environment
+states as many processes as the run has, and torchrun, srun or (through Lightning) our own first process started them.
+Otherwise these variables are removed before Lightning reads them. A run whose other processes were never started is
+refused, because Lightning would wait for them forever.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class World:
 def find_world(environment: Mapping[str, str], *, devices: int, num_nodes: int) -> World:
     """Return launcher and rank of this process in a run on `num_nodes` nodes with `devices` processes each.
 
-    The process of a run with a single process has rank 0, whatever the environment states. Raises `ValueError` if the
-    environment states another number of processes.
+    A single process has rank 0, even if another job left a rank in the environment. Raises `ValueError` if torchrun or
+    SLURM states another number of processes.
     """
     size = devices * num_nodes
     requested = f"trainer.devices={devices} and trainer.num_nodes={num_nodes}"
@@ -54,18 +54,19 @@ def find_world(environment: Mapping[str, str], *, devices: int, num_nodes: int) 
         _check(environment, "WORLD_SIZE", size, f"{requested}: {advice}")
         if size > 1:
             return World("torchrun", int(environment["RANK"]))
-    tasks = "SLURM_STEP_NUM_TASKS" if environment.get("SLURM_JOB_NAME") in INTERACTIVE_JOBS else "SLURM_NTASKS"
-    if environment.get(tasks, "1") != "1":
+    tasks_key = "SLURM_STEP_NUM_TASKS" if environment.get("SLURM_JOB_NAME") in INTERACTIVE_JOBS else "SLURM_NTASKS"
+    if environment.get(tasks_key, "1") != "1":
         advice = "start a task for each device (srun --ntasks-per-node), or a single task (srun --ntasks=1)"
-        for name, number in ((tasks, size), ("SLURM_NTASKS_PER_NODE", devices), ("SLURM_NNODES", num_nodes)):
-            _check(environment, name, number, f"{requested}: {advice}")
+        for key, number in ((tasks_key, size), ("SLURM_NTASKS_PER_NODE", devices), ("SLURM_NNODES", num_nodes)):
+            _check(environment, key, number, f"{requested}: {advice}")
         if "SLURM_PROCID" not in environment:
-            raise ValueError(f"{tasks}={size} without SLURM_PROCID: start train.py with srun, which starts all {size}")
+            raise ValueError(f"{tasks_key}={size} without SLURM_PROCID: start train.py with srun, which starts {size}")
         return World("slurm", int(environment["SLURM_PROCID"]))
     if num_nodes > 1:
         raise ValueError(f"trainer.num_nodes={num_nodes} needs srun or torchrun, which start a process for each device")
     rank = environment.get("LOCAL_RANK", "0")
-    if size > 1 and RUN_DIR in environment and environment.get("WORLD_SIZE") == str(size) and rank != "0":
+    is_in_our_run = RUN_DIR in environment and environment.get("WORLD_SIZE") == str(size)
+    if size > 1 and is_in_our_run and rank != "0":
         return World("lightning", int(rank))
     return World("lightning", 0, tuple(name for name in RANK_VARIABLES if name in environment))
 
@@ -102,7 +103,7 @@ class Interrupt:
     """A context that notes the first of `SIGNALS` in `received`; a second SIGINT raises `KeyboardInterrupt`.
 
     The run can then end after the current pass, with a checkpoint of the last optimizer step. While `can_stop` is true,
-    a signal raises `Stop` to end the pass too.
+    a signal raises `Stop`, which ends the pass at once.
     """
 
     def __init__(self) -> None:

@@ -27,14 +27,16 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
 
     Losses are nats per token, `flops_*` training FLOPs per token. If the run completed, `val` is its final validation
     on `train.val_tokens` tokens (null: the whole set); otherwise it is the newest validation. `signal` is the number of
-    the signal that the run received, if any. In a branch, steps and tokens (except `tokens_trained`) include the steps
-    of its trunk up to the branch.
+    the signal that the run received, if any. The counts of a branch (a run that started at a checkpoint of another run,
+    its trunk) include the trunk's steps before that checkpoint; only `tokens_trained` leaves them out.
     """
     tokens = step * plan.batch_tokens
-    branch_tokens = journal.branched_from["step"] * plan.batch_tokens if journal.branched_from else 0
+    trunk_tokens = journal.branched_from["step"] * plan.batch_tokens if journal.branched_from else 0
     tokens_per_second = tokens / journal.train_seconds if journal.train_seconds else None
+    mfu_datasheet = None
     device_peak = datasheet_peak(plan.hardware)
-    datasheet = device_peak and device_peak * plan.hardware.world_size
+    if device_peak is not None and tokens_per_second is not None:
+        mfu_datasheet = tokens_per_second * plan.token_flops / (device_peak * plan.hardware.world_size)
     val = Score(**journal.val) if journal.val else None
     optim, parametrization = plan.settings["optim"], plan.settings["parametrization"]
     return {
@@ -49,7 +51,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "flops_per_token_6n": flops_per_token(plan.model, plan.sequence_length, convention="6n"),
         "flops_per_token_exact": plan.token_flops,
         "train_tokens": tokens,
-        "tokens_trained": tokens - branch_tokens,
+        "tokens_trained": tokens - trunk_tokens,
         "branched_from": journal.branched_from,
         "steps": step,
         "planned_steps": plan.steps,
@@ -68,13 +70,13 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
             "name": corpus.tokenizer.name,
             "fingerprint": corpus.tokenizer.fingerprint,
             "vocab_size": corpus.tokenizer.vocab_size,
-            "keeps_text": corpus.keeps_text,
+            "keeps_text": corpus.keeps_text,  # whether decoding gives back the text exactly
         },
-        "val": val and {**val.metrics(), "tokens": val.tokens, "bytes": val.bytes},
+        "val": {**val.metrics(), "tokens": val.tokens, "bytes": val.bytes} if val else None,
         "train_loss_final": journal.train_loss,
         "tokens_per_second": tokens_per_second,
-        "mfu": tokens_per_second and journal.mfu(tokens_per_second),
-        "mfu_datasheet": tokens_per_second and datasheet and tokens_per_second * plan.token_flops / datasheet,
+        "mfu": None if tokens_per_second is None else journal.mfu(tokens_per_second),
+        "mfu_datasheet": mfu_datasheet,
         "peak_memory_bytes": peak_memory_bytes(),
         "wall_seconds": journal.total_seconds(),
         "device": plan.hardware.device_name,

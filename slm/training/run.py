@@ -37,7 +37,7 @@ def train(plan: Plan) -> dict[str, Any]:
     """Train as planned by `set_up`. Returns the contents of `result.json`, or {} after a dry run.
 
     If `output_dir` holds the same run, it is continued from its newest intact checkpoint; a completed run is left
-    unchanged. Raises `ValueError` for a corpus, or a state of the run directory, with which the run cannot start.
+    unchanged. Raises `ValueError` if the run cannot start with this corpus or from this run directory.
     """
     if plan.hardware.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it before its first product
@@ -52,17 +52,18 @@ def train(plan: Plan) -> dict[str, Any]:
             with _explain_out_of_memory(plan):
                 measure_run(plan, LanguageModel(plan).decoder, start_step)
         return {}
-    earlier = plan.folder.result()
-    if earlier.get("status") == "completed":
+    earlier_result = plan.folder.result()
+    if earlier_result.get("status") == "completed":
         say(f"completed already: {plan.folder.path}; choose another output_dir to train again")
-        return earlier
+        return earlier_result
     corpus = prepare(plan.settings["data"], plan.settings["tokenizer"], cache_dir=plan.cache_dir)
     check_corpus(plan, corpus)
     fingerprints = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
     if plan.branch is not None:
         plan.branch.check_corpus(fingerprints)
-    lock = plan.folder.lock(plan.settings, {**fingerprints, "left_out": corpus.left_out})
-    with _explain_out_of_memory(plan), lock if is_first_process() else nullcontext():
+    facts = {**fingerprints, "left_out": corpus.left_out}
+    lock = plan.folder.lock(plan.settings, facts) if is_first_process() else nullcontext()
+    with _explain_out_of_memory(plan), lock:
         result = _fit(plan, corpus)
     if dist.is_initialized():
         dist.barrier()  # Lightning kills the first process, still writing, if another process ends before it
@@ -72,7 +73,7 @@ def train(plan: Plan) -> dict[str, Any]:
 def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     checkpoint, start_step, branched_from = _find_start(plan)
     module = LanguageModel(plan, corpus.tokenizer.separator_id if plan.document_masking else None)
-    peak = 0.0  # of several processes: `RankSpeeds` measures it after all have started
+    peak = 0.0  # placeholder for a run of several processes: `RankSpeeds` sets it after all have started
     if plan.hardware.world_size == 1:
         plan, peak = measure_run(plan, module.decoder, start_step)
         module.plan = plan
@@ -100,7 +101,7 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
             if result["status"] == "completed":
                 _export(plan, corpus)
             plan.folder.write_result(result)  # the last file of a run: once it is there, all others are complete
-            sample = journal.sample and plan.settings["train"]["sample_prompt"] + journal.sample
+            sample = plan.settings["train"]["sample_prompt"] + journal.sample if journal.sample else ""
             say(*ending_lines(result, plan.folder.path, sample))
     finally:
         progress.end()
@@ -110,7 +111,7 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
 
 
 def _find_start(plan: Plan) -> tuple[Path | None, int, dict[str, Any] | None]:
-    """Return the checkpoint to start from, or None; its step; and `branched_from` if the checkpoint is the trunk's."""
+    """Return the checkpoint to start from (None for step 0), its step, and for a new branch its `branched_from`."""
     checkpoint = newest_intact(plan.folder.checkpoints)
     if checkpoint is not None:
         step = checkpoint_step(checkpoint)
@@ -119,7 +120,7 @@ def _find_start(plan: Plan) -> tuple[Path | None, int, dict[str, Any] | None]:
     if plan.branch is None:
         return None, 0, None
     if is_first_process():
-        # The run begins with the trunk's rows. The tracker drops the rows after the branch's step.
+        # The branch begins with the trunk's rows. The tracker drops those after the checkpoint's step.
         write_atomically(plan.folder.metrics, plan.branch.trunk.metrics.read_bytes())
     return plan.branch.checkpoint, plan.branch.step, {"name": plan.branch.trunk_name, "step": plan.branch.step}
 
@@ -135,13 +136,13 @@ def check_corpus(plan: Plan, corpus: Corpus) -> None:
     num_ids, vocab_size = corpus.tokenizer.vocab_size, plan.model.vocab_size
     if num_ids > vocab_size:
         raise ValueError(f"model.vocab_size={vocab_size} must be at least {num_ids}, the number of the tokenizer's ids")
-    windows = corpus.train.num_windows(plan.sequence_length)
-    if windows == 0 or corpus.val.num_tokens < 2:
+    num_sequences = corpus.train.num_windows(plan.sequence_length)
+    if num_sequences == 0 or corpus.val.num_tokens < 2:
         raise ValueError(
             f"data={corpus.name} has {corpus.train.num_tokens} training and {corpus.val.num_tokens} validation tokens, "
             f"too few for one sequence of train.sequence_length={plan.sequence_length}: give more text"
         )
-    epochs = plan.steps * plan.batch_size / windows
+    epochs = plan.steps * plan.batch_size / num_sequences
     epochs_text = f", so each token is seen {epochs:.1f} times" if epochs > 1.5 else ""
     vocab_text = f" of the model's {vocab_size:,}" if num_ids < vocab_size else ""
     say(
@@ -159,8 +160,8 @@ def _explain_out_of_memory(plan: Plan) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        is_other = not isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if is_other and not any(words in str(error) for words in OUT_OF_MEMORY):
+        has_memory_class = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not has_memory_class and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         raise ValueError(
             f"out of memory with trainer.micro_batch_tokens={plan.micro_batch_size * plan.sequence_length}: lower it "
@@ -172,7 +173,7 @@ def _explain_out_of_memory(plan: Plan) -> Iterator[None]:
 def exit_code(result: Mapping[str, Any]) -> int:
     """Return 0 for a completed run, 2 for a diverged run, and 128 + the signal for an interrupted run.
 
-    Processes other than the first get 0: Lightning kills the first process, still writing, if another process fails.
+    All other processes than the first return 0: if one failed, Lightning would kill the first one while it writes.
     """
     status = result.get("status") if is_first_process() else "completed"
     if status == "interrupted":

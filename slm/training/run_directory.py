@@ -45,7 +45,7 @@ class RunDirectory:
             raise ValueError(f"{file} cannot be read: restore it, or choose another directory") from error
 
     def corpus(self) -> dict[str, Any]:
-        """Return the corpus's fingerprints and counts of what was left out of it; empty if not written yet."""
+        """Return the contents of `corpus.json` (fingerprints, what was left out); empty if not written yet."""
         file = self.path / "corpus.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
@@ -72,7 +72,7 @@ class RunDirectory:
             if (self.path / "config.yaml").exists():
                 self._refuse_if_different(differences(self.corpus(), corpus, ("data", "tokenizer")))
             else:
-                write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(_runnable(config)))
+                write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(_with_hydra_keys(config)))
             write_json(self.path / "corpus.json", corpus, indent=2)
             yield
 
@@ -84,7 +84,7 @@ class RunDirectory:
             )
 
 
-def _runnable(config: Mapping[str, Any]) -> dict[str, Any]:
+def _with_hydra_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config with what Hydra needs for `python train.py -cp DIR -cn config output_dir=NEW`."""
     return {
         "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
@@ -94,16 +94,16 @@ def _runnable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], groups: tuple[str, ...]) -> Iterator[str]:
-    """Yield a clause that begins with the key for each dotted key in `groups` whose values differ."""
-    before, after = LEGACY_VALUES | dict(_flat(old)), LEGACY_VALUES | dict(_flat(new))
+    """For each dotted key in `groups` whose values differ, yield a clause that begins with the key."""
+    before, after = LEGACY_VALUES | dict(_flatten(old)), LEGACY_VALUES | dict(_flatten(new))
     for key in sorted(before.keys() | after.keys()):
         if key.split(".")[0] in groups and before.get(key) != after.get(key):
             yield f"{key} is {before.get(key)} there, {after.get(key)} here"
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

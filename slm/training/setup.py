@@ -36,7 +36,7 @@ def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[
     check_keys(settings, "train", overrides)
     settings["extensions"] = load_extensions(settings)
     check_settings(settings)
-    shape_and_steps(settings)
+    shape_and_steps(settings)  # raises `ValueError` for shapes and budgets that do not fit together
     check_logger(settings["logger"])
     RunDirectory(settings["output_dir"]).check(settings)
     check_sources(settings["data"], settings["tokenizer"])

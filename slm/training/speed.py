@@ -85,16 +85,17 @@ def measure_run(plan: Plan, decoder: Decoder, start_step: int, strategy: Strateg
         return plan, peak
     say("speed        measuring ...")
     plan, (speed, memory) = _measure_fitting(decoder, plan)
-    # The speeds of GPUs add up. Processes on one CPU share its cores, so one process alone is as fast as all together.
+    # Speeds of GPUs, or of processes that measure at the same time, add up. A lone process on a CPU uses all cores, so
+    # it is as fast as all processes together.
     devices = hardware.world_size if hardware.accelerator == "cuda" or strategy is not None else 1
     if strategy is not None:
-        values = torch.tensor([-speed, memory or 0], dtype=torch.float64, device=strategy.root_device)
-        negative_speed, memory = strategy.reduce(values, reduce_op="max").tolist()
-        speed = -negative_speed
+        own_numbers = torch.tensor([-speed, memory or 0], dtype=torch.float64, device=strategy.root_device)
+        negative_speed, memory = strategy.reduce(own_numbers, reduce_op="max").tolist()
+        speed = -negative_speed  # of the slowest device
     padded_tokens = (plan.batch_size + plan.padding) * plan.sequence_length
     seconds = (plan.steps - start_step) * padded_tokens / (speed * devices)
-    datasheet = datasheet_peak(hardware)
-    share_text = f" ({speed * plan.token_flops / datasheet:.0%} of the data sheet peak)" if datasheet else ""
+    gpu_peak = datasheet_peak(hardware)
+    share_text = f" ({speed * plan.token_flops / gpu_peak:.0%} of the data sheet peak)" if gpu_peak else ""
     memory_text = f", {memory / 1e9:.2f} GB of memory held" if memory else ""
     say(
         f"speed        {speed * devices:,.0f} tokens/s measured here, MFU {speed * plan.token_flops / peak:.0%} of "
@@ -126,12 +127,12 @@ class RankSpeeds(L.Callback):
 def _check_equal_passes(plan: Plan, strategy: Strategy) -> None:
     """Raise `ValueError` if processes have different passes, because they would wait for each other forever."""
     own = torch.tensor([plan.micro_batch_size, int(plan.passes.activation_checkpointing)], device=strategy.root_device)
-    largest = strategy.reduce(own.clone(), reduce_op="max").tolist()
-    smallest = strategy.reduce(own.clone(), reduce_op="min").tolist()
-    if smallest != largest:
+    max_size, max_checkpointing = strategy.reduce(own.clone(), reduce_op="max").tolist()
+    min_size, min_checkpointing = strategy.reduce(own.clone(), reduce_op="min").tolist()
+    if min_size != max_size or min_checkpointing != max_checkpointing:
         raise ValueError(
-            f"the processes chose passes of {smallest[0]} to {largest[0]} sequences for devices with different memory: "
-            f"give trainer.micro_batch_tokens={smallest[0] * plan.sequence_length} and trainer.activation_checkpointing"
+            f"the processes chose passes of {min_size} to {max_size} sequences for devices with different memory: "
+            f"give trainer.micro_batch_tokens={min_size * plan.sequence_length} and trainer.activation_checkpointing"
         )
 
 
@@ -142,7 +143,7 @@ def _mean_peak(plan: Plan, strategy: Strategy) -> float:
         strategy.barrier()
     peak = matmul_peak(plan.hardware, plan.cache_dir)
     if is_shared and is_first_process():
-        strategy.barrier()
+        strategy.barrier()  # the others now read the peak from the cache
     own_peak = torch.tensor(peak, dtype=torch.float64, device=strategy.root_device)
     return strategy.reduce(own_peak, reduce_op="mean").item()
 
@@ -166,9 +167,9 @@ def _measure_fitting(decoder: Decoder, plan: Plan) -> tuple[Plan, tuple[float, i
 def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     """Measure forward and backward passes on random tokens; returns tokens per second of one device and peak memory.
 
-    Memory is in bytes, or None if the system does not report it. On a GPU it includes the optimizer's. Compiles the
-    blocks if the run does. Leaves weights, gradients and random state unchanged. Raises `torch.OutOfMemoryError` if the
-    device has too little memory.
+    Memory is in bytes, or None if the system does not report it. On a GPU it includes the optimizer's moments. If the
+    run is compiled, the first pass compiles the blocks. Weights, gradients and random state stay unchanged. Raises
+    `torch.OutOfMemoryError` if the device has too little memory.
     """
     hardware = plan.hardware
     device = torch.device(hardware.accelerator)
@@ -182,8 +183,10 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     # Masked as in training, so that blocks are compiled only once. The time does not depend on where documents begin.
     documents = torch.zeros_like(tokens[:, :-1]) if plan.document_masking else None
     scale = torch.ones((), device=device) if hardware.precision == "16-mixed" else None
-    moment_bytes = plan.state_bytes - sum(2 * p.nbytes for p in decoder.parameters()) if device.type == "cuda" else 0
-    moment_bytes //= hardware.world_size if hardware.strategy == "fsdp" else 1
+    moment_bytes = 0
+    if device.type == "cuda":
+        shards = hardware.world_size if hardware.strategy == "fsdp" else 1
+        moment_bytes = (plan.state_bytes - sum(2 * p.nbytes for p in decoder.parameters())) // shards
     optimizer_memory = torch.empty(max(moment_bytes, 0), dtype=torch.uint8, device=device)
 
     def time_pass() -> float:
@@ -236,7 +239,7 @@ def training_step(plan: Plan, module: LanguageModel | None = None) -> Callable[[
 
 def process_bytes(accelerator: str) -> int:
     """Return the peak memory of this process: what torch reserved on a GPU, else resident memory; 0 if unknown."""
-    return torch.cuda.max_memory_reserved() if accelerator == "cuda" else peak_memory_bytes() or 0
+    return torch.cuda.max_memory_reserved() if accelerator == "cuda" else (peak_memory_bytes() or 0)
 
 
 def matmul_peak(hardware: Hardware, cache_dir: Path) -> float:
@@ -252,29 +255,29 @@ def matmul_peak(hardware: Hardware, cache_dir: Path) -> float:
 
 
 def measure_matmul(device: str, dtype: torch.dtype) -> float:
-    """Return the best FLOP/s over a few square sizes, each measured for `PEAK_SECONDS` or at least one product."""
-    best = 0.0
+    """Return the best FLOP/s over a few square sizes. Each is measured for `PEAK_SECONDS`, or for one product."""
+    best_rate = 0.0
     sizes = (512, 1024, 2048) if device == "cpu" else (4096, 8192)
     for size in sizes:
         # If the dtype is emulated, a larger size would take minutes and give the same rate.
-        if best > 0 and 2 * size**3 / best > MAX_PRODUCT_SECONDS:
+        if best_rate > 0 and 2 * size**3 / best_rate > MAX_PRODUCT_SECONDS:
             break
-        best = max(best, _matmul_rate(size, device, dtype))
-    return best
+        best_rate = max(best_rate, _matmul_rate(size, device, dtype))
+    return best_rate
 
 
 def _matmul_rate(size: int, device: str, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    best = 0.0
+    best_rate = 0.0
     stop = time.perf_counter() + PEAK_SECONDS
-    products = 1  # the first time, in case one product takes longer than `PEAK_SECONDS`
-    while best == 0.0 or time.perf_counter() < stop:
+    products = 1  # in the first round, because one product may take longer than `PEAK_SECONDS`
+    while best_rate == 0.0 or time.perf_counter() < stop:
         synchronize(device)
         start = time.perf_counter()
         for _ in range(products):
             torch.mm(a, b, out=out)
         synchronize(device)
-        best = max(best, products * 2 * size**3 / (time.perf_counter() - start))
+        best_rate = max(best_rate, products * 2 * size**3 / (time.perf_counter() - start))
         products = 4
-    return best
+    return best_rate

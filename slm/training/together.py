@@ -1,8 +1,8 @@
 """Measure the speed of several processes on one device: `python -m slm.training.together PROCESSES < config.json`.
 
 Standard input is the resolved config of train.py as JSON. The last line of the output is a JSON object with
-`tokens_per_second`, the sum over all processes, and `memory_bytes`, the most that a process holds. All processes train
-on random tokens during the same seconds. sweep.py chooses `launcher.jobs_per_gpu` by these numbers.
+`tokens_per_second`, the sum over all processes, and `memory_bytes`, the memory of the largest process. All processes
+train on random tokens during the same seconds. From these numbers, sweep.py chooses `launcher.jobs_per_gpu`.
 """
 
 from __future__ import annotations

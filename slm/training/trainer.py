@@ -39,7 +39,7 @@ def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours starts at the right step
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours begins at `start_step`
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
     hardware = plan.hardware
     if hardware.world_size > 1:
@@ -73,7 +73,7 @@ def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
 
 
 def _precision_plugins(hardware: Hardware) -> list[MixedPrecision]:
-    """For float16, return Lightning's autocast without its loss scaler, because `LanguageModel` has its own."""
+    """For float16, return Lightning's autocast without its loss scaler, because `LanguageModel` has a `LossScale`."""
     if hardware.precision != "16-mixed":
         return []
     plugin = MixedPrecision("16-mixed", hardware.accelerator)
@@ -118,7 +118,7 @@ class Votes:
     """Lets the processes of a run agree, after the same pass, that it was interrupted or that a checkpoint is late."""
 
     def __init__(self) -> None:
-        self._interval = self._passes_left = 1  # passes between two votes, and until the next vote
+        self._interval, self._passes_left = 1, 1  # passes between two votes, and until the next vote
         self._voted_at = time.perf_counter()
 
     def take(self, trainer: L.Trainer, signal: int, is_late: bool) -> tuple[int, bool]:
@@ -135,7 +135,8 @@ class Votes:
         ballot = torch.tensor([signal, is_late, now - self._voted_at], device=trainer.strategy.root_device)
         any_signal, any_late, seconds = trainer.strategy.reduce(ballot, reduce_op="max").tolist()
         wanted_interval = int(self._interval * VOTE_SECONDS / seconds)
-        self._interval = self._passes_left = max(1, min(2 * self._interval, wanted_interval))
+        self._interval = max(1, min(2 * self._interval, wanted_interval))
+        self._passes_left = self._interval
         self._voted_at = now
         return int(any_signal), bool(any_late)
 
@@ -149,7 +150,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RandomState(L.Callback):
-    """Stores torch's random states in checkpoints, which Lightning omits. Only a user's own mixer may need them."""
+    """Stores torch's random states in checkpoints, because Lightning does not. Only blocks of users may need them."""
 
     def __init__(self) -> None:
         self._before_step: dict[str, Any] | None = None
@@ -187,8 +188,8 @@ class RandomState(L.Callback):
 class Batches:
     """Micro-batches (micro_batch_size, sequence_length + 1) of token ids: this process's share of each step.
 
-    They begin at `start_step`, but the length counts the batches of the whole run, because Lightning counts them so in
-    a continued run. Without a length, Lightning would fetch one batch ahead, and a continued run would lose that batch.
+    They begin at `start_step`, but their length is that of the whole run, as Lightning expects in a continued run.
+    Without a length, Lightning would fetch one batch ahead, and a continued run would lose that batch.
     """
 
     def __init__(self, plan: Plan, corpus: Corpus, start_step: int, *, rank: int) -> None:
