@@ -39,13 +39,10 @@ details { margin: .7rem 0; } summary { cursor: pointer; color: var(--link); }
 img { display: block; max-width: 100%; height: auto; } p > em:only-child { color: var(--quiet); font-size: .9rem; }
 #verdict + p { background: var(--soft); border-left: 4px solid #0072B2; padding: .8rem 1rem; font-size: 1.08rem; }
 @media (max-width: 60rem) {
-  html { scroll-padding-top: 3.2rem; }
-  body { display: block; }
+  html { scroll-padding-top: 3.2rem; } body { display: block; } main { padding: 0 1rem 3rem; }
   nav { top: 0; z-index: 1; background: var(--paper); border-bottom: 1px solid var(--line); padding: .5rem 1rem;
     overflow-x: auto; }
-  nav ul { display: flex; gap: 1.1rem; white-space: nowrap; }
-  main { padding: 0 1rem 3rem; }
-  img { max-width: none; width: max(100%, 38rem); }
+  nav ul { display: flex; gap: 1.1rem; white-space: nowrap; } img { max-width: none; width: max(100%, 38rem); }
 }
 @media print { nav { display: none; } body { display: block; } }
 """
@@ -76,7 +73,7 @@ def _parser(folder: Path) -> Any:
         path = folder / str(tokens[index].attrs["src"])
         return f'<span class="figure"><img alt="{html.escape(tokens[index].content)}" src="{_data_uri(path)}"></span>'
 
-    # HTML is not escaped here, because reports contain <details>. Text of users is escaped when Markdown is written.
+    # HTML must pass unescaped, because reports contain <details>. Users' text is escaped when the Markdown is written.
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")
     parser.add_render_rule("image", image)
     parser.add_render_rule("table_open", lambda *_: '<div class="scroll" tabindex="0"><table>\n')
@@ -85,7 +82,7 @@ def _parser(folder: Path) -> Any:
 
 
 def _data_uri(path: Path) -> str:
-    """Return an image as a data URI. Inline SVGs would not do, because their ids would clash in one page."""
+    """Return an image as a data URI, in which the ids of an SVG cannot clash with those of other figures."""
     path = next(candidate for candidate in (path.with_suffix(".svg"), path) if candidate.exists())
     return f"data:{_MIME_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 

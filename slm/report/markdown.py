@@ -11,7 +11,7 @@ from typing import Any
 from slm.runtime.words import NO_VALUE
 
 Columns = Mapping[str, Callable[[Any], str]]
-"""The header of each column, and the function that writes the column's cell for a row."""
+"""Header of a column -> the function that writes the column's cell for a row."""
 VISIBLE_ROWS = 12  # a supporting table with more rows is folded
 
 
@@ -55,10 +55,10 @@ def folded(summary: str, content: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>" if content else ""
 
 
-def folded_if_long(heading: str, content: str, rows: int, visible: int = VISIBLE_ROWS) -> str:
-    """Return content below its heading, folded if it has more than `visible` rows; empty without content."""
-    if rows > visible:
-        return folded(f"{heading} ({rows} rows)", content)
+def folded_if_long(heading: str, content: str, num_rows: int, max_visible: int = VISIBLE_ROWS) -> str:
+    """Return content below its heading, folded if it has more than `max_visible` rows; empty without content."""
+    if num_rows > max_visible:
+        return folded(f"{heading} ({num_rows} rows)", content)
     return f"**{heading}**\n\n{content}" if content else ""
 
 

@@ -106,7 +106,7 @@ def blank_figure(title: str, width: float, body: float, families: Sequence[str] 
 
     wrapped_title = textwrap.fill(title, int(width * TITLE_CHARACTERS_PER_INCH))
     title_height = 0.14 + 0.185 * (wrapped_title.count("\n") + 1)
-    columns = _legend_columns(families, width) if len(families) > 1 else 0
+    columns = _legend_columns(families, width) if len(families) > 1 else 0  # 0: no legend
     legend_height = 0.08 + LEGEND_ROW_INCHES * math.ceil(len(families) / columns) if columns else 0.05
     height = title_height + legend_height + body
     figure = matplotlib.figure.Figure(figsize=(width, height))
@@ -138,24 +138,27 @@ def panels(
     columns = min(columns, number)
     margins = margins or Margins()
     rows = math.ceil(number / columns)
-    figure, head = blank_figure(title, max(5.2, columns * width), rows * height, families)
+    figure, head_height = blank_figure(title, max(5.2, columns * width), rows * height, families)
     axes_width = width - margins.left - margins.right
     axes_height = height - margins.top - margins.bottom
     axes = []
     for index in range(number):
         row, column = divmod(index, columns)
-        left = column * width + margins.left
-        axes.append(axes_at(figure, left, head + row * height + margins.top, axes_width, axes_height))
+        left, top = column * width + margins.left, head_height + row * height + margins.top
+        axes.append(axes_at(figure, left, top, axes_width, axes_height))
     return figure, axes
 
 
 def log_axis(axis: Any, low: float, high: float, *, counts: bool = True) -> None:
-    """Make an axis logarithmic from `low` to `high`, with a few ticks such as 10M, 2.5 or 10^19."""
-    axis.axes.set_xscale("log") if axis.axis_name == "x" else axis.axes.set_yscale("log")
+    """Make an axis logarithmic from `low` to `high`, with a few ticks; see `tick_label` for `counts`."""
+    is_x = axis.axis_name == "x"
+    set_scale = axis.axes.set_xscale if is_x else axis.axes.set_yscale
+    set_limits = axis.axes.set_xlim if is_x else axis.axes.set_ylim
+    set_scale("log")
     ticks = _ticks(low, high)
     axis.set_ticks(ticks, labels=[tick_label(t, counts=counts) for t in ticks])
     axis.set_ticks([], minor=True)
-    axis.axes.set_xlim(low, high) if axis.axis_name == "x" else axis.axes.set_ylim(low, high)
+    set_limits(low, high)
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -171,7 +174,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def tick_label(value: float, *, counts: bool = True) -> str:
-    """Return the label of a tick: `10M`, `2.5` or a power of ten."""
+    """Return the label of a tick: `2.5`, a power of ten, or, if ticks are `counts`, `10M`."""
     if counts and 1e3 <= value < 1e14:
         return count(value)
     if 1e-3 <= value < 1e4:
@@ -183,7 +186,7 @@ def tick_label(value: float, *, counts: bool = True) -> str:
 
 
 def draw_law(axis: Axes, x: np.ndarray, y: np.ndarray, is_inside: np.ndarray, colour: str) -> None:
-    """Draw the curve of a law: dashed, and as a solid line at the points that are inside the range of the data."""
+    """Draw the curve of a law: solid at the points inside the range of the data (`is_inside`), dashed elsewhere."""
     axis.plot(x, y, color=colour, lw=1.2, ls=(0, (4, 2)))
     axis.plot(x[is_inside], y[is_inside], color=colour, lw=1.7)
 
@@ -204,16 +207,9 @@ def _legend(figure: Figure, names: Sequence[str], columns: int, *, top: float) -
 
     colour, marker = colours(names), markers(names)
     handles = [Line2D([], [], color=colour[n], marker=marker[n], ls="", ms=5, label=short_name(n)) for n in names]
-    figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0.0, 1 - top / figure.get_figheight()),
-        ncols=columns,
-        frameon=False,
-        handletextpad=0.1,
-        columnspacing=1.2,
-        borderaxespad=0.3,
-    )
+    spacing: dict[str, Any] = {"handletextpad": 0.1, "columnspacing": 1.2, "borderaxespad": 0.3}
+    corner = (0.0, 1 - top / figure.get_figheight())
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=corner, ncols=columns, frameon=False, **spacing)
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:

@@ -19,6 +19,8 @@ from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 from slm.scaling.verdict import verdict
 
+Show = Callable[[str, int], None]  # called before a step with its name and the number of steps done
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -37,28 +39,30 @@ def analyse(
     progress: Callable[[str, int, int], None] = lambda step, done, total: None,
     verdict_only: bool = False,
 ) -> Analysis:
-    """Fit every law that the table allows, compare the families, and state the verdict.
+    """Fit every law that the table allows, compare the families, and state the verdict: which families differ.
 
-    `controlled` is the result of an audit (None: not audited); it changes only the wording of the verdict. All numbers
-    depend only on the table, the settings and `seed`. `verdict_only` leaves out what the verdict does not use: bands,
-    predictions, other targets, a second loss, references, allocation. `progress` is called before each step with its
-    name and the numbers of steps done and of all steps. Raises `ValueError` if no law can be fitted to any family.
+    `controlled` says whether an audit found the comparison controlled (None: not audited). It changes only the wording
+    of the verdict; all numbers follow from the table, the settings and `seed`. `verdict_only` leaves out what the
+    verdict does not use: bands, predictions, other targets, a second loss, references, allocation. `progress` is called
+    like `Show`, with the number of all steps in addition. Raises `ValueError` if no law can be fitted to any family.
     """
     settings = settings or Settings()
     target, size = _target_and_size(table, settings)
     tasks, skipped = _plan(table, settings, target, size)
     tasks = [task for task in tasks if task.is_primary or not verdict_only]
-    n_steps = len(tasks) + sum(task.is_primary for task in tasks) + 1
-    entries, fitted = _fit(
-        table, tasks, settings, seed, not verdict_only, lambda step, done: progress(step, done, n_steps)
-    )
+    n_steps = len(tasks) + sum(task.is_primary for task in tasks) + 1  # fits, comparisons, and the rest
+
+    def show(step: str, done: int) -> None:
+        progress(step, done, n_steps)
+
+    entries, fitted = _fit(table, tasks, settings, seed, show, thorough=not verdict_only)
     assessed = selection.assess_laws(fitted)
     law, why = selection.choose_law(fitted, assessed, settings.law)
     comparison = _overview(table, settings, entries, fitted, law, target, size)
     comparison |= {"weighed": assessed, "laws": {}, "skipped": skipped}
     comparison["primary"]["why"] = why
     for index, name in enumerate(dict.fromkeys((law, *fitted)), start=len(tasks)):
-        progress(f"comparing families under {name}", index, n_steps)
+        show(f"comparing families under {name}", index)
         rng = np.random.default_rng([seed, 1000, seed_of_law(name)])
         if compared := compare_law(fitted[name], settings, rng, thorough=name == law):
             comparison["laws"][name] = compared
@@ -67,7 +71,7 @@ def analyse(
     covariates = sorted({name for fit in fits for name in fit.law.variables} - set(VARIABLES))  # columns of the table
     curved = selection.is_curved(fitted, assessed, law)
     comparison["paired"] = compare_pairs(table, target, size, settings, covariates, curved=curved)
-    progress("references and allocation", n_steps - 1, n_steps)
+    show("references and allocation", n_steps - 1)
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
     comparison["verdict"] = verdict(comparison, entries, controlled)
@@ -75,7 +79,7 @@ def analyse(
 
 
 def _fit(
-    table: Table, tasks: Sequence[Task], settings: Settings, seed: int, thorough: bool, show: Callable[[str, int], None]
+    table: Table, tasks: Sequence[Task], settings: Settings, seed: int, show: Show, *, thorough: bool
 ) -> tuple[list[Entry], dict[str, dict[str, Fitted]]]:
     """Return the entries of all fits, and law -> family -> primary fit. Raises `ValueError` if all fits failed."""
     entries: list[Entry] = []
@@ -95,7 +99,7 @@ def _fit(
 
 
 def _target_and_size(table: Table, settings: Settings) -> tuple[str, str]:
-    """Return the verdict's target, and the column that is N in the verdict."""
+    """Return the target and the size (the column that is N) of the primary fits, on which the verdict rests."""
     columns = [name for name in ("tokenizer_fingerprint", "tokenizer", "vocab_size") if name in table.frame]
     num_tokenizers = max((table.frame[name].nunique() for name in columns), default=1)
     default = "bits_per_byte" if num_tokenizers > 1 and "bits_per_byte" in table.targets else table.targets[0]
@@ -124,8 +128,9 @@ def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[lis
                 raise ValueError(f"analysis.law={name}: {reason}")
             skipped.append({"law": name, "reason": reason})
             continue
+        sizes_of_law = sizes if "N" in law.variables else [""]
         for t in targets:
-            for s in sizes if "N" in law.variables else [""]:
+            for s in sizes_of_law:
                 is_primary = t == target and s in ("", size)
                 tasks.append(Task(law, t, s, settings.fit_loss, is_primary))
                 if is_primary:
@@ -139,9 +144,8 @@ def _check_names(settings: Settings, table: Table, laws: list[Law]) -> None:
     names = [name for point in settings.predict if isinstance(point, Mapping) for name in point]
     for name in names:
         if name not in (*VARIABLES, *table.frame):
-            raise ValueError(
-                f"analysis.predict has {name}, which must be {', '.join(VARIABLES)} or a column of the table"
-            )
+            accepted = ", ".join(VARIABLES)
+            raise ValueError(f"analysis.predict has {name}, which must be {accepted} or a column of the table")
     if settings.test and not any(set(settings.test) <= set(law.parameters) for law in laws):
         raise ValueError(
             f"analysis.test has {', '.join(settings.test)}, and no fitted law has all of these parameters: "
@@ -155,8 +159,10 @@ def _overview(
     """Return the keys of comparison.json on what was compared, how well each law fits, and which rankings agree."""
     frame, families, loss = table.frame, table.families, settings.fit_loss.name
     rankings = selection.rankings(entries, families)
-    choices = {"law": (law,), "target": (target,), "loss": (loss,), "size": (None, size)}
-    primary = next(row for row in rankings if all(row[key] in allowed for key, allowed in choices.items()))
+    allowed = {"law": (law,), "target": (target,), "loss": (loss,), "size": (size, None)}  # None: a law without N
+    primary_ranking = next(row for row in rankings if all(row[key] in values for key, values in allowed.items()))
+    primary: Entry = {"law": law, "in_N": selection.is_in_size(fitted[law]), "target": target, "size": size}
+    primary |= {"loss": loss, "level": settings.level}
     has_tokens = "tokens" in frame and not frame["tokens"].isna().any()
     return {
         "table": table.name,
@@ -165,16 +171,15 @@ def _overview(
         "n_rows": len(frame),
         "n_runs": frame["cluster"].nunique(),
         "n_cells": frame["cell"].nunique(),
-        "primary": {"law": law, "in_N": selection.is_in_size(fitted[law]), "target": target, "size": size}
-        | {"loss": loss, "level": settings.level},
-        "ranking": selection.survival(rankings, primary, families),
+        "primary": primary,
+        "ranking": selection.survival(rankings, primary_ranking, families),
         "selection": selection.rows_by_law(fitted, families),
         "notes": [*table.notes, *_unmet_requests(settings, entries)],
     }
 
 
 def _unmet_requests(settings: Settings, entries: list[Entry]) -> list[str]:
-    """Return sentences on formulas that fit no family, and on a test of parameters that no fitted law has."""
+    """Return a sentence on each formula that fits no family, and on a test of parameters that no fitted law has."""
     sentences = []
     for name in settings.formulas or ():
         formula_entries = [entry for entry in entries if entry["law"] == name]

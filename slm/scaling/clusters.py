@@ -1,9 +1,9 @@
 """Errors of fits whose rows share runs or shapes: cluster-robust standard errors, and bootstraps.
 
 The residuals of rows of one shape are correlated, because the rows share the shape and the learning rate chosen for it.
-So are the residuals of checkpoints and branches of one run. The sandwich estimator with bias-reduced residuals ("CR2")
-and Satterthwaite's degrees of freedom is accurate with few clusters (Bell & McCaffrey 2002; Pustejovsky & Tipton 2018,
-arXiv:1601.01981); a bootstrap of clusters is not. Bootstrap samples are refitted in batches, starting at the estimate.
+So are the residuals of checkpoints and branches of one run. A bootstrap of clusters is inaccurate with few clusters, so
+intervals use the sandwich estimator with bias-reduced residuals ("CR2") and Satterthwaite's degrees of freedom (Bell &
+McCaffrey 2002; Pustejovsky & Tipton 2018, arXiv:1601.01981).
 
 Axes: I rows, B replicates, P coordinates.
 """
@@ -21,8 +21,7 @@ from slm.scaling.solver import minimise
 from slm.scaling.starts import coordinate_bounds, raise_small_terms
 
 Kind = Literal["cluster", "wild"]
-MAX_BATCH_NUMBERS = 4_000_000
-"""Most numbers in one array of a batch (replicates x rows x parameters), to bound memory."""
+MAX_BATCH_NUMBERS = 4_000_000  # most numbers in one array of a batch (replicates x rows x parameters), to bound memory
 WEBB_WEIGHTS = np.sqrt([0.5, 1.0, 1.5])
 """Used with both signs if clusters are few: weights of -1 and 1 would give too few distinct samples (Webb 2023)."""
 MIN_EIGENVALUE = 1e-8
@@ -33,8 +32,8 @@ data in the direction of the eigenvector, and the residuals do not show the scat
 def standard_errors(fit: Fit, vector: Floats) -> tuple[float, float, float]:
     """Return the usual and the robust standard error of `vector` [P] @ coordinates, and the robust error's df.
 
-    Only the ratio of the errors is used, so both are 1 if all rows are independent. All three are NaN if the clusters
-    leave no scatter from which to estimate an error.
+    Callers use only the ratio of the two errors, so both are 1 if all rows are independent. All three are NaN if the
+    clusters leave no scatter from which to estimate an error.
     """
     if fit.sample.is_independent:
         return 1.0, 1.0, float(fit.degrees_of_freedom)
@@ -42,11 +41,13 @@ def standard_errors(fit: Fit, vector: Floats) -> tuple[float, float, float]:
     error, df = cluster_error(jacobian, fit.residuals, fit.sample.clusters, vector)
     variance = float(vector @ np.linalg.pinv(jacobian.T @ jacobian) @ vector)
     usual = fit.sigma * np.sqrt(max(variance, 0.0))
-    return (usual, error, df) if error > 0 and usual > 0 and df >= 1 else (np.nan, np.nan, np.nan)
+    if error > 0 and usual > 0 and df >= 1:
+        return usual, error, df
+    return np.nan, np.nan, np.nan
 
 
 def cluster_error(jacobian: Floats, residuals: Floats, clusters: np.ndarray, vector: Floats) -> tuple[float, float]:
-    """Return the robust standard error of `vector` [P] @ coordinates, and its degrees of freedom (0: not estimable).
+    """Return the robust standard error of `vector` [P] @ coordinates, and its degrees of freedom (0 if unknown).
 
     `jacobian` [I, P] has the derivatives of the fitted values; rows with equal `clusters` [I] are one cluster.
     """
@@ -93,13 +94,13 @@ def bootstrap(fit: Fit, kind: Kind, replicates: int, rng: np.random.Generator) -
     log_y, weights = sample.log_y, None
     if kind == "cluster":
         weights = _cluster_weights(sample.clusters, replicates, rng)
-        has_enough_points = _distinct_points(weights, sample.log_x) > len(fit.theta)
+        has_enough_points = _count_distinct_points(weights, sample.log_x) > len(fit.theta)
         weights, start = weights[has_enough_points], start[has_enough_points]
         if not has_enough_points.any():
             return Ensemble(start, 1.0)
     else:
-        scaled = fit.residuals * np.sqrt(len(sample.log_y) / max(fit.degrees_of_freedom, 1))
-        log_y = sample.log_y - fit.residuals + scaled * _wild_factors(sample.clusters, replicates, rng)
+        scaled_residuals = fit.residuals * np.sqrt(len(sample.log_y) / max(fit.degrees_of_freedom, 1))
+        log_y = sample.log_y - fit.residuals + scaled_residuals * _wild_factors(sample.clusters, replicates, rng)
     theta, converged = refit(fit, log_y, weights, start)
     return Ensemble(theta[converged], 1 - converged.sum() / replicates)
 
@@ -127,14 +128,15 @@ def _cluster_weights(clusters: np.ndarray, replicates: int, rng: np.random.Gener
     return drawn[:, inverse].astype(float)
 
 
-def _distinct_points(weights: Floats, log_x: Floats) -> np.ndarray:
-    """Count the distinct points in the space of variables in each replicate [B]."""
+def _count_distinct_points(weights: Floats, log_x: Floats) -> np.ndarray:
+    """Return how many distinct points in the space of variables each replicate has [B]."""
     points, inverse = np.unique(log_x, axis=0, return_inverse=True)
     is_at_point = inverse.reshape(-1, 1) == np.arange(len(points))
     return np.asarray((weights @ is_at_point > 0).sum(axis=1))
 
 
 def _wild_factors(clusters: np.ndarray, replicates: int, rng: np.random.Generator) -> Floats:
+    """Draw one random factor per cluster, and return the factor of each row [B, I]."""
     names, inverse = np.unique(clusters, return_inverse=True)
     factors = np.r_[-WEBB_WEIGHTS, WEBB_WEIGHTS] if len(names) < 12 else np.array([-1.0, 1.0])
     return rng.choice(factors, size=(replicates, len(names)))[:, inverse]

@@ -23,7 +23,7 @@ from slm.scaling.power import Design, UnpairedDesigns
 from slm.scaling.settings import Settings
 
 MIN_FAMILIES_TO_POOL = 3
-Fits = dict[str, tuple[Fit, Uncertainty]]
+Fits = dict[str, tuple[Fit, Uncertainty]]  # by family
 
 
 def compare_law(
@@ -67,9 +67,11 @@ def compare_law(
 
 def _comparable(fitted: Mapping[str, Fitted]) -> Fits:
     """Select the families whose exponents are identified; if there are fewer than two, all fits that have scatter."""
-    results = ((name, result.fit, result.uncertainty) for name, result in fitted.items())
-    fits = {name: (fit, bounds) for name, fit, bounds in results if fit and bounds and not fit.is_exact}
-    identified = {name: pair for name, pair in fits.items() if fitted[name].entry["identified"]}
+    fits: Fits = {}
+    for name, result in fitted.items():
+        if result.fit and result.uncertainty and not result.fit.is_exact:
+            fits[name] = result.fit, result.uncertainty
+    identified = {name: fits[name] for name in fits if fitted[name].entry["identified"]}
     return identified if len(identified) > 1 else fits
 
 
@@ -77,8 +79,8 @@ def _over_common_range(fits: Fits, law: Law, settings: Settings) -> tuple[Fits, 
     """Refit laws that are straight lines in logs to the range of sizes that all families share.
 
     The slope of a straight line through a curve depends on the range of sizes: two families that follow the same law
-    with a floor have different slopes if one of them has larger sizes. The fits stay as they are if the ranges agree,
-    if the law is not a straight line, or if too few sizes are left (`range` is then None).
+    with a floor have different slopes if one of them has larger sizes. The second result has the shared `range`; it is
+    None if no refit is needed. If too few sizes lie in the range, the fits stay as they are, and `range` is None.
     """
     log_sizes = {name: fit.sample.log_x[:, 0] for name, (fit, _) in fits.items()}
     lows, highs = np.array([(x.min(), x.max()) for x in log_sizes.values()]).T
@@ -97,21 +99,21 @@ def _over_common_range(fits: Fits, law: Law, settings: Settings) -> tuple[Fits, 
 
 
 def _curves(fits: Fits, law: Law, level: float) -> dict[str, dict[str, Curve]]:
-    """Return exponent -> family -> curve of t, for the families whose data identify the exponent."""
+    """Return exponent -> family -> t at each value of the exponent, for the families whose data identify it."""
     curves: dict[str, dict[str, Curve]] = {exponent: {} for exponent in law.exponents}
     for exponent, by_family in curves.items():
-        for name, (fit, bounds) in _identified(fits, exponent).items():
-            if t_curve := curve(fit, bounds, exponent, level):
+        for name, (fit, intervals) in _identified(fits, exponent).items():
+            if t_curve := curve(fit, intervals, exponent, level):
                 by_family[name] = t_curve
     return curves
 
 
 def _identified(fits: Fits, exponent: str) -> Fits:
-    return {name: (fit, bounds) for name, (fit, bounds) in fits.items() if exponent not in bounds.not_identified}
+    return {name: fits[name] for name, (_, intervals) in fits.items() if exponent not in intervals.not_identified}
 
 
 def _joint_tests(curves: Mapping[str, Mapping[str, Curve]], rng: np.random.Generator) -> dict[str, Entry]:
-    """Test all families together, for each exponent that at least two identify; p is adjusted over the exponents."""
+    """Test all families together in each exponent that at least two identify; `p_adjusted` allows for all exponents."""
     tests: dict[str, Entry] = {}
     for exponent, by_family in curves.items():
         if len(by_family) > 1:
@@ -123,7 +125,7 @@ def _joint_tests(curves: Mapping[str, Mapping[str, Curve]], rng: np.random.Gener
 
 
 def _pairs(fits: Fits, law: Law, curves: Mapping[str, Mapping[str, Curve]], level: float) -> list[Entry]:
-    """Compare every pair of families by each exponent; p-values are adjusted over all pairs and exponents (Holm)."""
+    """Compare each exponent between every two families; p-values are adjusted over all pairs and exponents (Holm)."""
     rows = []
     for exponent, by_family in curves.items():
         for a, b in combinations(fits, 2):
@@ -149,7 +151,7 @@ def _model_rows(law: Law, models: Mapping[str, JointFit]) -> list[Entry]:
         row: Entry = {"model": name, "parameters": len(fit.phi), "sse": fit.sse}
         row |= {"aicc": aicc, "aicc_above_best": aicc - best, "bic": criteria[name].bic}
         row |= {"converged": fit.converged, "starts_agreeing": fit.starts_agreeing}
-        theta = dict(zip(law.parameters, fit.theta[0].tolist(), strict=True))
+        theta = dict(zip(law.parameters, fit.theta[0].tolist(), strict=True))  # of the first family
         shared = None if name == "separate" else {exponent: theta[exponent] for exponent in law.exponents}
         rows.append(row | {"shared_exponents": shared})
     return rows
@@ -160,9 +162,10 @@ def _likelihood_ratios(
 ) -> list[Entry]:
     """Test each model against separate laws, and one law for all against constant factors on size (and data)."""
     separate = models["separate"]
-    if separate.rows <= len(separate.phi) or not (families.law.is_linear or calibration):
+    can_compute_p = families.law.is_linear or calibration > 0
+    if separate.num_rows <= len(separate.phi) or not can_compute_p:
         return []
-    has_floor = families.law.floor is not None
+    has_floor = families.law.floor is not None  # without one, `efficiency` and `shared_exponents` are the same model
     tests = [(name, "separate") for name in MODELS[:-1] if has_floor or name != "efficiency"]
     tests.append(("one_law", "efficiency" if has_floor else "shared_exponents"))
     rows = []
@@ -178,7 +181,7 @@ def _pooled(fits: Fits, exponent: str, level: float, tests: Mapping[str, Entry])
     if len(identified) < MIN_FAMILIES_TO_POOL or exponent not in tests:
         return None
     estimates = [fit.params[exponent] for fit, _ in identified.values()]
-    errors = [bounds.error(fit, exponent, level) for fit, bounds in identified.values()]
+    errors = [intervals.error(fit, exponent, level) for fit, intervals in identified.values()]
     pooled = pool(estimates, errors, level=level)
     if pooled is None:
         return None
@@ -187,42 +190,43 @@ def _pooled(fits: Fits, exponent: str, level: float, tests: Mapping[str, Entry])
 
 
 def _power(fits: Fits, law: Law, fitted: Mapping[str, Fitted], settings: Settings) -> Entry:
-    """Compute the smallest difference of the first exponent that each pair detects with its own designs and scatter.
+    """Compute the smallest difference in the first exponent that each pair can detect, given its designs and scatter.
 
-    `detectable` is the largest over the pairs. `advice` says how the pair with this difference would detect half of it.
+    `detectable` is the largest of these differences. `advice` says how its pair could detect half this difference.
     """
     exponent = law.exponents[0]
     designs = {
-        name: _design(fit, bounds, fitted[name].entry, settings.level)
-        for name, (fit, bounds) in _identified(fits, exponent).items()
+        name: _design(fit, intervals, fitted[name].entry, settings.level)
+        for name, (fit, intervals) in _identified(fits, exponent).items()
     }
     pairs = {(a, b): UnpairedDesigns(designs[a], designs[b]) for a, b in combinations(designs, 2)}
     n_tests = len(law.exponents) * len(fitted) * (len(fitted) - 1) // 2  # p-values are adjusted over all of them
     options: Entry = {"power": settings.power, "level": 1 - settings.level, "pairs": n_tests}
     detectable = {names: pair.detectable(**options) for names, pair in pairs.items()}
-    is_complete = len(designs) == len(fits) and None not in detectable.values()
-    worst = max(pairs, key=lambda names: detectable[names] or 0.0) if is_complete else None
-    largest = detectable[worst] if worst else None
-    advice = pairs[worst].advice(largest / 2, **options) if worst and largest else None
+    largest, advice = None, None
+    if len(designs) == len(fits) and None not in detectable.values():
+        worst_pair = max(pairs, key=lambda names: detectable[names] or 0.0)
+        largest = detectable[worst_pair]
+        if largest:
+            advice = pairs[worst_pair].advice(largest / 2, **options).entry()
     return options | {
         "exponent": exponent,
         "detectable": largest,
         "by_pair": [{"a": a, "b": b, "detectable": value} for (a, b), value in detectable.items()],
-        "advice": advice and advice.entry(),
+        "advice": advice,
     }
 
 
-def _design(fit: Fit, bounds: Uncertainty, entry: Entry, level: float) -> Design:
-    """Return a family's design, with the scatter between seeds separate from the misfit between sizes and law."""
-    test = entry["lack_of_fit"]
+def _design(fit: Fit, intervals: Uncertainty, entry: Entry, level: float) -> Design:
+    """Return a family's design, with the scatter between seeds kept apart from the misfit of the sizes to the law."""
     seeds = max(1, round(entry["n_rows"] / entry["n_cells"])) if entry["unit"] == "cell" else 1
-    noise = test["pure_sigma"] if test else None
+    noise = entry["lack_of_fit"]["pure_sigma"] if entry["lack_of_fit"] else None
     misfit = float(np.sqrt(max(fit.sigma**2 - (noise or 0.0) ** 2 / seeds, 0.0)))
-    design = Design(fit.law, fit.sample.log_x, fit.params, noise, misfit, seeds)
+    design = Design(fit.law, fit.sample.log_x, fit.params, noise=noise, misfit=misfit, seeds=seeds)
     if fit.sample.is_independent:
         return design
     # Rows share runs or shapes, so scale the scatter up to the cluster-robust error of the exponent.
-    robust, usual = bounds.error(fit, fit.law.exponents[0], level), design.error()
+    robust, usual = intervals.error(fit, fit.law.exponents[0], level), design.error()
     factor = robust / usual if np.isfinite(robust) and 0 < usual < np.inf else 1.0
     groups = len(np.unique(fit.sample.clusters))
     return replace(design, noise=None if noise is None else noise * factor, misfit=misfit * factor, groups=groups)

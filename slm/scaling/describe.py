@@ -19,12 +19,12 @@ def is_identified(entry: Entry, name: str) -> bool:
 
 
 def has_complete_lists(entry: Entry | None, *names: str) -> bool:
-    """Whether each of the keys `names` of `entry` has a list that is not empty and has no None."""
+    """Whether each of the keys `names` of `entry` has a nonempty list without None."""
     return entry is not None and all(entry.get(name) and None not in entry[name] for name in names)
 
 
 def fitted_laws(entries: Sequence[Entry]) -> list[str]:
-    """Return the names of the laws in these entries: first laws of `LAWS` in its order, then the user's formulas."""
+    """Return the names of the laws in these entries: built-in laws in the order of `LAWS`, then the user's formulas."""
     laws = dict.fromkeys(entry["law"] for entry in entries)
     return [*(law for law in LAWS if law in laws), *(law for law in laws if law not in LAWS)]
 
@@ -78,8 +78,8 @@ def notes(entries: Sequence[Entry]) -> list[str]:
     `status` gives, and the warning on exponents of perplexity, which reports show once for all fits.
     """
     groups: dict[str, list[tuple[Entry, str]]] = {}
-    for entry in entries:
-        for note in entry["notes"] if entry["fitted"] else []:
+    for entry in (entry for entry in entries if entry["fitted"]):
+        for note in entry["notes"]:
             if "exponent of perplexity" not in note and note not in entry["reasons"].values():
                 groups.setdefault(_NUMBER.sub("#", note), []).append((entry, note))
     return [
@@ -89,7 +89,7 @@ def notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def _laws_and_families(entries: Sequence[Entry]) -> str:
-    """Return `law, law (family, family); law (family)`, with laws grouped that have the same families."""
+    """Return `law, law (family, family); law (family)`: laws with the same families are named together."""
     families_by_law: dict[str, list[str]] = {}
     for entry in entries:
         families_by_law.setdefault(entry["law"], []).append(entry["family"])
@@ -100,7 +100,7 @@ def _laws_and_families(entries: Sequence[Entry]) -> str:
 
 
 def _merged_note(notes: Sequence[str]) -> str:
-    """Merge notes that differ in one number into one note with the range; join all notes if they have several."""
+    """Merge notes with one number each into one note with the range of this number; join other notes by semicolons."""
     notes = list(dict.fromkeys(notes))
     numbers = [_NUMBER.findall(note) for note in notes]
     if len(notes) == 1 or any(len(matches) != 1 for matches in numbers):

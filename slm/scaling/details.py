@@ -1,4 +1,4 @@
-"""Results computed only for fits that the verdict may rest on: curves, predictions, doubling, extrapolation."""
+"""Curves, predictions, doubling and extrapolation of a fit, computed only if the report's answer may rest on it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,12 @@ from slm.scaling.sample import Sample
 from slm.scaling.settings import Settings
 
 CURVE_POINTS = 60
-BAND_POINTS = 12
-"""Points of a curve at which its band is computed; between them the band is interpolated."""
-MIN_REFITS = 100
-"""Fewest refits for which a band is drawn."""
-MAX_HELD_OUT = 3
+BAND_POINTS = 12  # points of a curve at which its band is computed; between them the band is interpolated
+MIN_REFITS = 100  # fewest refits for which a band is drawn
+MAX_HELD_OUT = 3  # sizes, in an extrapolation
 MAX_DOUBLING_SIZES = 24
-DOUBLING_TOLERANCE = 1.1
-"""Two sizes count as a doubling if their ratio is between 2 / 1.1 and 2 * 1.1."""
-SAME_LOG_SIZE = 1e-6
-"""Log sizes that differ by less than this count as the same size."""
+DOUBLING_TOLERANCE = 1.1  # two sizes count as a doubling if their ratio is between 2 / 1.1 and 2 * 1.1
+SAME_LOG_SIZE = 1e-6  # log sizes that differ by less than this count as the same size
 
 
 def compute_details(
@@ -36,7 +32,7 @@ def compute_details(
     """Return keys of an entry: profiles, points, curve, predictions, doubling, test, extrapolation, without_smallest.
 
     The curves of all families vary the first variable and hold the others at `medians` [variables], the medians of the
-    log variables in the whole table. `run_sigma` is the scatter of one further run in log loss.
+    log variables in the whole table. `run_sigma` is the standard deviation of one more run's log loss about the law.
     """
     points = dict(zip(fit.law.variables, np.exp(fit.sample.log_x.T).tolist(), strict=True))
     points |= {"value": np.exp(fit.sample.log_y).tolist(), "residual": fit.residuals.tolist()}
@@ -48,13 +44,11 @@ def compute_details(
     if can_draw_band:
         entry["curve"] = _curve(fit, ensemble, settings, medians, run_sigma)
         entry |= _predictions(fit, ensemble, settings, medians, run_sigma)
-        entry["doubling"] = _doubling(fit, ensemble, settings, medians) if fit.law.variables[0] == "N" else None
+        if fit.law.variables[0] == "N":
+            entry["doubling"] = _doubling(fit, ensemble, settings, medians)
+    profiles = {name: profile for name, profile in uncertainty.profiles.items() if name in fit.law.exponents}
     return entry | {
-        "profiles": {
-            name: {"values": profile.values.tolist(), "t": profile.t.tolist()}
-            for name, profile in uncertainty.profiles.items()
-            if name in fit.law.exponents
-        },
+        "profiles": {name: {"values": p.values.tolist(), "t": p.t.tolist()} for name, p in profiles.items()},
         "test": parameter_test(fit, settings.test),
         "extrapolation": _extrapolation(fit, settings, rng),
         "without_smallest": _without_smallest(fit),
@@ -78,7 +72,7 @@ def _vary_first(medians: Floats, first: Floats) -> Floats:
 
 
 def _curve(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Floats, run_sigma: float) -> Entry:
-    """Evaluate the law, its band and its prediction band along the first variable, a little beyond the data."""
+    """Compute the law (`low` to `high`) and one more run (`run_low` to `run_high`) along the first variable."""
     log_sizes = fit.sample.log_x[:, 0]
     start, end = log_sizes.min() - 0.3, log_sizes.max() + 1.2
     log_x = _vary_first(medians, np.linspace(start, end, CURVE_POINTS))
@@ -87,10 +81,10 @@ def _curve(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Flo
     law_band = band(fit, nodes, ensemble, level=settings.level)
     for prefix, limits in (("", law_band), ("run_", law_band.for_run(run_sigma))):
         for name, limit in (("low", limits.low), ("high", limits.high)):
+            columns[prefix + name] = np.full(CURVE_POINTS, np.nan)
             offset = limit - limits.centre
-            has_all_limits = np.isfinite(offset).all()
-            curve_offset = PchipInterpolator(nodes[:, 0], offset)(log_x[:, 0]) if has_all_limits else np.nan
-            columns[prefix + name] = columns["centre"] + curve_offset
+            if np.isfinite(offset).all():
+                columns[prefix + name] = columns["centre"] + PchipInterpolator(nodes[:, 0], offset)(log_x[:, 0])
     return {
         "variable": fit.law.variables[0],
         "held": dict(zip(fit.law.variables[1:], np.exp(log_x[0, 1:]).tolist(), strict=True)),
@@ -100,23 +94,23 @@ def _curve(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Flo
 
 
 def _predictions(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Floats, run_sigma: float) -> Entry:
-    """Predict one more run at multiples of the largest size (other variables at their medians), and at given points.
+    """Predict one more run at multiples of the largest size (other variables at medians), and at the user's points.
 
-    In each row, `beyond` has the factor by which each variable is outside the fitted rows (1 if it is inside). `stated`
-    is true if the point is a given one. `ignored` has the keys of a given point that are not variables of the law.
-    `not_predicted` has the given points that lack a variable of the law.
+    In each row of `predictions`, `stated` tells the user's points from multiples; `beyond` has the factor by which each
+    variable is outside the fitted rows (1 if it is inside); `ignored` has the keys of a user's point that are not
+    variables of the law. `not_predicted` has the user's points that lack a variable of the law.
     """
     variables = fit.law.variables
     low, high = fit.sample.log_x.min(axis=0), fit.sample.log_x.max(axis=0)
     factors = [item for item in settings.predict if not isinstance(item, Mapping)]
     points = [dict(item) for item in settings.predict if isinstance(item, Mapping)]
-    complete = [point for point in points if {*variables} <= {*point}]
-    log_given = np.log([[point[v] for v in variables] for point in complete]).reshape(-1, len(variables))
+    complete_points = [point for point in points if set(variables) <= set(point)]
+    log_points = np.log([[point[v] for v in variables] for point in complete_points]).reshape(-1, len(variables))
     log_multiples = _vary_first(medians, high[0] + np.log(np.array(factors, float)))
-    log_x = np.concatenate([log_multiples, log_given])
+    log_x = np.concatenate([log_multiples, log_points])
     rows = predictions_at(fit, log_x, ensemble, run_sigma, settings.level) if len(log_x) else []
     beyond = np.exp(np.maximum(0, np.maximum(log_x - high, low - log_x))).tolist()
-    point_of_row: list[dict[str, float]] = [{}] * len(factors) + complete  # {} for a multiple of the largest size
+    point_of_row: list[dict[str, float]] = [{}] * len(factors) + complete_points  # {} for multiples of the largest size
     for row, ratios, point in zip(rows, beyond, point_of_row, strict=True):
         row["beyond"] = dict(zip(variables, ratios, strict=True))
         row |= {"stated": bool(point), "ignored": [name for name in point if name not in variables]}
@@ -135,26 +129,28 @@ def predictions_at(fit: Fit, log_x: Floats, ensemble: Ensemble | None, run_sigma
 
 
 def _doubling(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Floats) -> Entry:
-    """Compute the decrease in loss from doubling N at each size of the data: by the law, and as measured.
+    """Compute how much doubling N lowers the loss at each size of the data: according to the law, and as measured.
 
     `beyond` marks sizes whose double lies beyond the data: there the law's gain is an extrapolation. `measured` is the
     decrease from the mean loss at this size to the mean loss at a size about twice as large, scaled to a factor of 2.
     `measured` is None if no size is about twice as large, and for laws of several variables.
     """
-    log_size = fit.sample.log_x[:, 0]
-    sizes = _distinct(log_size)
-    losses = np.exp([fit.sample.log_y[abs(log_size - size) < SAME_LOG_SIZE].mean() for size in sizes])
-    indices = np.unique(np.linspace(0, len(sizes) - 1, MAX_DOUBLING_SIZES).round().astype(int))
-    chosen = sizes[indices]
+    size_of_row = fit.sample.log_x[:, 0]
+    log_sizes = _distinct(size_of_row)
+    losses = np.exp([fit.sample.log_y[abs(size_of_row - size) < SAME_LOG_SIZE].mean() for size in log_sizes])
+    indices = np.unique(np.linspace(0, len(log_sizes) - 1, MAX_DOUBLING_SIZES).round().astype(int))
+    chosen = log_sizes[indices]
     gain = band(fit, _vary_first(medians, chosen), ensemble, level=settings.level, curve=Doubling(fit.law))
-    has_one_variable = len(fit.law.variables) == 1
+    measured: list[float | None] = [None] * len(indices)
+    if len(fit.law.variables) == 1:
+        measured = [_measured_gain(log_sizes, losses, index) for index in indices]
     return {
         "x": np.exp(chosen).tolist(),
         "gain": gain.centre.tolist(),
         "low": gain.low.tolist(),
         "high": gain.high.tolist(),
-        "beyond": (chosen + np.log(2) > sizes.max() + 0.01).tolist(),
-        "measured": [_measured_gain(sizes, losses, index) if has_one_variable else None for index in indices],
+        "beyond": (chosen + np.log(2) > log_sizes.max() + 0.01).tolist(),
+        "measured": measured,
     }
 
 
@@ -167,16 +163,16 @@ def _measured_gain(log_sizes: Floats, losses: Floats, index: int) -> float | Non
 
 
 def _distinct(x: Floats) -> Floats:
-    """Return the distinct log sizes, the smallest first; differences by rounding do not count."""
+    """Return the distinct log sizes in rising order. Sizes that differ only by rounding count as one."""
     x = np.sort(x)
     return x[np.append(True, np.diff(x) > SAME_LOG_SIZE)]
 
 
 def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> Entry | None:
-    """Fit the runs of smaller sizes and predict the larger ones, with the largest held out, the two largest, and so on.
+    """Hold out the largest size, then the two largest, and so on; fit the smaller sizes and predict the larger ones.
 
-    The size is the law's first variable. All rows of a run are held out together. `steps` has one item for each fit and
-    each predicted size; other keys are about the first fit. Returns None if too few sizes remain or that fit is exact.
+    The size is the law's first variable. A run with any row at a held-out size is left out of the fit. `steps` has one
+    item per fit and held-out size; other keys are about the first fit. Returns None if this fit is exact or impossible.
     """
     sample, log_size = fit.sample, fit.sample.log_x[:, 0]
     sizes = _distinct(log_size)
@@ -231,7 +227,7 @@ def _steps(smaller: Fit, held_out: Sample, sizes: Floats, ensemble: Ensemble | N
 
 
 def _without_smallest(fit: Fit) -> Entry | None:
-    """Return the exponents of a fit without the smallest size: they change if the data curve otherwise than the law."""
+    """Return the exponents of a fit without the smallest size. They change if the law has the wrong curvature."""
     log_size = fit.sample.log_x[:, 0]
     kept = fit.sample.subset(log_size > log_size.min() + SAME_LOG_SIZE)
     if not len(kept.log_y) or refusal(fit.law, kept):

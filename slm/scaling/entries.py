@@ -27,14 +27,13 @@ SUSPICIOUS_RATIO = 1.5
 
 @dataclass(frozen=True)
 class Task:
-    """What is fitted to every family, by which loss. `size` is the column that is N; it is "" for laws without N."""
+    """A law to fit to a target of every family, under `loss`. `size` is the column that is N ("": no N in the law)."""
 
     law: Law
     target: str
     size: str
     loss: Loss
-    is_primary: bool = False
-    """Whether the verdict may rest on the fits."""
+    is_primary: bool = False  # whether the verdict, the report's answer to which families differ, may rest on the fits
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ def fit_group(
 ) -> dict[str, Fitted]:
     """Fit one law to every family of the table; `thorough` adds bootstraps and the keys of `compute_details`.
 
-    The rows are the means over seeds of each cell, or single runs if `settings.unit` is "run"; every number of an entry
-    (AICc, BIC, r2, rmse and sigma too) is computed from these rows. The entry of a failed fit has the reason instead.
+    The fitted rows are single runs if `settings.unit` is "run", else means of cells (runs that differ only in seed).
+    AICc, BIC, r2, rmse and sigma are computed from these rows. The entry of a failed fit has the reason instead.
     """
     unit: Unit = "run" if settings.unit == "run" else "cell"
     samples = {f: take_sample(table.family(f), task.law, task.target, task.size, unit=unit) for f in table.families}
@@ -68,26 +67,26 @@ def fit_group(
             except (np.linalg.LinAlgError, FloatingPointError) as error:
                 reason = f"not fitted: the computation broke down ({error})"
         if reason is not None:
-            fitted[family] = Fitted(_identity(family, task, sample) | _refused(task.law, reason))
+            fitted[family] = Fitted(_task_keys(family, task, sample) | _refusal_keys(task.law, reason))
     return fitted
 
 
 def _fit_family(
     table: Table, task: Task, sample: Sample, settings: Settings, rng: np.random.Generator, medians: Floats | None
 ) -> Fitted:
-    """Fit the one family of `table`. `medians` of all families' log variables are given only for a thorough fit."""
+    """Fit the only family of `table`; thorough if `medians` are given: those of all families' log variables."""
     fit = fit_sample(task.law, sample, loss=task.loss)
     thorough = medians is not None
     replicates = settings.bootstrap if thorough else 0
-    bounds = uncertainty(fit, replicates=replicates, rng=rng, level=settings.level, coefficients=thorough)
+    intervals = uncertainty(fit, replicates=replicates, rng=rng, level=settings.level, profile_coefficients=thorough)
     runs = take_sample(table, task.law, task.target, task.size, unit="run")
     test, run_sigma = lack_of_fit(fit, runs), new_run_sigma(fit, runs)
-    entry = _identity(table.families[0], task, sample) | _numbers(task.target, fit, bounds)
+    entry = _task_keys(table.families[0], task, sample) | _result_keys(task.target, fit, intervals)
     entry |= {
         "unit": "run" if settings.unit == "run" else "cell",
         "n_runs": len(np.unique(table.frame["cluster"])),
         "n_rows": len(runs.log_y),
-        "lack_of_fit": test and vars(test),
+        "lack_of_fit": vars(test) if test else None,
         "run_sigma_log": run_sigma,
     }
     if test and test.p < 0.05:
@@ -102,21 +101,21 @@ def _fit_family(
     if task.law.variables == ("C",) and "tokens" in table.frame and table.frame["tokens"].nunique(dropna=False) == 1:
         entry["notes"].append("all runs have the same number of tokens, so C is proportional to N")
     if medians is not None:
-        entry |= compute_details(fit, bounds, settings, rng, medians, run_sigma)
-    return Fitted(entry, fit, bounds)
+        entry |= compute_details(fit, intervals, settings, rng, medians, run_sigma)
+    return Fitted(entry, fit, intervals)
 
 
-def _refused(law: Law, reason: str) -> Entry:
+def _refusal_keys(law: Law, reason: str) -> Entry:
     names = list(law.parameters)
-    unknown = "objective r2 rmse_log sigma_log aicc bic starts_agreeing gradient_norm condition_number"
-    entry: Entry = dict.fromkeys(unknown.split())
+    unknown_keys = "objective r2 rmse_log sigma_log aicc bic starts_agreeing gradient_norm condition_number"
+    entry: Entry = dict.fromkeys(unknown_keys.split())
     entry |= {"params": dict.fromkeys(names), "se": dict.fromkeys(names), "ci95": {n: [None, None] for n in names}}
     entry |= {"covariance_method": "none", "se_method": "none", "converged": False, "starts": 0, "at_bound": []}
     entry |= {"identified": False, "not_identified": names, "reasons": dict.fromkeys(names, reason)}
     return entry | {"fitted": False, "notes": [reason]}
 
 
-def _identity(family: str, task: Task, sample: Sample) -> Entry:
+def _task_keys(family: str, task: Task, sample: Sample) -> Entry:
     law, loss = task.law, task.loss
     floor = None if law.floor is None else list(law.parameters)[law.floor]
     columns = zip(law.variables, sample.log_x.T, strict=True)
@@ -129,29 +128,30 @@ def _identity(family: str, task: Task, sample: Sample) -> Entry:
     return entry | {"n_rows": len(sample.log_y), "n_runs": n_runs, "n_cells": n_cells}
 
 
-def _numbers(target: str, fit: Fit, bounds: Uncertainty) -> Entry:
+def _result_keys(target: str, fit: Fit, intervals: Uncertainty) -> Entry:
     score, certificate = criteria([fit]), fit.certificate
-    notes = list(bounds.notes)
+    notes = list(intervals.notes)
     if certificate.starts_agreeing < 0.5:
         notes.append(f"only {certificate.starts_agreeing:.0%} of the starts reach the best objective")
-    notes += _notes_on_bootstrap(fit, bounds)
+    notes += _notes_on_bootstrap(fit, intervals)
     if target == "perplexity":
         notes.append("an exponent of perplexity, which is not comparable with exponents of loss")
-    entry = {**vars(certificate), "params": fit.params, "se": bounds.se}
-    entry["ci95"] = {name: list(ends) for name, ends in bounds.ci.items()}
-    entry |= {"covariance_method": bounds.method, "se_method": bounds.se_method, "se_by_method": bounds.bootstrap_se}
+    entry = {**vars(certificate), "params": fit.params, "se": intervals.se}
+    entry["ci95"] = {name: list(ends) for name, ends in intervals.ci.items()}
+    entry |= {"covariance_method": intervals.method, "se_method": intervals.se_method}
+    entry |= {"se_by_method": intervals.bootstrap_se}
     entry |= {"r2": fit.r2, "rmse_log": math.sqrt(fit.sse / len(fit.residuals)), "sigma_log": fit.sigma}
     entry |= {"degrees_of_freedom": fit.degrees_of_freedom, "aicc": score.aicc, "bic": score.bic}
-    is_identified = certificate.converged and not set(bounds.not_identified) & set(fit.law.exponents)
-    entry |= {"identified": is_identified, "not_identified": list(bounds.not_identified)}
-    return entry | {"reasons": bounds.not_identified, "fitted": True, "notes": notes}
+    is_identified = certificate.converged and not set(intervals.not_identified) & set(fit.law.exponents)
+    entry |= {"identified": is_identified, "not_identified": list(intervals.not_identified)}
+    return entry | {"reasons": intervals.not_identified, "fitted": True, "notes": notes}
 
 
-def _notes_on_bootstrap(fit: Fit, bounds: Uncertainty) -> list[str]:
+def _notes_on_bootstrap(fit: Fit, intervals: Uncertainty) -> list[str]:
     """Return notes on exponents whose bootstrap standard error is much larger than the likelihood's."""
-    se = bounds.bootstrap_se
+    se = intervals.bootstrap_se
     has_few_rows = len(fit.sample.log_y) < 10 * len(fit.theta)
-    if has_few_rows or bounds.method in ("cluster_bootstrap", "cluster_t") or "cluster" not in se:
+    if has_few_rows or intervals.method in ("cluster_bootstrap", "cluster_t") or "cluster" not in se:
         return []
     ratios = {name: se["cluster"][name] / se["delta"][name] for name in fit.law.exponents if se["delta"][name] > 0}
     return [

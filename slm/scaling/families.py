@@ -1,13 +1,14 @@
-"""Test whether families share a law: nested models of all families together, and calibrated likelihood ratios.
+"""Test whether families share a law: fit nested models to all families together, and compare their likelihoods.
 
-    one_law            all coordinates are shared
+    one_law            all coordinates (parameters as they are fitted: see `slm.scaling.laws`) are shared
     efficiency         exponents and floor are shared; each family uses N and D as if they were rho_N N and rho_D D
     shared_exponents   exponents are shared; each family has its own coefficients (and floor)
     separate           nothing is shared
 
-Fits are least squares of log residuals. With few runs the chi-squared approximation rejects too often, and so does the
-F test if families differ in scatter. So each ratio is compared with its distribution under the restricted model,
-simulated with every family's own scatter (parametric bootstrap; Davison & Hinkley 1997, section 4.2).
+Models are fitted by least squares of log residuals. A test compares the likelihood ratio of two models with the ratios
+for data simulated under the model that shares more, with every family's own scatter (parametric bootstrap; Davison &
+Hinkley 1997, section 4.2). With few runs the chi-squared approximation rejects too often, and so does the F test if
+families differ in scatter.
 
 Axes: F families, I rows of all families, P coordinates of one family, Q free parameters, R simulated data sets.
 """
@@ -32,9 +33,9 @@ from slm.scaling.solver import FINE_TOLERANCE, Block, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts, raise_small_terms
 
 REFIT_STEPS = 60
-"""Enough for every refit except one along a flat valley, where the objective no longer changes."""
-GRID_REFITS = 3
-"""Number of grid starts of a fit to simulated data, besides the coordinates that the data were simulated with."""
+"""Most steps of a refit. Only refits along a flat valley, where the objective no longer changes, would take more."""
+REFIT_GRID_STARTS = 3
+"""Approximate number of grid starts of a refit. It also starts at the coordinates that the data were simulated with."""
 MODELS = ("one_law", "efficiency", "shared_exponents", "separate")
 
 
@@ -45,8 +46,7 @@ class Families:
     law: Law
     names: tuple[str, ...]
     samples: tuple[Sample, ...]
-    sigmas: Floats
-    """Scatter of each family about its own fit [F]."""
+    sigmas: Floats  # scatter of each family about its own fit [F]
 
     @cached_property
     def pooled(self) -> Sample:
@@ -54,7 +54,7 @@ class Families:
         log_y = np.concatenate([sample.log_y for sample in self.samples])
         log_x = np.concatenate([sample.log_x for sample in self.samples])
         rows = np.arange(len(log_y))
-        return Sample(log_y, log_x, rows, rows, self.law.is_uncentred)
+        return Sample(log_y, log_x, clusters=rows, cells=rows, is_uncentred=self.law.is_uncentred)
 
     @property
     def family_of_row(self) -> np.ndarray:
@@ -62,7 +62,7 @@ class Families:
         return np.repeat(np.arange(len(self.names)), [len(sample.log_y) for sample in self.samples])
 
     def blocks(self, matrices: Sequence[Floats]) -> list[Block]:
-        """One block per family."""
+        """Return the rows of each family as a block of the solver, with the family's matrix (`sharing_matrices`)."""
         zero = np.zeros(len(self.law.parameters))
         rows = [np.flatnonzero(self.family_of_row == f) for f in range(len(self.names))]
         return [Block(self.law, self.pooled.centred[own], own, M, zero) for own, M in zip(rows, matrices, strict=True)]
@@ -81,14 +81,14 @@ class JointFit:
     phi: Floats
     theta: Floats
     sse: float
-    rows: int
-    starts_agreeing: float
+    num_rows: int
+    starts_agreeing: float  # share of the starts that reach the best objective
     converged: bool
 
     def criteria(self) -> Criteria:
         """AICc and BIC, with one scatter for all families."""
-        deviance = self.rows * (np.log(2 * np.pi * self.sse / self.rows) + 1)
-        return information_criteria(deviance, self.rows, len(self.phi) + 1)
+        deviance = self.num_rows * (np.log(2 * np.pi * self.sse / self.num_rows) + 1)
+        return information_criteria(deviance, self.num_rows, len(self.phi) + 1)
 
 
 def gather(fits: Mapping[str, Fit]) -> Families:
@@ -98,7 +98,7 @@ def gather(fits: Mapping[str, Fit]) -> Families:
     return Families(next(iter(fits.values())).law, tuple(fits), samples, sigmas)
 
 
-def sharing_matrices(law: Law, families: int, model: str) -> tuple[Floats, ...]:
+def sharing_matrices(law: Law, num_families: int, model: str) -> tuple[Floats, ...]:
     """Return one matrix [P, Q] per family, from the free parameters of `model` to the coordinates of the family."""
     names = list(law.parameters)
     floor = [] if law.floor is None else [names[law.floor]]
@@ -108,20 +108,23 @@ def sharing_matrices(law: Law, families: int, model: str) -> tuple[Floats, ...]:
     columns: list[tuple[int, int | None]] = []
     for j, name in enumerate(names):
         is_shared = name in shared_by_model[model]
-        columns += [(j, None)] if is_shared else [(j, f) for f in range(families)]
+        columns += [(j, None)] if is_shared else [(j, f) for f in range(num_families)]
     units = np.eye(len(names))[:, [j for j, _ in columns]]
-    return tuple(units * [owner in (None, f) for _, owner in columns] for f in range(families))
+    # The matrix of a family has zeros in the columns that other families own.
+    return tuple(units * [owner in (None, f) for _, owner in columns] for f in range(num_families))
 
 
 def fit_joint(families: Families, model: str) -> JointFit:
     """Fit a nested model from a grid of starts by least squares."""
     matrices = sharing_matrices(families.law, len(families.names), model)
-    log_y, starts, bounds = families.pooled.log_y, _starts(families, matrices), _bounds(families, matrices)
+    log_y, starts = families.pooled.log_y, _starts(families, matrices)
+    bounds = _bounds(families, matrices)
     optimum = minimise(families.blocks(matrices), log_y, starts, bounds, tolerance=FINE_TOLERANCE)
     phi, objective = optimum.phi[optimum.best], float(optimum.objective[optimum.best])
     theta = np.stack([M @ phi for M in matrices])
     agreeing = float((optimum.objective <= objective * (1 + 1e-6)).mean())
-    return JointFit(matrices, phi, theta, 2 * objective, len(log_y), agreeing, bool(optimum.converged[optimum.best]))
+    converged = bool(optimum.converged[optimum.best])
+    return JointFit(matrices, phi, theta, 2 * objective, len(log_y), starts_agreeing=agreeing, converged=converged)
 
 
 def likelihood_ratio(
@@ -129,11 +132,11 @@ def likelihood_ratio(
 ) -> dict[str, float]:
     """Test `restricted` against `wider` by n log(SSE_r / SSE_w): `statistic`, `df`, `p`, `p_chi2` and `replicates`.
 
-    `p` is calibrated by data simulated under `restricted`. Such data are fitted from several starts, like observed
-    data: from one start, the wider model often stops short of its optimum, and the test rejects too often. For linear
-    laws without `replicates`, `p` is from the F test, exact if families scatter equally; `p_chi2` is approximate.
+    `replicates` data sets are simulated under `restricted`. `p` is the share of them, the observed data included, whose
+    statistic is at least as large as the observed one. For linear laws and 0 replicates, `p` is from the F test, which
+    is exact if families have equal scatter. `p_chi2` is the chi-squared approximation.
     """
-    n, df = restricted.rows, len(wider.phi) - len(restricted.phi)
+    n, df = restricted.num_rows, len(wider.phi) - len(restricted.phi)
     statistic = max(0.0, n * float(np.log(restricted.sse / wider.sse)))
     if families.law.is_linear and not replicates:
         residual_df = n - len(wider.phi)
@@ -142,7 +145,8 @@ def likelihood_ratio(
     else:
         noise = families.sigmas[families.family_of_row] * rng.standard_normal((replicates, n))
         log_y = families.log_value(restricted.theta) + noise
-        sse_r, sse_w = (_refit(families, model.matrices, log_y, restricted.theta) for model in (restricted, wider))
+        sse_r = _refit(families, restricted.matrices, log_y, restricted.theta)
+        sse_w = _refit(families, wider.matrices, log_y, restricted.theta)
         simulated = n * np.log(np.maximum(sse_r, sse_w) / sse_w)
         p = (1 + int((simulated >= statistic * (1 - 1e-9)).sum())) / (replicates + 1)
     p_chi2 = float(stats.chi2.sf(statistic, df))
@@ -150,27 +154,28 @@ def likelihood_ratio(
 
 
 def _refit(families: Families, matrices: Sequence[Floats], log_y: Floats, theta: Floats) -> Floats:
-    """Return the least sum of squares [R] of each row of `log_y` [R, I], which was simulated at `theta` [F, P].
+    """Return the least sum of squares [R] of each simulated data set, a row of `log_y` [R, I].
 
-    Fits start at `theta`, and for laws that are not linear also at some points of the grid. Families that share nothing
-    are fitted one by one, which gives the same result and is much faster.
+    Fits start at the coordinates of the simulation, `theta` [F, P]. For nonlinear laws they also start at some points
+    of the grid: from one start, the wider model often stops short of its optimum, and the test rejects too often.
+    Families that share nothing are fitted one by one, which gives the same result and is much faster.
     """
     low, high = _bounds(families, matrices)
     theta = raise_small_terms(families.law, families.pooled, theta)
     grid = _starts(families, matrices)
-    grid_step = max(1, len(grid) // GRID_REFITS)
+    grid_step = max(1, len(grid) // REFIT_GRID_STARTS)
     grid = grid[:0] if families.law.is_linear else grid[::grid_step]
     total, blocks = np.zeros(len(log_y)), families.blocks(matrices)
     is_used_FQ = np.stack([matrix.any(axis=0) for matrix in matrices])
     share_nothing = (is_used_FQ.sum(axis=0) == 1).all()
     group_size = 1 if share_nothing else len(blocks)
     for group in np.arange(len(blocks)).reshape(-1, group_size):
-        columns = is_used_FQ[group].any(axis=0)
-        group_blocks = [replace(blocks[f], matrix=blocks[f].matrix[:, columns]) for f in group]
+        is_used_Q = is_used_FQ[group].any(axis=0)
+        group_blocks = [replace(blocks[f], matrix=blocks[f].matrix[:, is_used_Q]) for f in group]
         simulated_phi = np.linalg.pinv(np.vstack([block.matrix for block in group_blocks])) @ theta[group].ravel()
-        bounds = low[columns], high[columns]
+        bounds = low[is_used_Q], high[is_used_Q]
         objectives = []
-        for start in (simulated_phi, *grid[:, columns]):
+        for start in (simulated_phi, *grid[:, is_used_Q]):
             starts = np.repeat(start[None], len(log_y), axis=0)
             optimum = minimise(group_blocks, log_y, starts, bounds, tolerance=1e-6, max_steps=REFIT_STEPS)
             objectives.append(optimum.objective)
@@ -186,24 +191,26 @@ def _starts(families: Families, matrices: Sequence[Floats]) -> Floats:
 
 
 def _bounds(families: Families, matrices: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """Return the bounds of each free parameter [Q], which are those of its coordinate."""
     low, high = coordinate_bounds(families.law, families.pooled)
-    coordinate = np.argmax(np.vstack(matrices), axis=0) % len(low)
+    coordinate = np.argmax(np.vstack(matrices), axis=0) % len(low)  # the stacked matrices have P rows per family
     return low[coordinate], high[coordinate]
 
 
 def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.95) -> list[dict[str, Any]]:
     """Return rho_N and rho_D of every family relative to the first, under the `efficiency` model.
 
-    A row has the `factor` on `variable` by which `family` differs from the `reference`, and its interval, `low` to
-    `high`. L = E + A / (rho N)^alpha has coefficient A rho^-alpha, so log rho is the difference of log coefficients
-    over the exponent. The interval is Student's t with the error that follows from every family's own scatter
-    (Satterthwaite's degrees of freedom), or with the cluster-robust error if rows share runs or shapes.
+    A row has the `factor` on `variable` by which `family` differs from the `reference`, with the interval of this
+    factor, `low` to `high`. In L = E + A / (rho N)^alpha the coefficient is A rho^-alpha, so log rho is the difference
+    between the log coefficients of two families, divided by alpha. The interval is Student's t. Its standard error
+    follows from every family's own scatter, or is cluster-robust if rows share runs or shapes.
     """
     law, names = families.law, list(families.law.parameters)
     if min(len(sample.log_y) for sample in families.samples) <= len(names):
         return []
     factors = []
-    for coefficient, ((variable, exponent), *_) in law.powers.items():
+    for coefficient, powers in law.powers.items():
+        variable, exponent = powers[0]
         j, k = names.index(coefficient), names.index(exponent)
         has_exponent = not (law.name == "kaplan_joint" and variable == "D")  # D_c is itself proportional to D
         for f in range(1, len(families.names)):
@@ -222,12 +229,13 @@ def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.
 
 
 def _error(families: Families, joint: JointFit, vector: Floats) -> tuple[float, float]:
-    """Return the standard error of `vector` [Q] @ phi and its degrees of freedom; each family has its own scatter."""
+    """Return the standard error of `vector` [Q] @ phi, given every family's own scatter, and its degrees of freedom."""
     blocks = zip(joint.theta, families.blocks(joint.matrices), strict=True)
     jacobian_IQ = np.concatenate([b.law.derivatives(theta[None], b.x_IV)[1][0].T @ b.matrix for theta, b in blocks])
     if not all(sample.is_independent for sample in families.samples):
-        own = np.concatenate([sample.clusters for sample in families.samples])  # numbered within each family
-        clusters = np.unique(np.stack([families.family_of_row, own]), axis=1, return_inverse=True)[1].reshape(-1)
+        # Clusters are numbered within each family, so number the pairs of family and cluster.
+        pairs = np.stack([families.family_of_row, np.concatenate([sample.clusters for sample in families.samples])])
+        clusters = np.unique(pairs, axis=1, return_inverse=True)[1].reshape(-1)
         residuals = families.pooled.log_y - families.log_value(joint.theta)
         return cluster_error(jacobian_IQ, residuals, clusters, vector)
     weights = jacobian_IQ @ np.linalg.pinv(jacobian_IQ.T @ jacobian_IQ) @ vector

@@ -21,32 +21,27 @@ MIN_DEGREES = 3
 """With fewer degrees of freedom, no exponent of a nonlinear law is identified. For laws with a floor and 2 degrees of
 freedom, the few intervals within `MAX_SPAN` are narrow by chance: only 60% of them contain the true exponent."""
 BOOTSTRAPS: tuple[Kind, ...] = ("cluster", "wild")
-MAX_FAILED = 0.5
-"""A bootstrap is not used if a larger share of its samples could not be refitted."""
-MIN_REFITS = 20
-"""A bootstrap is not used if fewer refits than this converged."""
+MAX_FAILED = 0.5  # a bootstrap is not used if a larger share of its samples could not be refitted
+MIN_REFITS = 20  # a bootstrap is not used if fewer refits than this converged
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Standard errors and intervals of the quoted parameters. An end of None is open: the data set no bound."""
+    """Standard errors and intervals of the parameters as quoted. An end of None is open: the data set no bound."""
 
-    method: str
-    """Method of the intervals: ols_t, profile_t, cluster_t or cluster_bootstrap."""
+    method: str  # of the intervals: ols_t, profile_t, cluster_t, cluster_bootstrap or none
     se: dict[str, float]
-    se_method: str
-    """Method of `se`: ols, cluster_bootstrap, or delta if no bootstrap was requested."""
+    se_method: str  # ols, cluster_bootstrap, delta (if no bootstrap was requested) or none
     ci: dict[str, Interval]
     profiles: dict[str, Profile]
     ensembles: dict[str, Ensemble]
-    not_identified: dict[str, str]
-    """Parameters that the data do not identify -> the reason."""
+    not_identified: dict[str, str]  # parameters that the data do not identify -> the reason
     notes: tuple[str, ...]
     bootstrap_se: dict[str, dict[str, float]] = field(default_factory=dict)
     """Method (cluster, wild, delta) -> standard errors."""
 
     def error(self, fit: Fit, name: str, level: float) -> float:
-        """Standard error of exponent `name`: half its interval's width / the quantile of t; `se` if an end is open."""
+        """Half the width of the interval of exponent `name`, divided by the quantile of t; `se` if an end is open."""
         low, high = self.ci[name]
         df = self.degrees_of_freedom(fit, name)
         if low is None or high is None or df < 1:
@@ -61,14 +56,14 @@ class Uncertainty:
 
 
 def uncertainty(
-    fit: Fit, *, replicates: int, rng: np.random.Generator, level: float = 0.95, coefficients: bool = True
+    fit: Fit, *, replicates: int, rng: np.random.Generator, level: float = 0.95, profile_coefficients: bool = True
 ) -> Uncertainty:
     """Compute standard errors and intervals of all parameters of a fit.
 
-    Least squares: Student's t for linear laws, which is exact, and profile likelihood for others. Both are widened by
-    the cluster-robust standard error (`slm.scaling.clusters`) if rows share runs or shapes. Other losses: t intervals
-    from standard errors of the cluster bootstrap, scaled up for the number of parameters.
-    `replicates` = 0 leaves out bootstraps that are only a cross-check. Without `coefficients`, the intervals of
+    Intervals after least squares are Student's t for linear laws, which is exact, and from the profile likelihood for
+    others. If rows share runs or shapes, intervals are widened to the cluster-robust error (`slm.scaling.clusters`).
+    Intervals after other losses are t intervals with standard errors of the cluster bootstrap.
+    `replicates` = 0 leaves out bootstraps that are only a cross-check. Without `profile_coefficients`, intervals of
     coefficients come from the delta method in logs, which is quicker; the other intervals are the same.
     """
     names = list(fit.law.parameters)
@@ -86,14 +81,15 @@ def uncertainty(
     ci = _bootstrap_intervals(fit, ensembles.get("cluster"), level)
     if is_least_squares:
         method = "ols_t" if fit.law.is_linear else "profile_t"
-        method = method if fit.sample.is_independent else "cluster_t"
+        if not fit.sample.is_independent:
+            method = "cluster_t"
         floor = [] if fit.law.floor is None else [names[fit.law.floor]]
-        refitted = names if coefficients else [*fit.law.exponents, *floor]
-        for name in names:
-            if result := profile(fit, name, level=level, delta_method=name not in refitted):
-                profiles[name] = result
+        profiled = names if profile_coefficients else [*fit.law.exponents, *floor]
         # Parameters without a profile, such as a ratio of coordinates, keep the interval of the bootstrap.
-        ci |= {name: _profile_interval(fit, result) for name, result in profiles.items()}
+        for name in names:
+            if result := profile(fit, name, level=level, delta_method=name not in profiled):
+                profiles[name] = result
+                ci[name] = _profile_interval(fit, result)
     se_by_method = {kind: _bootstrap_errors(fit, ensemble) for kind, ensemble in ensembles.items()}
     se_by_method["delta"] = _delta_errors(fit)
     se_method = "ols" if method == "ols_t" else "delta"
@@ -165,25 +161,24 @@ def _bootstrap_intervals(fit: Fit, ensemble: Ensemble | None, level: float) -> d
 
 
 def _reasons_not_identified(fit: Fit, ci: Mapping[str, Interval]) -> dict[str, str]:
-    """Return a reason in words for each parameter that is not identified, by the fit's certificate and intervals."""
+    """Return, for each parameter that is not identified, the reason found in the fit's certificate or intervals."""
     law, certificate = fit.law, fit.certificate
     names = list(law.parameters)
     if not certificate.converged:
         return dict.fromkeys(names, "the fit did not converge")
     if fit.is_exact:
         return dict.fromkeys(names, "all runs lie on the law to rounding: there is no scatter for intervals")
-    too_few = _too_few_sizes(fit)
+    too_few = _too_few_sizes(fit)  # this reason, if there is one, takes precedence over the others
     reasons = {name: too_few or _reason_against_exponent(fit, name, ci[name]) for name in law.exponents}
     floor = None if law.floor is None else names[law.floor]
     for name in names:
-        is_at_bound = name in certificate.at_bound
-        if name == floor and is_at_bound:
+        if name == floor and name in certificate.at_bound:
             reasons[name] = f"the floor {name} ended at 0: the law without a floor fits as well"
         elif name == floor:
-            reasons[name] = f"a floor {name} of 0 is not excluded" if too_few or ci[name][0] is None else None
+            may_be_zero = too_few or ci[name][0] is None
+            reasons[name] = f"a floor {name} of 0 is not excluded" if may_be_zero else None
         elif name not in law.exponents and name not in law.powers:
-            open_end = f"the interval of {name} is open" if None in ci[name] else None
-            reasons[name] = too_few or (f"{name} ended at its bound" if is_at_bound else open_end)
+            reasons[name] = too_few or _bound_or_open_end(fit, name, ci[name])
     for name, powers in law.powers.items():
         exponents = [exponent for _, exponent in powers]
         if name in certificate.at_bound:
@@ -193,8 +188,9 @@ def _reasons_not_identified(fit: Fit, ci: Mapping[str, Interval]) -> dict[str, s
                 if not _has_other_term(fit, name, exponent):
                     reasons[exponent] = reasons[exponent] or reasons[name]
         else:
-            # A coefficient is identified only if its exponents are; the reason of the last exponent comes first.
-            reasons[name] = next((reason for exponent in reversed(exponents) if (reason := reasons[exponent])), None)
+            # A coefficient is identified only if all its exponents are. The last reason against one of them is given.
+            reasons_of_exponents = [reasons[exponent] for exponent in exponents if reasons[exponent]]
+            reasons[name] = reasons_of_exponents[-1] if reasons_of_exponents else None
     return {name: reason for name in names if (reason := reasons[name])}
 
 
@@ -202,7 +198,9 @@ def _remarks(fit: Fit, ci: Mapping[str, Interval]) -> list[str]:
     """Return remarks on exponents that are below 0 or whose interval includes 0."""
     notes = []
     for name in fit.law.exponents:
-        low, high = ci[name] if _may_be_negative(fit, name) else (None, None)
+        low, high = ci[name]
+        if not _may_be_negative(fit, name):
+            continue
         if low is not None and high is not None and low <= 0 <= high:
             notes.append(f"the interval of {name} includes 0")
         elif high is not None and high < 0:
@@ -237,11 +235,15 @@ def _too_few_sizes(fit: Fit) -> str | None:
 
 def _reason_against_exponent(fit: Fit, name: str, interval: Interval) -> str | None:
     """Return in words why this exponent is not identified; None if it is identified."""
+    reason = _bound_or_open_end(fit, name, interval)
     low, high = interval
+    if reason or low is None or high is None or _may_be_negative(fit, name):
+        return reason
+    is_wide = low <= 0 or high / low > MAX_SPAN
+    return f"the interval of {name} spans a factor of more than {MAX_SPAN:g}" if is_wide else None
+
+
+def _bound_or_open_end(fit: Fit, name: str, interval: Interval) -> str | None:
     if name in fit.certificate.at_bound:
         return f"{name} ended at its bound"
-    if low is None or high is None:
-        return f"the interval of {name} is open"
-    if not _may_be_negative(fit, name) and (low <= 0 or high / low > MAX_SPAN):
-        return f"the interval of {name} spans a factor of more than {MAX_SPAN:g}"
-    return None
+    return f"the interval of {name} is open" if None in interval else None

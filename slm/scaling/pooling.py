@@ -1,8 +1,8 @@
 """Pool exponents by a mixed-effects model: families are draws from a population, and exponents are measured with error.
 
 alpha_f = mu + u_f + e_f, u_f ~ N(0, tau^2), e_f ~ N(0, se_f^2). tau^2 is estimated by restricted maximum likelihood; mu
-has the interval of Hartung & Knapp (2001), which is accurate for few families. tau = 0 is not tested here: Cochran's Q
-assumes known errors, and rejects in 15 to 23% of cases if the errors are estimated. See the joint test of all families.
+has the interval of Hartung & Knapp (2001), which is accurate for few families. To test tau = 0, use the joint test of
+all families (`slm.scaling.compare`). Cochran's Q rejects in 15 to 23% of cases if the errors are estimated.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ class Pooled:
     low: float
     high: float
     tau: float
-    tau_high: float
-    """Upper end of the one-sided interval of tau, by inverting Q (Viechtbauer 2007)."""
-    q: float
+    tau_high: float  # upper end of the one-sided interval of tau, by inverting Q (Viechtbauer 2007)
+    q: float  # Cochran's Q
     next_low: float
     next_high: float
     """Prediction interval of the exponent of one more family."""
-    shrunken: tuple[float, ...]
-    """The exponent of each family, moved towards the mean."""
+    shrunken: tuple[float, ...]  # the exponent of each family, moved towards the mean
 
 
 def pool(estimates: Sequence[float], errors: Sequence[float], *, level: float = 0.95) -> Pooled | None:
@@ -40,7 +38,7 @@ def pool(estimates: Sequence[float], errors: Sequence[float], *, level: float = 
     k = len(y)
     if k < 2 or not (np.isfinite(variance).all() and (variance > 0).all()):
         return None
-    tau2 = _reml(y, variance)
+    tau2 = _reml_tau2(y, variance)
     w = 1 / (variance + tau2)
     mean = float(w @ y / w.sum())
     error = float(np.sqrt(max(1.0, w @ (y - mean) ** 2 / (k - 1)) / w.sum()))
@@ -58,7 +56,7 @@ def _cochran_q(y: Floats, variance: Floats, tau2: float) -> float:
     return float(w @ (y - w @ y / w.sum()) ** 2)
 
 
-def _reml(y: Floats, variance: Floats) -> float:
+def _reml_tau2(y: Floats, variance: Floats) -> float:
     def loss(tau2: float) -> float:
         total = variance + tau2
         return float(0.5 * (np.log(total).sum() + np.log((1 / total).sum()) + _cochran_q(y, variance, tau2)))

@@ -1,9 +1,9 @@
-"""Intervals of predictions of a law: its value, the result of one more run, the gain of doubling N.
+"""Intervals for what a law predicts: its value at a point, the result of one more run, the gain of doubling N.
 
-Notable: predictions of a law that is not a straight line in logs get profile-likelihood intervals. An artificial
-observation pulls the law to another value at the point; the interval ends where the fit of the real rows has become
-worse by t^2 s^2. In simulations (docs/scaling.md) this covers 95 to 97% even if the data hardly identify a floor; a
-studentised bootstrap covers 92 to 95%.
+Notable: for a law that is not a straight line in logs, intervals are from the profile likelihood. An artificial
+observation pulls the law to another value at the point. The interval ends where the pull has raised the sum of squares
+of the real rows by t^2 s^2. In simulations (docs/scaling.md) such intervals cover 95 to 97%, even if the data hardly
+identify a floor; those of a studentised bootstrap cover 92 to 95%.
 
 Axes: M points, I rows, R refits, S starts of each refit, P coordinates, V variables.
 """
@@ -24,13 +24,12 @@ from slm.scaling.solver import Curve, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts, raise_small_terms
 
 MAX_SEARCH_STEPS = 12
-T_TOLERANCE = 5e-3
-"""An end is accepted if the relative error of t there is below this."""
+T_TOLERANCE = 5e-3  # an end is accepted if the relative error of t there is below this
 PULL_ERROR = 0.3
-"""Standard error of the artificial observation, as a multiple of the law's. With a smaller one, the sum of squares has
-too narrow a valley for quick minimisation; with a larger one, no end is found where a profile flattens."""
+"""Standard error of the artificial observation, as a multiple of the law's. If it is small, the sum of squares has too
+narrow a valley for quick minimisation; if it is large, no end is found where a profile flattens."""
 MIN_ERROR = 0.01
-"""A search takes at least this share of `fit.sigma` as the law's error, which is 0 if all coordinates are at bounds."""
+"""Least standard error of the law in a search, as a share of `fit.sigma`. The computed one is 0 at bounds."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,13 @@ class Band:
     centre: Floats
     low: Floats
     high: Floats
-    t: Floats
-    """The quantile of Student's t of each interval."""
+    t: Floats  # the quantile of Student's t of each interval
 
     def for_run(self, sigma: float) -> Band:
         """Widen a band of log L to prediction intervals of single runs, which scatter by `sigma` about the law."""
-        below = np.hypot(self.centre - self.low, self.t * sigma)
-        above = np.hypot(self.high - self.centre, self.t * sigma)
-        return Band(self.centre, self.centre - below, self.centre + above, self.t)
+        distance_down = np.hypot(self.centre - self.low, self.t * sigma)
+        distance_up = np.hypot(self.high - self.centre, self.t * sigma)
+        return Band(self.centre, self.centre - distance_down, self.centre + distance_up, self.t)
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,12 @@ class Doubling:
     law: Law
 
     def _double_first(self, x_IV: Floats) -> Floats:
-        return x_IV + np.log(2) * (np.arange(x_IV.shape[1]) == 0)
+        doubled_IV = x_IV.copy()
+        doubled_IV[:, 0] += np.log(2)
+        return doubled_IV
 
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
-        """The gain [R, I]; not its logarithm, since it may be negative."""
+        """The gain [R, I] itself. `Curve` gives the method its name, but a gain may be negative and have no log."""
         doubled_IV = self._double_first(x_IV)
         return np.asarray(np.exp(self.law.log_value(theta, x_IV)) - np.exp(self.law.log_value(theta, doubled_IV)))
 
@@ -79,7 +79,7 @@ class Doubling:
 
 
 def needed_bootstrap(fit: Fit) -> Kind | None:
-    """Return the kind of bootstrap that a band of this fit needs; None if it needs no bootstrap."""
+    """Return the kind of bootstrap that a band of this fit needs; None if it needs none, as for squared losses."""
     return None if np.isinf(fit.loss.delta) else "cluster"
 
 
@@ -87,13 +87,13 @@ def new_run_sigma(fit: Fit, runs: Sample) -> float:
     """Return the standard deviation of one more run about the law, also for a `fit` to means over seeds.
 
     A mean over k seeds has the variance misfit^2 + pure^2 / k, a run has misfit^2 + pure^2, where `pure` is the scatter
-    between seeds of one cell, pooled over the cells of `runs`. Without repeated seeds, returns the scatter of the fit.
+    between seeds of one cell, pooled over the cells of `runs`. If no cell has two seeds, returns the fit's scatter.
     """
-    means, inverse, squares = runs.by_cell()
-    pure_df = len(inverse) - len(means)
-    if len(fit.sample.log_y) != len(means) or pure_df < 1:
+    means, cell_of_run, squares = runs.by_cell()
+    pure_df = len(cell_of_run) - len(means)
+    if len(fit.sample.log_y) != len(means) or pure_df < 1:  # not a fit to means, or no cell has two seeds
         return fit.sigma
-    pure_variance, seeds_of_cell = squares / pure_df, np.bincount(inverse)
+    pure_variance, seeds_of_cell = squares / pure_df, np.bincount(cell_of_run)
     return float(np.sqrt(fit.sigma**2 + pure_variance * (1 - (1 / seeds_of_cell).mean())))
 
 
@@ -113,10 +113,10 @@ def band(
     if needed_bootstrap(fit) is not None:
         if ensemble is None:
             raise ValueError("the band of this fit needs a bootstrap: see needed_bootstrap")
-        groups = len(np.unique(fit.sample.clusters))
-        df = max(groups - len(fit.theta), 1)
+        num_clusters = len(np.unique(fit.sample.clusters))
+        df = max(num_clusters - len(fit.theta), 1)
         t = np.full_like(centre, stats.t.ppf(0.5 + level / 2, df))
-        error = curve.log_value(ensemble.theta, x).std(axis=0, ddof=1) * np.sqrt(groups / df)
+        error = curve.log_value(ensemble.theta, x).std(axis=0, ddof=1) * np.sqrt(num_clusters / df)
         return Band(centre, centre - t * error, centre + t * error, t)
     gradients = curve.derivatives(fit.theta[None], x)[1][0].T
     usual, robust, dfs = np.array([standard_errors(fit, gradient) for gradient in gradients]).reshape(-1, 3).T
@@ -124,8 +124,8 @@ def band(
     if fit.law.is_linear and curve is fit.law:
         half_width = t * widening * np.sqrt(_variance(fit, curve, x)[0])
         return Band(centre, centre - half_width, centre + half_width, t)
-    below, above = _profile_distances(fit, curve, x, t * widening)
-    return Band(centre, centre - below, centre + above, t)
+    distance_down, distance_up = _profile_distances(fit, curve, x, t * widening)
+    return Band(centre, centre - distance_down, centre + distance_up, t)
 
 
 def _variance(fit: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:
@@ -139,16 +139,18 @@ def _profile_distances(fit: Fit, curve: Curve, x: Floats, critical: Floats) -> t
     """Return how far `curve` at centred points [M, V] can go down, and up, until |t| is `critical` [M].
 
     Uses Newton's method on |t| as a function of the distance, for all ends at once, with bisection where a step fails.
-    Each refit with an artificial observation is the best fit for the value that the curve reaches, and the slope of |t|
-    there follows from the residual of the observation. A distance is NaN if |t| does not get that large.
+    A refit with an artificial observation is the best of all fits whose curve has the value reached, and the slope of
+    |t| follows from the residual of the observation. A distance is NaN if |t| never reaches `critical`.
     """
     M = len(x)
     variance, covariance = _variance(fit, curve, x)
     variance = np.maximum(variance, (MIN_ERROR * fit.sigma) ** 2)
-    pull = _Pull(fit, curve, x, PULL_ERROR**2 * variance, covariance / variance[:, None])
+    pull = _Pull(fit, curve, x, variance=PULL_ERROR**2 * variance, slope=covariance / variance[:, None])
     point, side = np.tile(np.arange(M), 2), np.repeat([-1.0, 1.0], M)  # of the M low ends, then of the M high ends
+    # The offset is how far the observation is from the estimate. A linear curve reaches 1 / (1 + PULL_ERROR^2) of it.
     offsets = critical[point] * np.sqrt(variance)[point] * (1 + PULL_ERROR**2)
-    inner, outer, distance = np.zeros(2 * M), np.full(2 * M, np.inf), np.full(2 * M, np.nan)
+    inner, outer = np.zeros(2 * M), np.full(2 * M, np.inf)  # offsets between which the end lies
+    distance = np.full(2 * M, np.nan)
     active = np.flatnonzero(np.isfinite(offsets))
     for _ in range(MAX_SEARCH_STEPS):
         if not len(active):
@@ -171,8 +173,8 @@ def _profile_distances(fit: Fit, curve: Curve, x: Floats, critical: Floats) -> t
 class _Pull:
     """Refits in which an artificial observation with `variance` [M] pulls a curve to another value at one point.
 
-    `slope` [M, P] has the derivatives of the best coordinates by the value of the curve. A refit for an end of an
-    interval starts where the previous refit for this end ended.
+    `slope` [M, P] has the derivatives of the best coordinates with respect to the value of the curve. `last` has the
+    coordinates of the previous refit for each end of an interval (low ends, then high ends); the next one starts there.
     """
 
     def __init__(self, fit: Fit, curve: Curve, x: Floats, variance: Floats, slope: Floats) -> None:
@@ -190,13 +192,14 @@ class _Pull:
         self.last = np.full((2 * len(x), P), np.nan)
 
     def __call__(self, end: np.ndarray, point: np.ndarray, offset: Floats) -> tuple[Floats, Floats, Floats]:
-        """Refit with observations at distances `offset` [R] from the estimate at `point` [R]; `end` [R] are indices.
+        """Refit for each of the ends `end` [R], with an observation at `point` [R], `offset` [R] from the estimate.
 
-        Returns the distance that the curve reaches, |t| there, and the slope of |t| by that distance, each [R].
+        Returns the distance that the curve reaches, |t| there, and the derivative of |t| by that distance, each [R].
         """
         fit, n, R = self.fit, len(self.fit.sample.log_y), len(end)
         value, refit = self.centre[point] + offset, np.arange(R)
         weight = fit.sigma**2 / self.variance[point]
+        # Each refit has the n real rows with weight 1, and of the M possible observations only its own.
         log_y, weights = np.zeros((R, n + len(self.x))), np.zeros((R, n + len(self.x)))
         log_y[:, :n], weights[:, :n] = fit.sample.log_y, 1
         log_y[refit, n + point], weights[refit, n + point] = value, weight
@@ -215,7 +218,7 @@ class _Pull:
         return abs(reached - self.centre[point]), t, slope
 
     def _starts(self, end: np.ndarray, point: np.ndarray, value: Floats, weight: Floats) -> Floats:
-        """Return starts [S R, P]: the last refit (or the estimate moved linearly), the best of the grid, no floor."""
+        """Return starts [S R, P]: the last refit (or a linear guess), the best of the grid, and one without a floor."""
         law, sample = self.fit.law, self.fit.sample
         moved = self.fit.theta + self.slope[point] * (value - self.centre[point])[:, None]
         last = self.last[end]

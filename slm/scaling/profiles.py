@@ -1,8 +1,8 @@
 """Profile likelihood: how much worse the best fit becomes if one parameter is held at another value.
 
 The signed root t(v) = sign(v - v_hat) sqrt((SSE(v) - SSE_min) / s^2) follows Student's t with n - P degrees of freedom:
-exactly for linear laws, approximately for others, and whatever the parametrisation (Bates & Watts 1988, section 6.1).
-The interval is where |t| is below the quantile of Student's t. If |t| never reaches that quantile on one side, the data
+exactly for linear laws, approximately for others, in any parametrisation (Bates & Watts 1988, section 6.1). The
+interval has the values at which |t| is below the quantile of Student's t. If |t| never reaches it on one side, the data
 do not bound the parameter there.
 """
 
@@ -23,16 +23,15 @@ DISTANCES = np.array([0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 9, 14, 22, 35, 60, 120
 MAX_STEPS = 60
 """Most steps of a minimisation. A longer search follows a flat valley, where the objective no longer changes."""
 MAX_REFINEMENTS = 5
-"""Most times that the bracket around an end of the interval is made seven times as narrow."""
-MAX_T_STEP = 0.05
-"""An end is interpolated linearly once t changes by less than this across its bracket."""
+"""An end of the interval is searched in a bracket, which is made seven times as narrow at most this many times."""
+MAX_T_STEP = 0.05  # an end is interpolated linearly once t changes by less than this across its bracket
 
 
 @dataclass(frozen=True)
 class Profile:
     """The profile of an exponent or of the log of a coefficient: `t`, with `df` degrees of freedom, at rising `values`.
 
-    `low` and `high` are the ends of the interval; None means that the interval is open on this side.
+    `low` and `high` are the ends of the interval; an end is None if the data do not bound the parameter on that side.
     """
 
     name: str
@@ -49,7 +48,7 @@ def profile(fit: Fit, name: str, *, level: float = 0.95, delta_method: bool = Fa
 
     Returns None if the parameter is not linear in the coordinates, or the fit has no residual error. If rows share runs
     or shapes, t is multiplied by the ratio of the usual to the cluster-robust standard error, and has the degrees of
-    freedom of the robust error. With `delta_method`, t is linear in the value, and nothing is refitted.
+    freedom of the robust error. With `delta_method`, t is taken to be linear in the value, and nothing is refitted.
     """
     vector = fit.law.projection(name, fit.sample.refs)
     if vector is None or fit.degrees_of_freedom < 1 or not fit.sigma > 0:
@@ -60,14 +59,16 @@ def profile(fit: Fit, name: str, *, level: float = 0.95, delta_method: bool = Fa
     estimate = float(vector @ fit.theta)
     low, high = _limits(fit, vector, name)
     variance = float(vector @ np.nan_to_num(fit.covariance, nan=0.0) @ vector)
-    error = np.sqrt(variance) if variance > 0 else 0.25
+    error = np.sqrt(variance) if variance > 0 else 0.25  # the variance of a coordinate at its bound is unknown
+    t_factor = usual / robust
     # If the robust error is larger, |t| grows more slowly, so the grid must reach further.
-    step = min(error, (high - low) / 20) / min(usual / robust, 1.0)
+    step = min(error, (high - low) / 20) / min(t_factor, 1.0)
     grid = np.unique(np.clip(estimate + step * np.r_[-DISTANCES, DISTANCES], low, high))
     grid = grid[grid != estimate]
 
     def t_at(values: Floats) -> Floats:
-        return usual / robust * _signed_roots(fit, vector, estimate, values, delta_method or fit.law.is_linear)
+        is_linear = delta_method or fit.law.is_linear
+        return t_factor * _signed_roots(fit, vector, estimate, values, is_linear=is_linear)
 
     values, t = np.append(grid, estimate), np.append(t_at(grid), 0.0)
     critical = float(stats.t.ppf(0.5 + level / 2, df))
@@ -92,8 +93,8 @@ def _limits(fit: Fit, vector: Floats, name: str) -> tuple[float, float]:
     return low + min(exponent_part, 0) - margin, high + max(exponent_part, 0) + margin
 
 
-def _signed_roots(fit: Fit, vector: Floats, estimate: float, values: Floats, is_linear: bool) -> Floats:
-    """Compute t at `values`, each by a fit of all other parameters unless t `is_linear`."""
+def _signed_roots(fit: Fit, vector: Floats, estimate: float, values: Floats, *, is_linear: bool) -> Floats:
+    """Compute t at `values`: directly if t `is_linear`, else by fitting all other parameters at each value."""
     covariance = np.nan_to_num(fit.covariance, nan=0.0)
     variance = float(vector @ covariance @ vector)
     if is_linear and variance > 0:
@@ -120,9 +121,9 @@ def _divide_bracket(values: Floats, t: Floats, target: float) -> Floats:
 
 
 def _bracket(values: Floats, t: Floats, target: float) -> list[int] | None:
-    """Return the indices of the two neighbouring values between which t crosses `target`; None if it never does.
+    """Return the indices of the two neighbouring values between which t crosses `target`; None if t never does.
 
-    If t crosses several times, returns the last crossing going out from the estimate: an interval spans all valleys.
+    If t crosses several times, returns the crossing furthest from the estimate, so that an interval spans all valleys.
     """
     side = np.sign(target)
     estimate = values[np.argmin(np.abs(t))]

@@ -30,7 +30,7 @@ _PARAMETERS = Kind("parameters with numbers, as in {E: 1.69}", lambda value: val
 
 
 def _is_point(value: Any, accepts: Callable[[Any], bool]) -> bool:
-    """Whether `value` maps one or more names to accepted values."""
+    """Whether `value` maps one or more names to numbers that `accepts` allows."""
     is_mapping = isinstance(value, Mapping) and bool(value)
     return is_mapping and all(isinstance(name, str) and accepts(number) for name, number in value.items())
 
@@ -40,13 +40,13 @@ def _some_of(*names: str) -> Kind:
 
 
 def _setting(default: Any, kind: Kind | None = None) -> Any:
-    """Return a field with the kind of its values; None if the kind depends on another setting."""
+    """Return a field that records which values are allowed, its `kind` (None if that depends on another setting)."""
     return dataclasses.field(default_factory=lambda: default, metadata={"kind": kind})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of one analysis, described in conf/analysis/full.yaml. Raises `ValueError` that names a wrong key."""
+    """Settings of one analysis, described in conf/analysis/full.yaml. `ValueError` names the key of a wrong value."""
 
     laws: tuple[str, ...] = _setting(tuple(LAWS))
     formulas: Mapping[str, Any] = _setting({})
@@ -119,5 +119,5 @@ class Settings:
 
     @property
     def other_loss(self) -> Loss:
-        """The second loss, with which the ranking of families is checked."""
+        """A second loss, to check whether the ranking of families depends on the loss."""
         return Loss() if self.loss == "huber" or self.residuals == "linear" else Loss(self.delta)

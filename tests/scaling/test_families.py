@@ -166,7 +166,7 @@ def test_rescaling_a_familys_sizes_is_exactly_the_efficiency_model() -> None:
 def test_criteria_are_those_of_a_gaussian_likelihood() -> None:
     samples = lines([0.1, 0.12], 0.02, 0)
     joint = fit_joint(families_of(POWER, samples), "shared_exponents")
-    n, k, sse = joint.rows, 4, ancova(samples)["shared_exponents"]  # two levels, a slope, a variance
+    n, k, sse = joint.num_rows, 4, ancova(samples)["shared_exponents"]  # two levels, a slope, a variance
     likelihood = -n / 2 * (np.log(2 * np.pi * sse / n) + 1)
     aicc, bic, *_ = joint.criteria()
     assert aicc == pytest.approx(2 * k - 2 * likelihood + 2 * k * (k + 1) / (n - k - 1))
