@@ -12,17 +12,17 @@ from slm.scaling.matching import SAME_SIZE
 from slm.scaling.tables.columns import SIZES
 
 MAX_VALUES = 24
-"""Most numbers of a family that are listed; otherwise their range is given."""
+"""If a family has more distinct numbers, their range is given instead of a list."""
 MIXED = -1
-"""The level of values of which neighbours agree, but the smallest and largest do not."""
+"""The number of a group in which neighbouring values agree, but the smallest and the largest do not."""
 
 
-def values_of(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series | None:
-    """The first of these columns that has a value in every row; None if no column has."""
+def complete_column(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series | None:
+    """The first of these columns that has a value in every row; None if there is no such column."""
     return next((frame[name] for name in columns if name in frame and not frame[name].isna().any()), None)
 
 
-def by_family(frame: pd.DataFrame, values: pd.Series) -> dict[str, list[Any]]:
+def values_by_family(frame: pd.DataFrame, values: pd.Series) -> dict[str, list[Any]]:
     """The distinct values of each family, sorted, as plain Python values. Many numbers become one text, their range."""
 
     def sort_key(value: Any) -> tuple[bool, Any]:
@@ -37,11 +37,11 @@ def by_family(frame: pd.DataFrame, values: pd.Series) -> dict[str, list[Any]]:
     return lists
 
 
-def levels(values: pd.Series, tolerance: float) -> pd.Series:
-    """Number the groups of values that agree to a relative `tolerance`; texts agree if they are equal.
+def group_numbers(values: pd.Series, tolerance: float) -> pd.Series:
+    """The number of the group of each value. Groups hold numbers that agree to a relative `tolerance`, or equal texts.
 
-    Sorted values are split where they grow by more than the tolerance. A group that spans more than twice the tolerance
-    gets the number `MIXED`.
+    Sorted numbers are split where they grow by more than the tolerance. A group that spans more than twice the
+    tolerance gets the number `MIXED`.
     """
     if not pd.api.types.is_numeric_dtype(values):
         return pd.Series(pd.factorize(values)[0], values.index)
@@ -51,22 +51,22 @@ def levels(values: pd.Series, tolerance: float) -> pd.Series:
     return groups.where(spread <= 1 + 2 * tolerance, MIXED).reindex(values.index)
 
 
-def has_same_levels(frame: pd.DataFrame, groups: pd.Series) -> bool:
-    """Whether all families have the same levels: at each size if they have the same sizes, otherwise over all sizes."""
+def has_same_groups(frame: pd.DataFrame, groups: pd.Series) -> bool:
+    """Whether families have values in the same groups: at each size if families have the same sizes, else in total."""
 
-    def are_same(labels: pd.Series) -> bool:
-        return len({frozenset(rows) for _, rows in labels.groupby(frame["family"])}) == 1
+    def has_same_set_in_families(numbers: pd.Series) -> bool:
+        return len({frozenset(family_numbers) for _, family_numbers in numbers.groupby(frame["family"])}) == 1
 
     if (groups == MIXED).any():
         return False
-    sizes = levels(frame[size_of(frame)], SAME_SIZE)
-    if (sizes == MIXED).any() or not are_same(sizes):
-        return are_same(groups)
-    num_levels = int(np.max(groups)) + 1
-    return are_same(sizes * num_levels + groups)  # one number for each pair of size and level
+    sizes = group_numbers(frame[size_column(frame)], SAME_SIZE)
+    if (sizes == MIXED).any() or not has_same_set_in_families(sizes):
+        return has_same_set_in_families(groups)
+    num_groups = int(np.max(groups)) + 1
+    return has_same_set_in_families(sizes * num_groups + groups)  # one number for each pair of size and group
 
 
-def sizes_of(frame: pd.DataFrame) -> list[str]:
+def size_columns(frame: pd.DataFrame) -> list[str]:
     """The size columns that have a value in every row. Raises `ValueError` if there is no such column."""
     names = [name for name in SIZES if name in frame and not frame[name].isna().any()]
     if not names:
@@ -74,14 +74,15 @@ def sizes_of(frame: pd.DataFrame) -> list[str]:
     return names
 
 
-def size_of(frame: pd.DataFrame) -> str:
-    """The first complete size column in which families have the same sizes, or else the first complete one."""
-    names = sizes_of(frame)
+def size_column(frame: pd.DataFrame) -> str:
+    """The first complete size column in which families have the same sizes, else the first complete size column."""
+    names = size_columns(frame)
     return next((name for name in names if has_same_sizes(frame, name)), names[0])
 
 
 def has_same_sizes(frame: pd.DataFrame, size: str) -> bool:
     """Whether, to 10%, every family has each size of every other family."""
     log_sizes = [np.log(rows[size].to_numpy(float)) for _, rows in frame.groupby("family")]
+    # From each size of `a`, the distance to the nearest size of `b`; of these distances, the largest.
     differences = [np.abs(a[:, None] - b).min(axis=1).max() for a in log_sizes for b in log_sizes]
     return bool(max(differences) <= np.log1p(SAME_SIZE))

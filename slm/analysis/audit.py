@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slm.analysis.agreement import by_family, has_same_levels, has_same_sizes, levels, size_of, sizes_of, values_of
+from slm.analysis.agreement import (
+    complete_column,
+    group_numbers,
+    has_same_groups,
+    has_same_sizes,
+    size_column,
+    size_columns,
+    values_by_family,
+)
 from slm.runtime.words import shortened, shortlist
 from slm.scaling.matching import SAME_SIZE
 
@@ -35,8 +43,10 @@ OPTIONAL = {
     "averaging of weights": ("ema_decay",),
 }
 """Settings that are compared if the table has them, and are not listed as unknown otherwise."""
-MAX_FAMILIES, MAX_VALUES = 4, 12
-"""Most families that a sentence names, and most values that a sentence lists for all families together."""
+MAX_FAMILIES = 4
+"""Most families that a sentence names."""
+MAX_VALUES = 12
+"""Most values that a sentence lists, for all families together."""
 
 
 @dataclass
@@ -55,8 +65,8 @@ class Findings:
 
     def add_violation(self, what: str, values: pd.Series, sentence: str) -> None:
         """Note that `values` differ. A sentence that ends with a colon is completed with the values of each family."""
-        families = by_family(self.frame, values)
-        ending = f" {_values_by_family(families)}." if sentence.endswith(":") else ""
+        families = values_by_family(self.frame, values)
+        ending = f" {_family_values_text(families)}." if sentence.endswith(":") else ""
         self.violations.append({"what": what, "families": families, "sentence": sentence + ending})
 
     def add_unknown(self, what: str) -> None:
@@ -74,23 +84,24 @@ class Findings:
         return self.has_one_family
 
     def compare(self, what: str, values: pd.Series, groups: pd.Series, same: str, differ: str) -> None:
-        """Note whether families have the same `values` at the same size, by the sentence `same` or `differ`.
+        """Add the sentence `same` if families have the same `values` at the same size, otherwise the sentence `differ`.
 
-        `groups` numbers the values that count as equal (`levels`). `{where}` in `differ` becomes ` at the same size`
-        if all families have the same set of values, but at different sizes.
+        Values with the same number in `groups` (from `group_numbers`) count as equal. `{where}` in `differ` becomes
+        ` at the same size` if all families have the same set of values, but at different sizes.
         """
-        if has_same_levels(self.frame, groups):
+        if has_same_groups(self.frame, groups):
             return self.add_match(what, same)
-        where = " at the same size" if _are_equal(by_family(self.frame, values)) else ""
+        where = " at the same size" if _are_equal(values_by_family(self.frame, values)) else ""
         return self.add_violation(what, values, f"{differ.format(where=where)}:")
 
 
 def audit(frame: pd.DataFrame) -> dict[str, Any]:
-    """Audit the rows of a table that `slm.scaling.tables` read; returns the contents of `audit.json`.
+    """Audit the rows of a table that `slm.scaling.tables` read; returns `controlled` and the lists of `audit.json`.
 
-    Keys: `controlled`; `violations` (`what`, `families` with their values, `sentence`); `unknown` and `checked`
-    (`what`, `sentence`); `varies`, which lists the differences between the runs if there is only one family. Different
-    learning rates are a violation, although they do not prove that a family was tuned worse.
+    - `violations`: settings that differ (`what`, `families` with their values, `sentence`). Different learning rates
+      are a violation, although they do not prove that a family was tuned worse.
+    - `unknown` and `checked`: settings that are unknown or matched (`what`, `sentence`).
+    - `varies`: if there is only one family, the differences between its runs.
     """
     findings = Findings(frame)
     _check_tokens(frame, findings)
@@ -114,25 +125,26 @@ def audit(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _check_tokens(frame: pd.DataFrame, findings: Findings) -> None:
-    if values_of(frame, ("tokens",)) is None:
+    if complete_column(frame, ("tokens",)) is None:
         return findings.add_unknown("tokens")
     if findings.skip_one_family("tokens"):
         return None
     tokens = frame["tokens"]
     rules = [("the same token budgets", tokens, 0.005)]
-    rules += [(f"the same tokens per parameter ({size})", tokens / frame[size], 0.02) for size in sizes_of(frame)]
+    rules += [(f"the same tokens per parameter ({size})", tokens / frame[size], 0.02) for size in size_columns(frame)]
     for name, budgets in (("budget", "budgets"), ("isoflop", "compute budgets"), ("flops", "compute budgets")):
         if name in frame:
             rules.append((f"the same {budgets} ({name})", frame[name], 0.05))
     for rule, values, tolerance in rules:
-        if has_same_levels(frame, levels(values, tolerance)):
+        if has_same_groups(frame, group_numbers(values, tolerance)):
             return findings.add_match("tokens", f"Families have {rule}, to {tolerance:.1%}.")
     sentence = "Families differ in training tokens, in tokens per parameter and in compute"
     return findings.add_violation("tokens", frame["tokens"], f"{sentence}: {_ranges(frame, 'tokens')}.")
 
 
 def _check_tokenizer(frame: pd.DataFrame, findings: Findings) -> None:
-    if values_of(frame, TOKENIZER) is None and frame.get("vocab_size", pd.Series(dtype=float)).nunique() == 1:
+    has_one_vocab_size = "vocab_size" in frame and frame["vocab_size"].nunique() == 1
+    if complete_column(frame, TOKENIZER) is None and has_one_vocab_size:
         return findings.add_unknown("tokenizer")  # vocabularies of equal size may still differ
     remedy = "; loss per token does not compare across tokenizers, so compare bits_per_byte"
     differ = "Runs have different tokenizers"
@@ -140,8 +152,8 @@ def _check_tokenizer(frame: pd.DataFrame, findings: Findings) -> None:
 
 
 def _check_one_value(findings: Findings, what: str, columns: Sequence[str], differ: str, remedy: str = "") -> None:
-    """Note whether all runs, even of a single family, have one value in the first of `columns` without gaps."""
-    values = values_of(findings.frame, columns)
+    """Note whether all runs have the same value in the first complete column; checked even for a single family."""
+    values = complete_column(findings.frame, columns)
     if values is None:
         findings.add_unknown(what)
     elif values.nunique() == 1:
@@ -152,23 +164,26 @@ def _check_one_value(findings: Findings, what: str, columns: Sequence[str], diff
 
 def _check_settings(frame: pd.DataFrame, findings: Findings) -> None:
     for what, columns in (SETTINGS | OPTIONAL).items():
-        values = values_of(frame, columns)
+        values = complete_column(frame, columns)
         if values is None and what in SETTINGS:
             findings.add_unknown(what)
         elif values is not None and not findings.skip_one_family(what):
+            groups = group_numbers(values.astype(str), 0)
             same = f"Families have the same {what} ({values.name})."
-            findings.compare(what, values, levels(values.astype(str), 0), same, f"Families differ in {what}{{where}}")
+            differ = f"Families differ in {what}{{where}}"
+            findings.compare(what, values, groups, same, differ)
 
 
 def _check_learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
     what = "learning rate rule"
-    at_end = values_of(frame, ("lr_at_end",))
+    at_end = complete_column(frame, ("lr_at_end",))
     if at_end is not None and at_end.any():
         # A family whose best rate lies beyond the rates tried may have higher losses for that reason alone.
         sentence = "The best learning rate is at an end of those tried, so a better one is likely, at these sizes:"
-        return findings.add_violation(what, frame.loc[at_end.astype(bool), size_of(frame)], sentence)
-    rule, rates = (values_of(frame, (name,)) for name in ("lr_rule", "lr"))
-    parametrization = values_of(frame, ("parametrization",))
+        return findings.add_violation(what, frame.loc[at_end.astype(bool), size_column(frame)], sentence)
+    rule = complete_column(frame, ("lr_rule",))
+    rates = complete_column(frame, ("lr",))
+    parametrization = complete_column(frame, ("parametrization",))
     if rule is None and rates is None:
         if parametrization is None or set(parametrization) == {"standard"}:
             return findings.add_unknown(what)
@@ -180,28 +195,28 @@ def _check_learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
     if rates is not None:
         same = "Families have the same learning rates at the same size."
         differ = "Learning rates differ between families at the same size, so they are not controlled"
-        return findings.compare(what, rates, levels(rates, 1e-6), same, differ)
+        return findings.compare(what, rates, group_numbers(rates, 1e-6), same, differ)
     return findings.add_violation(what, rule, "Families differ in the rule for the learning rate:")
 
 
 def _check_rates_tried(frame: pd.DataFrame, findings: Findings) -> None:
     """Compare how many learning rates were tried, because the best of more rates has a lower loss by chance alone."""
-    tried = values_of(frame, RATES_TRIED)
+    tried = complete_column(frame, RATES_TRIED)
     if tried is None or findings.skip_one_family("rates tried"):
         return
-    numbers = shortlist(map(_text, sorted(set(tried.tolist()))), MAX_VALUES)
-    same = f"Families were given the same number of learning rates ({numbers})."
+    counts = shortlist(map(_text, sorted(set(tried.tolist()))), MAX_VALUES)
+    same = f"Families were given the same number of learning rates ({counts})."
     differ = "Families were given different numbers of learning rates{where}, and the best of more is lower"
-    findings.compare("rates tried", tried, levels(tried, 0), same, differ)
+    findings.compare("rates tried", tried, group_numbers(tried, 0), same, differ)
 
 
 def _check_seeds(frame: pd.DataFrame, findings: Findings) -> None:
-    values = values_of(frame, ("seed",))
+    values = complete_column(frame, ("seed",))
     if values is None:
         return findings.add_unknown("seeds")
     if findings.skip_one_family("seeds"):
         return None
-    seeds = by_family(frame, values)
+    seeds = values_by_family(frame, values)
     if _are_equal(seeds):
         number = len(next(iter(seeds.values())))
         return findings.add_match("seeds", f"Families have the same seeds ({number} of them).")
@@ -209,7 +224,7 @@ def _check_seeds(frame: pd.DataFrame, findings: Findings) -> None:
 
 
 def _check_sizes(frame: pd.DataFrame, findings: Findings) -> None:
-    size = size_of(frame)
+    size = size_column(frame)
     if has_same_sizes(frame, size):
         return findings.add_match("sizes", f"Families have the same sizes ({size}), to 10%.")
     sentence = f"Families do not have the same sizes, to 10%: {_ranges(frame, size)}."
@@ -229,14 +244,14 @@ def _differences_within_family(frame: pd.DataFrame) -> list[dict[str, Any]]:
     columns = {"tokens": ("tokens",), "data": DATA, "tokenizer": TOKENIZER, "evaluation set": EVALUATION}
     differences = []
     for what, names in (columns | SETTINGS | OPTIONAL | {"learning rate": ("lr",), "seeds": ("seed",)}).items():
-        values = values_of(frame, names)
+        values = complete_column(frame, names)
         if values is None or values.nunique() == 1:
             continue
         how = f"{values.name} has {values.nunique()} values"
-        if what == "tokens" and levels(values / frame[size_of(frame)], 0.02).nunique() == 1:
+        if what == "tokens" and group_numbers(values / frame[size_column(frame)], 0.02).nunique() == 1:
             how = "tokens are in proportion to size"
         sentence = f"Runs of {family} differ in {what}, not in size alone: {how}."
-        differences.append({"what": what, "values": by_family(frame, values)[family], "sentence": sentence})
+        differences.append({"what": what, "values": values_by_family(frame, values)[family], "sentence": sentence})
     return differences
 
 
@@ -250,7 +265,7 @@ def _ranges(frame: pd.DataFrame, name: str) -> str:
     return shortlist(ranges, MAX_FAMILIES, "; ")
 
 
-def _values_by_family(families: dict[str, list[Any]]) -> str:
+def _family_values_text(families: dict[str, list[Any]]) -> str:
     max_values = max(2, MAX_VALUES // len(families))
     texts = (f"{shortened(name, 30)} {shortlist(map(_text, values), max_values)}" for name, values in families.items())
     return shortlist(texts, MAX_FAMILIES, "; ", max_characters=200)

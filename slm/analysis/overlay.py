@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from slm.analysis.agreement import values_of
+from slm.analysis.agreement import complete_column
 from slm.analysis.audit import TOKENIZER
 from slm.runtime.words import shortlist
 from slm.scaling.entries import to_json_types
@@ -35,7 +35,7 @@ WINDOW_COLUMNS = ("max_length", "context_length", "sequence_length")
 
 @dataclass(frozen=True)
 class Overlay:
-    """The rows of an evaluation file, one for each checkpoint and measure."""
+    """The rows of an evaluation file: one for each checkpoint and measure (a text, evaluated in one way)."""
 
     table: Table
     column: str
@@ -66,10 +66,8 @@ def _check_columns(rows: pd.DataFrame, source: str, column: str) -> None:
         names = ", ".join(str(name) for name in rows if str(name).startswith(BITS)) or "none"
         raise ValueError(f"{source} has no column {column}, which overlay_column names: its {BITS} columns are {names}")
     for preferred, accepted in ((SIZES[0], SIZES), (BITS, (column, *TARGETS))):
-        if not {*accepted} & {*rows}:
-            raise ValueError(
-                f"{source} has no column {preferred}: give the results.csv of evaluate.py, or add that column"
-            )
+        if not any(name in rows for name in accepted):
+            raise ValueError(f"{source} has no column {preferred}: add it, or give the results.csv of evaluate.py")
 
 
 def check_overlay_of_sweep(config: Mapping[str, Any]) -> None:
@@ -77,7 +75,7 @@ def check_overlay_of_sweep(config: Mapping[str, Any]) -> None:
     overlay, size = read_overlay(config), config["analysis"]["size"]
     if overlay is not None:
         # The tokenizer fingerprint of the runs is unknown before training, so assume that of the checkpoints.
-        target = _target(overlay, TARGETS, values_of(overlay.table.frame, TOKENIZER[:1]))
+        target = _target(overlay, TARGETS, complete_column(overlay.table.frame, TOKENIZER[:1]))
         _usable_rows(overlay, target, SIZES[0] if size == "auto" else size)
 
 
@@ -130,19 +128,19 @@ def overlay_rows(overlay: Entry) -> Rows:
 
 
 def _target_and_size(overlay: Overlay, table: Table, settings: Settings) -> tuple[str, str]:
-    target = _target(overlay, table.targets, values_of(table.frame, TOKENIZER))
+    target = _target(overlay, table.targets, complete_column(table.frame, TOKENIZER))
     return target, table.sizes[0] if settings.size == "auto" else settings.size
 
 
 def _target(overlay: Overlay, targets: Sequence[str], tokenizer: pd.Series | None) -> str:
-    """The quantity to compare: bits per byte, or loss if both tables have a single tokenizer and it is the same.
+    """The quantity to compare: bits per byte if both tables have it, else loss if both name one and the same tokenizer.
 
     `targets` and `tokenizer` (None: unknown) describe the runs. Raises `ValueError` if neither quantity is possible.
     """
     frame, source = overlay.table.frame, f"overlay={overlay.table.name}"
     if BITS in frame and BITS in targets:
         return BITS
-    tokenizers = [values for values in (values_of(frame, TOKENIZER), tokenizer) if values is not None]
+    tokenizers = [values for values in (complete_column(frame, TOKENIZER), tokenizer) if values is not None]
     names = {str(name) for values in tokenizers for name in values}
     if len(tokenizers) == 2 and len(names) == 1 and "loss" in frame and "loss" in targets:
         return "loss"
@@ -189,7 +187,7 @@ def _present_values(row: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
 def _caveats(
     checkpoints: pd.DataFrame, runs: pd.DataFrame, points: Sequence[Entry], families: Sequence[Entry], column: str
 ) -> list[str]:
-    """One sentence each on data, tokens, tokenizer, context, recipe and extrapolation; `column` is compared."""
+    """One sentence each on data, tokens, tokenizer, context, recipe, extrapolation. `column` is the compared column."""
     run_tokens = _token_range(runs["tokens"]) if "tokens" in runs else "a number that the table does not state"
     return [
         "Data: the checkpoints may have been trained on other data than the runs, and they were "
@@ -207,7 +205,7 @@ def _caveats(
 
 def _texts(checkpoints: pd.DataFrame, runs: pd.DataFrame, column: str) -> str:
     """The texts on which checkpoints and runs were scored, as the end of the sentence on data."""
-    fingerprints = [values_of(frame, ("eval_data_fingerprint",)) for frame in (checkpoints, runs)]
+    fingerprints = [complete_column(frame, ("eval_data_fingerprint",)) for frame in (checkpoints, runs)]
     available = [values for values in fingerprints if values is not None]
     if column == BITS and len(available) == 2 and len(set().union(*available)) == 1:
         return f"scored on the same text ({_values_text(checkpoints, TEXT_COLUMNS)})"
@@ -221,7 +219,8 @@ def _checkpoint_tokens(points: Sequence[Entry]) -> str:
     counts = [point["tokens"] for point in points if point["tokens"] is not None]
     names_without = dict.fromkeys(point["name"] for point in points if point["tokens"] is None)
     parts = [f"on {_token_range(counts)}"] if counts else []
-    parts += [f"on a number that the file does not state ({', '.join(names_without)})"] if names_without else []
+    if names_without:
+        parts.append(f"on a number that the file does not state ({', '.join(names_without)})")
     return " and ".join(parts)
 
 
@@ -236,6 +235,7 @@ def _tokenizers(checkpoints: pd.DataFrame, runs: pd.DataFrame, column: str) -> s
 
 
 def _extrapolation(families: Sequence[Entry], num_checkpoints: int) -> str:
+    # One tuple for each checkpoint, with one item for each family.
     models_by_point = zip(*(family["models"] for family in families if family["models"]), strict=True)
     factors = [max(model["times_beyond"] for model in models) for models in models_by_point]
     num_beyond = sum(factor > 1 for factor in factors)
@@ -246,10 +246,11 @@ def _extrapolation(families: Sequence[Entry], num_checkpoints: int) -> str:
 
 
 def _values_text(frame: pd.DataFrame, columns: Sequence[str], unknown: str = "unknown size") -> str:
-    values = values_of(frame, columns)
+    values = complete_column(frame, columns)
     if values is None:
         return unknown
-    return ", ".join(f"{v:,.0f}" if isinstance(v, (int, float)) else str(v) for v in values.unique().tolist())
+    distinct = values.unique().tolist()
+    return ", ".join(f"{value:,.0f}" if isinstance(value, (int, float)) else str(value) for value in distinct)
 
 
 def _token_range(values: Any) -> str:

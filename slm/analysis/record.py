@@ -69,9 +69,9 @@ def exponent_rows(analysis: Directory) -> Rows:
     rows = []
     for entry in analysis.fits:
         for name in entry["exponents"]:
-            identified = name not in entry["not_identified"]
-            values = [entry["params"][name], *entry["ci95"][name]] if identified else [None] * 3
-            rows.append([*(entry[key] for key in keys), name, *values, identified, entry["r2"]])
+            is_identified = name not in entry["not_identified"]
+            value_and_interval = [entry["params"][name], *entry["ci95"][name]] if is_identified else [None] * 3
+            rows.append([*(entry[key] for key in keys), name, *value_and_interval, is_identified, entry["r2"]])
     return [*keys, "exponent", "value", "ci_low", "ci_high", "identified", "r2"], rows
 
 
@@ -89,20 +89,21 @@ def comparison_rows(analysis: Directory) -> Rows:
 def summary(analysis: Directory) -> dict[str, Any]:
     """The verdict, the exponents for its target and size, and the comparisons on which it is based.
 
-    Keys are `verdict`, `exponent/<family>/<law>/<name>` and `comparison/<a>_vs_<b>/<column>`. The interval of the
-    first exponent of a law is `.../ci_low` and `.../ci_high`, that of another exponent `.../<name>_ci_low` and so on.
+    Keys are `verdict`, `exponent/<family>/<law>/<name>` and `comparison/<a>_vs_<b>/<column>`. The first exponent of a
+    law has its interval under `.../ci_low` and `.../ci_high`, other exponents under `.../<name>_ci_low` and so on.
     Exponents that are not identified are left out, so that nobody can quote them.
     """
-    values: dict[str, Any] = {"verdict": analysis.comparison["verdict"]["headline"]}
+    quantities: dict[str, Any] = {"verdict": analysis.comparison["verdict"]["headline"]}
     for entry in analysis.entries():
         key = f"exponent/{entry['family'].replace('/', '_')}/{entry['law']}"
         for name in entry["exponents"]:
             if name not in entry["not_identified"]:
                 prefix = "" if name == entry["exponents"][0] else f"{name}_"
-                values[f"{key}/{name}"] = entry["params"][name]
-                values[f"{key}/{prefix}ci_low"], values[f"{key}/{prefix}ci_high"] = entry["ci95"][name]
-    # A pair has one row per exponent. Reversed, so that its first row (the exponent of the ranking) is written last.
+                low, high = entry["ci95"][name]
+                quantities[f"{key}/{name}"] = entry["params"][name]
+                quantities |= {f"{key}/{prefix}ci_low": low, f"{key}/{prefix}ci_high": high}
+    # Rows of a pair share their keys. The first row (of the exponent used for ranking) is written last, and so stays.
     for pair in reversed(analysis.comparison["verdict"]["pairs"]):
         a, b = (pair[side].replace("/", "_") for side in ("a", "b"))
-        values |= {f"comparison/{a}_vs_{b}/{column}": pair[column] for column in PAIR_COLUMNS if column != "p"}
-    return values
+        quantities |= {f"comparison/{a}_vs_{b}/{column}": pair[column] for column in PAIR_COLUMNS if column != "p"}
+    return quantities

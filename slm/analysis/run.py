@@ -41,7 +41,7 @@ def analyse_runs(config: Mapping[str, Any]) -> int:
     """
     check_analysis(config)
     _check_folder(Path(config["output_dir"]), config)
-    analyse_table(_read(config), config)
+    analyse_table(_read_runs(config), config)
     return 0
 
 
@@ -88,7 +88,7 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
     print_summary(directory)
 
 
-def _read(config: Mapping[str, Any]) -> Table:
+def _read_runs(config: Mapping[str, Any]) -> Table:
     options = {key: config[key] for key in ROW_KEYS}
     source = Path(config["runs"])
     if source.is_dir():
@@ -107,13 +107,14 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
     if not (folder / FITS_FILE).exists():
         raise ValueError(f"output_dir={folder} holds files other than an analysis: choose another directory")
     try:
-        earlier = {"best_of": None, **json.loads((folder / "settings.json").read_text(encoding="utf-8"))}
+        earlier = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        earlier = {"best_of": None, **earlier}  # older analyses have no `best_of`
         differing = [key for key in ("runs", *ROW_KEYS) if earlier[key] != config[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"output_dir={folder} holds an analysis of unknown rows: choose another output_dir") from None
     source = earlier["runs"] or "the sweep that was trained in it"
     if "runs" in differing and earlier["runs"] and Path(earlier["runs"]).resolve() == Path(config["runs"]).resolve():
-        differing.remove("runs")
+        differing.remove("runs")  # the same path in another spelling
     if differing:
         settings = "".join(f", {key}={earlier[key]}" for key in differing if key != "runs")
         raise ValueError(f"output_dir={folder} holds the analysis of {source}{settings}: choose another output_dir")
@@ -124,7 +125,7 @@ def _remove_report(folder: Path) -> None:
     figures = [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
     for name in ("report.md", "report.html", OVERLAY, *figures):
         (folder / name).unlink(missing_ok=True)
-    with suppress(OSError):
+    with suppress(OSError):  # the folder may be missing, or hold other files
         (folder / "figures").rmdir()
 
 

@@ -16,8 +16,8 @@ COLUMNS = (
     "precision", "loss", "bits_per_byte", "perplexity", "val_tokens", "val_bytes", "tokens_per_second",
     "peak_memory_bytes", "wall_seconds", "device", "budget", "lr_rule", "lr_at_end", "lr_tried",
 )  # fmt: skip
-"""The columns of a sweep's table before any cell has a result. Only branches have a `trunk`, and only tuned learning
-rates have `lr_at_end` and `lr_tried`."""
+"""The columns of a sweep's table before any cell has a result. A branch is a run that continues from a checkpoint of
+another run, its `trunk`. Only tuned learning rates have `lr_at_end` and `lr_tried`."""
 SAME_AS_TRUNK = ("family", "seed", "lr", "width", "depth", "params_total", "batch_tokens", "data_fingerprint")
 """Columns in which a branch and its trunk agree."""
 
@@ -40,16 +40,17 @@ def collect_runs(directory: str | Path) -> pd.DataFrame:
 
 
 def table_of_runs(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The rows as a table, with the column `trunk` only if a run was branched off another run."""
-    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=COLUMNS)
+    """The rows as a table, with the column `trunk` only if a run is a branch or if there are no rows."""
+    if not rows:
+        return pd.DataFrame(columns=COLUMNS)
     has_branches = any(row["trunk"] is not None for row in rows)
-    return frame if has_branches or not rows else frame.drop(columns="trunk")
+    return pd.DataFrame(rows) if has_branches else pd.DataFrame(rows).drop(columns="trunk")
 
 
 def _trunk(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The `run_id` of the run that started at step 0 and from which `row` descends; None if `row` is no branch.
+    """The `run_id` of the trunk of `row`; None if `row` is no branch. If the trunk is a branch itself, its own trunk.
 
-    If the trunk is not among `rows`, its name is returned. If several runs could be the trunk, the longest one counts.
+    In `rows`, `trunk` is the name of a run. This name is returned if no run has the name and the settings of `row`.
     """
     others = [other for other in rows if other is not row]
     settings = [row[key] for key in SAME_AS_TRUNK]
@@ -57,13 +58,14 @@ def _trunk(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | N
     candidates = [other for other in candidates if [other[key] for key in SAME_AS_TRUNK] == settings]
     if row["trunk"] is None or not candidates:
         return row["trunk"]
+    # Of several runs with this name, prefer one that is no branch, then the longest.
     trunk = max(candidates, key=lambda other: (other["trunk"] is None, other["tokens"]))
     return trunk["run_id"] if trunk["trunk"] is None else _trunk(trunk, others)
 
 
 def row_of_run(path: Path, root: Path) -> dict[str, Any]:
     """The columns of the run whose result.json is at `path`. Raises `ValueError` for a result that cannot be read."""
-    result = _read(path)
+    result = _read_result(path)
     folder = path.parent.relative_to(root)
     run_id = str(folder) if folder.parts else root.resolve().name
     try:
@@ -75,7 +77,7 @@ def row_of_run(path: Path, root: Path) -> dict[str, Any]:
         raise ValueError(f"{path} {what}: this version cannot read it as a result of train.py") from None
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read_result(path: Path) -> Mapping[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
@@ -102,7 +104,7 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
         "steps": result["steps"],
         "optimizer": result.get("optimizer", "adamw"),  # the only optimizer of older runs
         "ema_decay": result.get("ema_decay") or 0.0,  # 0 means no averaging; an empty cell would mean unknown
-        "schedule": _canonical(result["schedule"]),
+        "schedule": _schedule_text(result["schedule"]),
         "parametrization": result["parametrization"],
         "data_fingerprint": result["data"]["fingerprint"],
         "tokenizer_fingerprint": result["tokenizer"]["fingerprint"],
@@ -112,14 +114,15 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measurements(result: Mapping[str, Any]) -> dict[str, Any]:
-    # The loss of an interrupted run is over a part of the validation set, so it does not compare.
-    val = (result["val"] or {}) if result["status"] == "completed" else {}
+    val: Mapping[str, Any] = {}  # an interrupted run is scored on a part of the validation set, which does not compare
+    if result["status"] == "completed":
+        val = result["val"] or {}
     scores = {name: val.get(name) for name in ("loss", "bits_per_byte", "perplexity")}
     speed = {name: result[name] for name in ("tokens_per_second", "peak_memory_bytes", "wall_seconds", "device")}
     return scores | {"val_tokens": val.get("tokens"), "val_bytes": val.get("bytes")} | speed
 
 
-def _canonical(schedule: Mapping[str, Any]) -> str:
-    """The name and the sorted settings, to compare as text: `cosine(final_fraction=0.1, warmup_fraction=0.05)`."""
+def _schedule_text(schedule: Mapping[str, Any]) -> str:
+    """Name and sorted settings of a schedule, as text: `cosine(final_fraction=0.1, warmup_fraction=0.05)`."""
     settings = [f"{key}={value}" for key, value in sorted(schedule.items()) if key != "name" and value is not None]
     return f"{schedule['name']}({', '.join(settings)})"

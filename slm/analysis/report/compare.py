@@ -33,47 +33,48 @@ MODEL_NAMES = {
 }
 UNITS = {"N": "parameter", "D": "training token", "C": "FLOP"}
 MAX_FACTOR_RANGE = 100
-"""Largest ratio of the ends of an interval with which a factor is shown."""
+"""A factor is shown only if the ends of its interval differ by at most this factor."""
 
 
 def comparison_section(analysis: Directory) -> Section:
     """Compare families under the law of the verdict, then under other laws, and rank them."""
     section = Section("Comparison of families under one law")
-    law = analysis.verdict_comparison
-    if law is None:
+    comparison = analysis.verdict_comparison
+    if comparison is None:
         why = "There is one family" if len(analysis.families) == 1 else "Fewer than two families could be fitted"
         return section.add(f"{why}, so there is nothing to compare.")
-    others = [other for name, other in analysis.comparison["laws"].items() if name != law["law"]]
-    left_out = escape_markdown(join_names(law["left_out"] or []))
+    law = comparison["law"]
+    others = [other for name, other in analysis.comparison["laws"].items() if name != law]
+    left_out = escape_markdown(join_names(comparison["left_out"] or []))
     return section.add(
-        f"The law is {analysis.equation(law['law'])} (`{law['law']}`)."
+        f"The law is {analysis.equation(law)} (`{law}`)."
         + (f" Left out, because their fits failed or are not identified: {left_out}." if left_out else ""),
-        _joint(law),
-        _pairs(law),
+        _equality_test(comparison),
+        _pair_table(comparison),
         analysis.figure("differences", "Differences of exponents between families, from separate fits of each family."),
-        _models(law),
-        _models_explained(law),
-        bullets(_efficiency(law, analysis.level)),
-        _pooled(analysis, law),
-        folded(f"The same test under {plural(len(others), 'other law')}", _other_laws(others)),
+        _model_table(comparison),
+        _models_explained(comparison),
+        bullets(_efficiency(comparison, analysis.level)),
+        _pooled(analysis, comparison),
+        folded(f"Test of equal exponents under {plural(len(others), 'other law')}", _other_laws(others)),
         *_ranking(analysis),
     )
 
 
-def _joint(law: Entry) -> str:
-    tests = [f"p {p_value(test['p'], equals=True)} for {name}" for name, test in law["joint"].items()]
+def _equality_test(comparison: Entry) -> str:
+    tests = [f"p {p_value(test['p'], equals=True)} for {name}" for name, test in comparison["joint"].items()]
     if not tests:
         return "No exponent is identified in two families, so none is compared."
-    common_range = (law["common_range"] or {}).get("range")
+    common_range = (comparison["common_range"] or {}).get("range")
     span = f"{count(common_range[0])} to {count(common_range[1])}" if common_range else ""
     return (
         f"Welch's test that all families have the same exponent, with a scatter per family: {', '.join(tests)}."
         + (f" Fits are over the sizes that all families span, {span}." if span else "")
-        + " The intervals and p-values of the pairs are by Welch's method too."
+        + " The intervals and p-values of the pairs use Welch's method as well."
     )
 
 
-def _pairs(law: Entry) -> str:
+def _pair_table(comparison: Entry) -> str:
     def is_compared(row: Entry) -> bool:
         return bool(row["identified"]) and is_number(row["delta"])
 
@@ -88,11 +89,11 @@ def _pairs(law: Entry) -> str:
         "Holm-adjusted p": lambda row: p_text(row, "p_adjusted"),
         "Holm-adjusted p, any floor": lambda row: p_text(row, "p_any_floor_adjusted"),
     }
-    return table_by_column(law["pairs"], columns)
+    return table_by_column(comparison["pairs"], columns)
 
 
-def _models(law: Entry) -> str:
-    tests = {test["restricted"]: test for test in law["tests"] if test["wider"] == "separate"}
+def _model_table(comparison: Entry) -> str:
+    tests = {test["restricted"]: test for test in comparison["tests"] if test["wider"] == "separate"}
     columns: Columns = {
         "model": lambda row: MODEL_NAMES[row["model"]] + ("" if row["converged"] else " (did not converge)"),
         "parameters": lambda row: str(row["parameters"]),
@@ -104,17 +105,17 @@ def _models(law: Entry) -> str:
         "simulations": lambda row: str(row.get("replicates") or NO_VALUE),
         "chi-square p": lambda row: p_value(row.get("p_chi2")),
     }
-    return table_by_column([tests.get(model["model"], {}) | model for model in law["models"]], columns)
+    return table_by_column([tests.get(model["model"], {}) | model for model in comparison["models"]], columns)
 
 
-def _models_explained(law: Entry) -> str:
-    if not law["independent"]:
+def _models_explained(comparison: Entry) -> str:
+    if not comparison["independent"]:
         return "Rows share runs or shapes, so no likelihood ratio is shown: it would treat them as independent."
     words = (
         "LR is the likelihood ratio against separate laws. `calibrated p` comes from data simulated under the "
         "restricted model with each family's own scatter, because `chi-square p` is too small with few runs."
     )
-    test = next((t for t in law["tests"] if t["restricted"] == "one_law" and t["wider"] != "separate"), None)
+    test = next((t for t in comparison["tests"] if t["restricted"] == "one_law" and t["wider"] != "separate"), None)
     if test is None:
         return words
     p = p_value(test["p"], test["replicates"], equals=True)
@@ -122,17 +123,17 @@ def _models_explained(law: Entry) -> str:
     return f"{words} One law for all families against one law with N (and D) rescaled per family: LR {ratio}, p {p}."
 
 
-def _efficiency(law: Entry, level: float) -> list[str]:
+def _efficiency(comparison: Entry, level: float) -> list[str]:
     """Sentences on what a parameter or token of each family is worth, and whether the runs reject that model."""
     sentences = []
-    for row in law["efficiency"] or []:
+    for row in comparison["efficiency"] or []:
         unit = UNITS.get(row["variable"], row["variable"])
         low, high = row["low"], row["high"]
         is_narrow = is_number(low) and is_number(high) and low > 0 and high / low <= MAX_FACTOR_RANGE
         factor = with_interval(row["factor"], [low, high], 3) if is_narrow else "an unknown number of"
         reference = escape_markdown(row["reference"])
         sentences.append(f"One {unit} of {family_name(row)} is worth {factor} {unit}s of {reference}.")
-    tests = {test["restricted"]: test for test in law["tests"] if test["wider"] == "separate"}
+    tests = {test["restricted"]: test for test in comparison["tests"] if test["wider"] == "separate"}
     test = tests.get("efficiency") or tests.get("shared_exponents")
     if sentences and test and is_number(test["p"]):
         outcome = "is rejected, so use the factors only as a summary" if test["p"] < 1 - level else "is not rejected"
@@ -143,8 +144,8 @@ def _efficiency(law: Entry, level: float) -> list[str]:
     return sentences
 
 
-def _pooled(analysis: Directory, law: Entry) -> str:
-    rows = [{"exponent": name, **mean} for name, mean in (law["pooled"] or {}).items() if mean]
+def _pooled(analysis: Directory, comparison: Entry) -> str:
+    rows = [{"exponent": name, **mean} for name, mean in (comparison["pooled"] or {}).items() if mean]
     words = "Mixed-effects summary, which treats the families as a random sample from a population of families"
     if len(analysis.families) <= 4:
         words += f" ({len(analysis.families)} families are a small sample)"
@@ -158,23 +159,24 @@ def _pooled(analysis: Directory, law: Entry) -> str:
     return f"{words}.\n\n{table_by_column(rows, columns)}" if rows else ""
 
 
-def _other_laws(laws: Sequence[Entry]) -> str:
+def _other_laws(comparisons: Sequence[Entry]) -> str:
     rows = [
-        [f"`{law['law']}`", name, escape_markdown(join_names(test["families"])), p_value(test["p"])]
-        for law in laws
-        for name, test in law["joint"].items()
+        [f"`{comparison['law']}`", name, escape_markdown(join_names(test["families"])), p_value(test["p"])]
+        for comparison in comparisons
+        for name, test in comparison["joint"].items()
     ]
     return table(("law", "exponent", "families that identify it", "p of equal exponents"), rows)
 
 
 def _ranking(analysis: Directory) -> list[str]:
     ranking = analysis.comparison["ranking"]
-    unknown, order = escape_markdown(ranking["unknown"]), escape_markdown(" > ".join(ranking["primary_order"]))
+    why_unknown = escape_markdown(ranking["unknown"])
+    order = escape_markdown(" > ".join(ranking["primary_order"]))
     if not order:
-        return [f"**Ranking**: none, because {unknown}."]
+        return [f"**Ranking**: none, because {why_unknown}."]
     heading = f"**Ranking** (steepest first): {order}."
     if ranking["survives"] is None:
-        return [heading, f"It is unknown whether other fits give the same order: {unknown}."]
+        return [heading, f"It is unknown whether other fits give the same order: {why_unknown}."]
     pairs = {
         "steeper": lambda pair: escape_markdown(pair["steeper"]),
         "flatter": lambda pair: escape_markdown(pair["flatter"]),
@@ -199,13 +201,13 @@ def _ranking(analysis: Directory) -> list[str]:
     ]
 
 
-def _changes_of_order(survives: dict[str, bool]) -> str:
+def _changes_of_order(survives_change_of: dict[str, bool]) -> str:
     labels = {"law": "law", "target": "target", "size": "N", "loss": "objective of the fit"}
-    kept = join_names([labels[key] for key, is_same in survives.items() if is_same])
-    lost = join_names([labels[key] for key, is_same in survives.items() if not is_same])
-    sentences = [f"The order survives a change of {kept}."] if kept else []
-    sentences += [f"The order does **not** survive a change of {lost}."] if lost else []
-    return " ".join(sentences)
+    kept = join_names([labels[key] for key, is_same in survives_change_of.items() if is_same])
+    lost = join_names([labels[key] for key, is_same in survives_change_of.items() if not is_same])
+    kept_text = f"The order survives a change of {kept}." if kept else ""
+    lost_text = f"The order does **not** survive a change of {lost}." if lost else ""
+    return f"{kept_text} {lost_text}".strip()
 
 
 def _unused(rows: Sequence[Entry]) -> str:
@@ -235,19 +237,20 @@ def differences_figure(analysis: Directory) -> Figure | None:
     width, height = 4.8 + margins.left, 0.8 + 0.3 * max(map(len, groups.values()))
     figure, axes = panels(len(groups), title, columns=1, width=width, height=height, margins=margins)
     for axis, (name, group) in zip(axes, groups.items(), strict=True):
-        _differences(axis, group, max_p)
+        _draw_differences(axis, group, max_p)
         axis.set_xlabel(f"difference in {name}")
     return figure
 
 
-def _differences(axis: Axes, rows: list[Entry], max_p: float) -> None:
+def _draw_differences(axis: Axes, rows: list[Entry], max_p: float) -> None:
     ends = [row[key] for row in rows for key in ("delta", "ci_low", "ci_high")]
     edge = 1.08 * max(abs(end) for end in ends if is_number(end))
     axis.axvline(0, color=INK, lw=0.8)
     for y, row in enumerate(rows):
-        low, high = row["ci_low"], row["ci_high"]
+        low = row["ci_low"] if is_number(row["ci_low"]) else -edge
+        high = row["ci_high"] if is_number(row["ci_high"]) else edge
         colour = PALETTE[1] if _is_significant(row, max_p) else PALETTE[0]
-        axis.plot([low if is_number(low) else -edge, high if is_number(high) else edge], [y, y], color=colour, lw=1.6)
+        axis.plot([low, high], [y, y], color=colour, lw=1.6)
         axis.plot(row["delta"], y, "o", color=colour, ms=5)
         text_beside(axis, y, f"Holm p {p_value(row['p_adjusted'], equals=True)}", x=1.02, size=8)
     axis.set_yticks(range(len(rows)), labels=[_label(row) for row in rows])

@@ -10,7 +10,7 @@ from slm.runtime.words import axis_name, count, escape_markdown, format_number, 
 from slm.scaling.describe import Entry, family_name
 
 MAX_RATIO_OF_LAWS = 2.0
-"""Laws are reported to contradict each other if their answers differ by a larger factor."""
+"""If the answers of two laws differ by a larger factor, the report says that the laws contradict each other."""
 NOT_SIZES = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
 """Labels of the quantities other than N for which a front is shown."""
 COST_COLUMNS: Columns = {
@@ -38,18 +38,19 @@ def compute_section(analysis: Directory) -> Section | None:
 
 
 def _allocation(rows: list[Entry]) -> list[str]:
-    contradictions = [
-        f"`{row['law']}` contradicts the runs of {family_name(row)}: {escape_markdown('; '.join(row['contradicts']))}."
-        + ("" if row["budgets"] else " Its optima are not shown.")
-        for row in rows
-        if row["contradicts"]
-    ]
+    contradictions = []
+    for row in rows:
+        if row["contradicts"]:
+            why = escape_markdown("; ".join(row["contradicts"]))
+            consequence = "" if row["budgets"] else " Its optima are not shown."
+            contradictions.append(f"`{row['law']}` contradicts the runs of {family_name(row)}: {why}.{consequence}")
     optima = [row | budget for row in rows for budget in row["budgets"]]
     if not optima:
         return contradictions
 
     def with_factor(text: str, name: str, row: Entry) -> str:
-        return text + (f" ({format_number(row['beyond'][name], 3)}x the largest)" if name in row["beyond"] else "")
+        is_extrapolated = name in row["beyond"]
+        return f"{text} ({format_number(row['beyond'][name], 3)}x the largest)" if is_extrapolated else text
 
     columns: Columns = {
         "family": family_name,
@@ -65,9 +66,8 @@ def _allocation(rows: list[Entry]) -> list[str]:
     flops_of_families = [f"{factor} N D for {family}" for family, factor in flops.items()]
     return [
         "**Compute-optimal allocation** by the identified laws in N and D, at the largest budget of each family and "
-        f"at larger budgets. By the FLOPs of the table, C = {join_names(flops_of_families)}. These are point "
-        "estimates. A factor in parentheses is relative to the family's largest run and means that the law is "
-        "extrapolated.",
+        f"at larger budgets. According to the FLOPs in the table, C = {join_names(flops_of_families)}. These are "
+        "point estimates. A factor in parentheses means that the law is extrapolated beyond the largest run.",
         table_by_column(optima, columns),
         *contradictions,
     ]
@@ -77,10 +77,10 @@ def _least_compute(rows: list[Entry]) -> list[str]:
     """Sentences and a table on the fewest FLOPs that reach a loss, with one row per family and law."""
     if not rows:
         return []
-    sentences = [
-        f"**Least compute for a loss of {format_number(rows[0]['loss'])}**: point estimates of the identified laws."
-    ]
-    for family, row in {family_name(row): row for row in rows}.items():
+    loss = format_number(rows[0]["loss"])
+    sentences = [f"**Least compute for a loss of {loss}**: point estimates of the identified laws."]
+    one_row_per_family = {family_name(row): row for row in rows}  # only values that all rows of a family share are used
+    for family, row in one_row_per_family.items():
         if row["reached_with"] is None:
             lowest = format_number(row["lowest_loss"])
             sentences.append(f"No run of {family} reached this loss (the lowest is {lowest}), so the laws extrapolate.")
@@ -91,9 +91,7 @@ def _least_compute(rows: list[Entry]) -> list[str]:
     columns: Columns = {
         "family": family_name,
         "law": lambda row: f"`{row['law']}`",
-        "C (FLOPs)": lambda row: (
-            format_number(row["flops"], 3) if is_number(row["flops"]) else "none: the loss is below the floor"
-        ),
+        "C (FLOPs)": lambda row: format_number(row["flops"], 3) if is_number(row["flops"]) else "none: below the floor",
         **COST_COLUMNS,
         "remarks": _remark,
     }

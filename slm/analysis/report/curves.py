@@ -1,4 +1,4 @@
-"""The section on the fits of the verdict, with its figures: curves, residuals, profile likelihoods."""
+"""The section on fits under the law of the verdict, with its figures: curves, residuals, profile likelihoods."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slm.scaling.describe import Entry, has_complete_lists, is_identified
 from slm.scaling.sample import column_of
 
 MAX_REFERENCE_RATIO = 2.0
-"""A published law that differs from the fit by a larger factor is not drawn: it would squeeze the runs into a strip."""
+"""A published law that differs from the fit by a larger factor is not drawn, because it would flatten the curves."""
 
 
 def curves_section(analysis: Directory) -> Section:
@@ -24,20 +24,15 @@ def curves_section(analysis: Directory) -> Section:
         analysis.figure(
             "curves",
             "Marks: runs. Line: the law, dashed beyond the data. Dark band: interval of the law. Light band: interval "
-            "of one more run. Dotted line: the floor, where it is identified. Grey dashes: published laws with the "
-            "same target and the same N.",
+            "of one more run. Dotted: the floor, if identified. Grey dashes: published laws of the same target and N.",
         ),
         analysis.figure("residuals", "Positive: above the law. A pattern in all families is an effect the law lacks."),
-        analysis.figure(
-            "profiles",
-            "|t| at each value of an exponent, with all other parameters refitted. The confidence interval is the "
-            "range where |t| is below the dotted line.",
-        ),
+        analysis.figure("profiles", "|t| with all other parameters refitted. Interval: |t| below the dotted line."),
     )
 
 
 def curves_figure(analysis: Directory) -> Figure | None:
-    """Points and fitted curves: one panel per family with bands, and one panel with all families if they compare."""
+    """Points and fitted curves: one panel per family with bands, and one with all families if they are comparable."""
     entries = [
         entry
         for entry in analysis.verdict_fits
@@ -49,43 +44,42 @@ def curves_figure(analysis: Directory) -> Figure | None:
     has_several = len(entries) > 1
     has_same_values = len({_held_values(entry) for entry in entries}) == 1
     # Curves of different families compare only if each holds the other variables at the same values.
-    shared_panels = 1 if has_several and has_same_values else 0
+    num_shared_panels = 1 if has_several and has_same_values else 0
     width, height = (3.15, 2.7) if has_several else (6.8, 4.2)
+    num_panels = num_shared_panels + len(entries)
     title = _title(analysis, entries, has_same_values)
-    figure, axes = panels(
-        shared_panels + len(entries), title, columns=3, width=width, height=height, families=analysis.families
-    )
-    for axis, entry in zip(axes[shared_panels:], entries, strict=True):
-        _bands(axis, analysis, entry)
-        _line_and_points(axis, analysis, entry)
-        _references(axis, analysis, entry)
-        _floor(axis, analysis, entry)
+    figure, axes = panels(num_panels, title, columns=3, width=width, height=height, families=analysis.families)
+    for axis, entry in zip(axes[num_shared_panels:], entries, strict=True):
+        _draw_bands(axis, analysis, entry)
+        _draw_line_and_points(axis, analysis, entry)
+        _draw_published_laws(axis, analysis, entry)
+        _draw_floor(axis, analysis, entry)
         if has_several:
-            name = short_name(entry["family"]) + ("" if shared_panels else f" at {_held_values(entry)}")
+            name = short_name(entry["family"]) + ("" if num_shared_panels else f" at {_held_values(entry)}")
             axis.set_title(name, color=analysis.colour(entry["family"]), fontweight="bold")
-    if shared_panels:
+    if num_shared_panels:
         axes[0].set_title("all families")
         for entry in entries:
-            _line_and_points(axes[0], analysis, entry)
+            _draw_line_and_points(axes[0], analysis, entry)
     _set_same_limits(axes, analysis, entries)
     return figure
 
 
 def _title(analysis: Directory, entries: list[Entry], has_same_values: bool) -> str:
     target, first = analysis.target_name.capitalize(), entries[0]
-    variable, values = first["curve"]["variable"], _held_values(first)
+    variable, held_values = first["curve"]["variable"], _held_values(first)
     if len(entries) > 1:
         answer = analysis.comparison["verdict"].get("distinguishable")
-        words = {True: ": the families scale differently", False: ": exponents are not distinguishable"}
-        title = f"{target} against {variable}{words.get(answer, '')}"
+        answers = {True: ": the families scale differently", False: ": exponents are not distinguishable"}
+        title = f"{target} against {variable}{answers.get(answer, '')}"
     else:
         name = first["exponents"][0]
         value = f" = {format_number(first['params'][name])} {interval(first['ci95'][name])}"
         outcome = value if is_identified(first, name) else " not identified"
         title = f"{target} of {short_name(first['family'])} against {variable}: {name}{outcome}"
-    title += f", under {_equation(analysis)}"
-    place = values if has_same_values else "values that differ by family, so compare only slopes"
-    return title + (f" (points moved along the law to {place})" if values else "")
+    title += f", under {_equation_text(analysis)}"
+    place = held_values if has_same_values else "values that differ by family, so compare only slopes"
+    return f"{title} (points moved along the law to {place})" if held_values else title
 
 
 def _held_values(entry: Entry) -> str:
@@ -94,19 +88,19 @@ def _held_values(entry: Entry) -> str:
     return ", ".join(f"{variable} = {amount(variable, value)}" for variable, value in values.items())
 
 
-def _equation(analysis: Directory) -> str:
+def _equation_text(analysis: Directory) -> str:
     """The law of the verdict, with no-break spaces."""
     return analysis.equation(analysis.primary["law"]).replace(" ", "\u00a0")
 
 
-def _bands(axis: Axes, analysis: Directory, entry: Entry) -> None:
+def _draw_bands(axis: Axes, analysis: Directory, entry: Entry) -> None:
     curve = entry["curve"]
-    for prefix, alpha in (("run_", 0.12), ("", 0.28)):
+    for prefix, alpha in (("run_", 0.12), ("", 0.28)):  # the interval of one more run, then of the law
         low, high = (np.array(curve[prefix + end], float) for end in ("low", "high"))  # NaN where there is no band
         axis.fill_between(curve["x"], low, high, color=analysis.colour(entry["family"]), alpha=alpha, lw=0)
 
 
-def _line_and_points(axis: Axes, analysis: Directory, entry: Entry) -> None:
+def _draw_line_and_points(axis: Axes, analysis: Directory, entry: Entry) -> None:
     curve, colour = entry["curve"], analysis.colour(entry["family"])
     x, y = np.array(curve["x"]), np.array(curve["centre"], float)
     largest_run = max(entry["points"][curve["variable"]])
@@ -128,7 +122,7 @@ def _points(analysis: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     return rows[columns[0]].to_numpy(float), rows[columns[1]].to_numpy(float)
 
 
-def _references(axis: Axes, analysis: Directory, entry: Entry) -> None:
+def _draw_published_laws(axis: Axes, analysis: Directory, entry: Entry) -> None:
     """Draw published laws of the same target and N over the same sizes, with their names at the right edge."""
     curve = entry["curve"]
     if curve.get("held") or curve["variable"] != "N":
@@ -137,13 +131,13 @@ def _references(axis: Axes, analysis: Directory, entry: Entry) -> None:
     fitted_value = float(np.exp(np.interp(np.log(largest), np.log(curve["x"]), np.log(curve["centre"]))))
     ends: list[tuple[float, str]] = []  # the value at the largest size, and the name
     for row in analysis.comparison["references"]:
-        is_same = all(row[key] == entry[key] for key in ("family", "target", "size")) and row["same_size_definition"]
-        if not is_same or not row["curve"]:
+        is_same = all(row[key] == entry[key] for key in ("family", "target", "size"))
+        if not is_same or not row["same_size_definition"] or not row["curve"]:
             continue
         sizes = np.array(row["curve"]["N"])
         log_y = np.log(row["curve"]["value"])
         x = np.unique(sizes)
-        y = np.exp([log_y[sizes == size].mean() for size in x])
+        y = np.exp([log_y[sizes == size].mean() for size in x])  # runs of one size may differ in tokens
         if abs(math.log(y[-1] / fitted_value)) > math.log(MAX_REFERENCE_RATIO):
             continue
         axis.plot(x, y, color=GREY, lw=1, ls="--", zorder=1.5)
@@ -154,19 +148,20 @@ def _references(axis: Axes, analysis: Directory, entry: Entry) -> None:
     highest, lowest = ends[0][0], ends[-1][0]
     is_above = highest > fitted_value  # the names go above or below the published laws, away from the fitted curve
     is_wide = axis.get_position().width * axis.get_figure().get_figwidth() > 4  # type: ignore[union-attr]
-    position = largest if is_wide else 0.99, highest if is_above else lowest
-    offset = 8 if is_wide else 0, 6 if is_above else -6
-    axis.annotate("\n".join(name for _, name in ends), position, offset, fontsize=7, color="#666666",
-                  xycoords=("data" if is_wide else "axes fraction", "data"), textcoords="offset points",
-                  ha="left" if is_wide else "right", va="bottom" if is_above else "top")  # fmt: skip
+    # Beside the curves in a wide panel; inside the right edge of a narrow one.
+    left, right_shift, x_unit, side = (largest, 8, "data", "left") if is_wide else (0.99, 0, "axes fraction", "right")
+    base, upward_shift, edge = (highest, 6, "bottom") if is_above else (lowest, -6, "top")
+    axis.annotate("\n".join(name for _, name in ends), (left, base), (right_shift, upward_shift), fontsize=7,
+                  xycoords=(x_unit, "data"), textcoords="offset points", ha=side, va=edge, color="#666666")  # fmt: skip
 
 
 def _floor_value(entry: Entry) -> float | None:
     """The floor, or None if the data do not identify it or it is 0, which a log axis cannot show."""
-    return (entry["params"][entry["floor"]] or None) if is_identified(entry, entry["floor"]) else None
+    floor = entry["params"][entry["floor"]] if is_identified(entry, entry["floor"]) else None
+    return floor or None
 
 
-def _floor(axis: Axes, analysis: Directory, entry: Entry) -> None:
+def _draw_floor(axis: Axes, analysis: Directory, entry: Entry) -> None:
     name, floor = entry["floor"], _floor_value(entry)
     if floor is None:
         return
@@ -183,7 +178,7 @@ def _set_same_limits(axes: list[Axes], analysis: Directory, entries: list[Entry]
     y_arrays = [_points(analysis, entry)[1] for entry in entries]
     y_arrays += [np.array(entry["curve"]["centre"], float) for entry in entries]
     y_arrays += [np.array([floor]) for entry in entries if (floor := _floor_value(entry))]
-    published = [line for axis in axes for line in axis.get_lines() if line.get_color() == GREY]
+    published = [line for axis in axes for line in axis.get_lines() if line.get_color() == GREY]  # nothing else is grey
     y = np.concatenate(y_arrays + [np.asarray(line.get_ydata()) for line in published])
     for axis in axes:
         log_axis(axis.xaxis, x.min(), x.max(), counts=variable != "C")
@@ -198,20 +193,21 @@ def residuals_figure(analysis: Directory) -> Figure | None:
     entries = [entry for entry in analysis.verdict_fits if has_complete_lists(entry.get("points"), "value", "residual")]
     if not entries:
         return None
-    x = {
-        variable: np.concatenate([np.array(entry["points"][variable], float) for entry in entries])
-        for variable in entries[0]["variables"]
-        if variable in entries[0]["points"]
-    }
-    x = {variable: values for variable, values in x.items() if values.max() > values.min() * 1.001}
+    values_of: dict[str, np.ndarray] = {}
+    for variable in entries[0]["variables"]:
+        if variable in entries[0]["points"]:
+            values = np.concatenate([np.array(entry["points"][variable], float) for entry in entries])
+            if values.max() > values.min() * 1.001:  # otherwise the variable is constant
+                values_of[variable] = values
     is_single = len(entries) == 1
     worst = max(entries, key=lambda entry: entry["rmse_log"] or 0.0)
     rmse = percent(worst["rmse_log"])
     rmse_text = rmse if is_single else f"at most {rmse}, largest for {short_name(worst['family'])}"
-    title = f"Residuals of {_equation(analysis)}: root mean square {rmse_text}"
-    figure, axes = panels(len(x), title, columns=2, width=6.2 if len(x) == 1 else 4.7, families=analysis.families)
+    title = f"Residuals of {_equation_text(analysis)}: root mean square {rmse_text}"
+    width = 6.2 if len(values_of) == 1 else 4.7
+    figure, axes = panels(len(values_of), title, columns=2, width=width, families=analysis.families)
     sigmas = [entry["sigma_log"] for entry in entries if is_number(entry["sigma_log"])]
-    for axis, (variable, values) in zip(axes, x.items(), strict=True):
+    for axis, (variable, values) in zip(axes, values_of.items(), strict=True):
         if sigmas:
             two_sigma = 200 * max(sigmas)  # percent
             axis.axhspan(-two_sigma, two_sigma, color="#F3F3F3", lw=0, zorder=0)
@@ -251,22 +247,22 @@ def profiles_figure(analysis: Directory) -> Figure | None:
     margins = Margins(left=0.5, right=0.15, top=0.45)
     figure, axes = panels(len(profiles), title, columns=columns, width=2.35, height=2.4, margins=margins)
     for axis, (entry, name) in zip(axes, profiles, strict=True):
-        _profile(axis, analysis, entry, name)
+        _draw_profile(axis, analysis, entry, name)
     for axis in axes[::columns]:
         axis.set_ylabel("|t|")
     return figure
 
 
-def _profile(axis: Axes, analysis: Directory, entry: Entry, name: str) -> None:
+def _draw_profile(axis: Axes, analysis: Directory, entry: Entry, name: str) -> None:
     profile, identified = entry["profiles"][name], is_identified(entry, name)
     colour = analysis.colour(entry["family"])
     values, t = np.array(profile["values"], float), np.abs(np.array(profile["t"], float))
     values, t = values[np.isfinite(t)], t[np.isfinite(t)]
     critical = float(stats.t.ppf(0.5 + analysis.level / 2, max(1, entry["degrees_of_freedom"] or 1)))
-    near = values[t <= 2 * critical]
+    shown = values[t <= 2 * critical]
     low, high = entry["ci95"][name]
-    left = low if is_number(low) else near.min()  # an open end is drawn up to where |t| is twice the critical value
-    right = high if is_number(high) else near.max()
+    left = low if is_number(low) else shown.min()  # an open end is drawn up to where |t| is twice the critical value
+    right = high if is_number(high) else shown.max()
     axis.axvspan(left, right, color=colour if identified else GREY, alpha=0.15, lw=0)
     axis.plot(values, t, color=colour, lw=1.6, ls="-" if identified else "--")
     axis.axhline(critical, color=INK, lw=0.8, ls=":")

@@ -55,7 +55,7 @@ class Directory:
 
     @cached_property
     def primary(self) -> Entry:
-        """What the verdict is about: `law`, `target`, `size`, `loss` (the criterion of the fit) and `level`."""
+        """What the verdict, which opens the report, is about: `law`, `target`, `size`, `loss` (of the fit), `level`."""
         return dict(self.comparison["primary"])
 
     @property
@@ -101,7 +101,7 @@ class Directory:
         return self.comparison["laws"].get(self.primary["law"])
 
     def entries(self, *, law: str | None = None, target: str | None = None, size: str | None = None) -> list[Entry]:
-        """The fits by the primary loss, of one law or all laws, by default for the primary target and size."""
+        """The fits under one law or all laws, with the loss, target and size of the verdict unless others are given."""
         primary = self.primary
         return [
             entry

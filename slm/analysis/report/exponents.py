@@ -29,7 +29,7 @@ from slm.scaling.forms import VARIABLES
 
 
 def exponents_section(analysis: Directory) -> Section:
-    """The fits of the verdict, followed by those with another law, another N or another target."""
+    """The fits under the law of the verdict, followed by fits with another law, another N or another target."""
     primary = analysis.primary
     other_laws = [entry for entry in analysis.entries() if entry["law"] != primary["law"]]
     section = Section("Exponents").add(
@@ -49,10 +49,7 @@ def exponents_section(analysis: Directory) -> Section:
             section.add(*_perplexity(analysis))
         else:
             section.add(_other_fits(f"Exponents of {TARGET_NAMES[target]}", analysis.entries(target=target)))
-    caption = (
-        "Exponents with their intervals. Grey and hollow: the data do not identify the exponent. Diamonds: the "
-        "exponent of a straight line in logs through a published law at this table's sizes."
-    )
+    caption = "Exponents with intervals. Grey and hollow: not identified. Diamonds: published laws over the same sizes."
     return section.add(analysis.figure("exponents", caption))
 
 
@@ -64,9 +61,8 @@ def _other_fits(heading: str, entries: Sequence[Entry], visible: int = VISIBLE_R
 def _perplexity(analysis: Directory) -> list[str]:
     law = analysis.primary["law"]
     warning = (
-        "**Perplexity**: these are exponents of perplexity, the exponential of loss. They are not comparable with the "
-        f"exponents of {analysis.target_name} above, nor with published exponents of loss. The published laws below "
-        "are converted to perplexity over the same N range."
+        f"**Perplexity** is the exponential of loss. Its exponents do not compare with those of {analysis.target_name} "
+        "above, nor with published exponents of loss. The published laws below are converted to perplexity."
     )
     same_law = analysis.entries(law=law, target="perplexity")
     others = [entry for entry in analysis.entries(target="perplexity") if entry["law"] != law]
@@ -94,7 +90,8 @@ def references_section(analysis: Directory) -> Section | None:
         "a straight line in logs through these values is the exponent that `power` would find if these models followed "
         "the published law. Compare only slopes: the level depends on the text and the tokenizer."
     )
-    used, left_out = ([row for row in rows if row["left_out"] is is_left_out] for is_left_out in (False, True))
+    used = [row for row in rows if not row["left_out"]]
+    left_out = [row for row in rows if row["left_out"]]
     columns = {
         "reference": lambda row: escape_markdown(row["reference"]) + (" ‡" if row["outside_range"] else ""),
         "family": family_name,
@@ -121,14 +118,14 @@ def references_section(analysis: Directory) -> Section | None:
 
 
 def _ranges(rows: Sequence[Entry], heading: str) -> str:
-    """For each reference that is outside its fitted range: the fitted range, and the ranges of the families."""
+    """For each published law evaluated outside its fitted range: this range, and the ranges of the families."""
     families: dict[str, list[str]] = {}
     for row in rows:
         for variable, ranges in row["outside_range"].items():
             reference = f"{row['reference']} ({variable} from {_range_text(variable, ranges['fitted'])})"
             family = f"{family_name(row)} has {_range_text(variable, ranges['table'])}"
             families.setdefault(reference, []).append(family)
-    parts = [f"{reference}: {join_names(list(dict.fromkeys(names)))}" for reference, names in families.items()]
+    parts = [f"{reference}: {join_names(list(dict.fromkeys(texts)))}" for reference, texts in families.items()]
     return f"{heading}: {'; '.join(parts)}." if parts else ""
 
 
@@ -162,25 +159,25 @@ def exponents_figure(analysis: Directory) -> Figure | None:
     title = f"Exponents by law and variable{unidentified}. Compare only within a law and a panel"
     margins = Margins(left=0.95 if len(analysis.families) > 1 else 1.45, right=1.4, bottom=0.4, top=0.35)
     width = 6.0
-    heights = [0.0] * min(2, len(panels))  # of the columns, in inches; each panel is added to the shortest column
+    column_heights = [0.0] * min(2, len(panels))  # inches; each panel is added to the shortest column
     corners = []
     for panel in panels:
-        column = heights.index(min(heights))
-        corners.append((column * width + margins.left, heights[column] + margins.top))
-        heights[column] += margins.top + margins.bottom + panel.height
-    figure, head = blank_figure(title, width * len(heights), max(heights), analysis.families)
+        column = column_heights.index(min(column_heights))
+        corners.append((column * width + margins.left, column_heights[column] + margins.top))
+        column_heights[column] += margins.top + margins.bottom + panel.height
+    figure, head = blank_figure(title, width * len(column_heights), max(column_heights), analysis.families)
     inner_width = width - margins.left - margins.right
     for panel, (left, top) in zip(panels, corners, strict=True):
-        _forest(axes_at(figure, left, head + top, inner_width, panel.height), analysis, panel)
+        _draw_panel(axes_at(figure, left, head + top, inner_width, panel.height), analysis, panel)
     return figure
 
 
 def _panels(analysis: Directory) -> list[Panel]:
     main_target, main_size = analysis.primary["target"], analysis.primary["size"]
     sizes = dict.fromkeys([main_size, *(entry["size"] for entry in analysis.fits if entry["size"])])
-    variables = dict.fromkeys([*VARIABLES, *(v for entry in analysis.fits for v in entry["variable_of"].values())])
+    variables = [*VARIABLES, *(variable for entry in analysis.fits for variable in entry["variable_of"].values())]
     quantities = [(main_target, "N", size) for size in sizes]
-    quantities += [(main_target, variable, main_size) for variable in variables if variable != "N"]
+    quantities += [(main_target, variable, main_size) for variable in dict.fromkeys(variables) if variable != "N"]
     if main_target != "perplexity":
         quantities.append(("perplexity", "N", main_size))
     panels = []
@@ -200,16 +197,16 @@ def _panels(analysis: Directory) -> list[Panel]:
 
 def _reference_exponents(analysis: Directory, target: str, size: str) -> list[tuple[str, float]]:
     """The exponents that published laws imply at this table's sizes, as means over families, whose sizes may differ."""
-    values: dict[str, list[float]] = {}
+    exponents_of_law: dict[str, list[float]] = {}
     for row in analysis.comparison["references"]:
-        is_same = row["target"] == target and row["size"] == size and row["same_size_definition"]
-        if is_same and is_number(row["reference_exponent"]):
-            outside = " (outside its range)" if row["outside_range"] else ""
-            values.setdefault(row["reference"] + outside, []).append(row["reference_exponent"])
-    return [(name, float(np.mean(exponents))) for name, exponents in values.items()]
+        is_comparable = row["target"] == target and row["size"] == size and row["same_size_definition"]
+        if is_comparable and is_number(row["reference_exponent"]):
+            name = row["reference"] + (" (outside its range)" if row["outside_range"] else "")
+            exponents_of_law.setdefault(name, []).append(row["reference_exponent"])
+    return [(name, float(np.mean(exponents))) for name, exponents in exponents_of_law.items()]
 
 
-def _forest(axis: Axes, analysis: Directory, panel: Panel) -> None:
+def _draw_panel(axis: Axes, analysis: Directory, panel: Panel) -> None:
     limits = _limits(panel)
     y = 0.0
     ticks: dict[str, float] = {}
@@ -219,7 +216,7 @@ def _forest(axis: Axes, analysis: Directory, panel: Panel) -> None:
         first_exponent = group[0][1]
         ticks[f"{law}{separator}({first_exponent})"] = y + (len(group) - 1) / 2
         for entry, name in group:
-            _forest_row(axis, analysis, entry, name, y, limits)
+            _draw_exponent(axis, analysis, entry, name, y, limits)
             y += 1
         for reference, value in panel.references if law == "power" else ():
             axis.plot(value, y, ls="", marker="d", color=GREY, ms=4.5)
@@ -241,15 +238,18 @@ def _limits(panel: Panel) -> tuple[float, float]:
         return 0.0, 1.0
     centres = [entry["params"][name] for entry, name in identified] + [value for _, value in panel.references]
     lows, highs = ([entry["ci95"][name][end] for entry, name in identified] for end in (0, 1))
+    # Intervals widen the limits to at most twice the largest exponent, and half of this below 0.
     high = max(centres + [min(end, 2 * max(centres)) for end in highs if is_number(end)])
     low = min([0.0, *(max(end, -0.5 * high) for end in lows if is_number(end))])
     return low - 0.03 * high, 1.06 * high
 
 
-def _forest_row(axis: Axes, analysis: Directory, entry: Entry, name: str, y: float, limits: Sequence[float]) -> None:
+def _draw_exponent(axis: Axes, analysis: Directory, entry: Entry, name: str, y: float, limits: Sequence[float]) -> None:
     family, identified = entry["family"], is_identified(entry, name)
-    colour, marker = analysis.colour(family) if identified else GREY, analysis.marker(family)
+    colour = analysis.colour(family) if identified else GREY
+    marker = analysis.marker(family)
     left, right = limits
+    # An open interval reaches the edge of the panel.
     low, high = (end if is_number(end) else limit for end, limit in zip(entry["ci95"][name], limits, strict=True))
     line_style = "-" if identified else ":"
     axis.plot(np.clip([low, high], left, right), [y, y], color=colour, lw=1.5, ls=line_style, clip_on=False)

@@ -18,14 +18,10 @@ PROFILES = (
     "approach 2 on data that follow the fitted `chinchilla` law at the same sizes, and is not part of the interval."
 )
 GIVEN = (
-    "**Given optima**: each row is taken as the optimum of its budget (`analysis.optima=true`), and power laws are "
-    "fitted to its N and D. The error of a row is unknown, so the interval comes from the deviations of the rows from "
-    "the power law."
+    "**Given optima**: each row is taken as the optimum of its budget (`analysis.optima=true`). Power laws are fitted "
+    "to N and D. The error of a row is unknown, so intervals come from the deviations of rows from the power law."
 )
-CAPTION = (
-    "Runs of each budget, with parabolas over the sizes to which they were fitted. Stars: minima. Crosses: minima of "
-    "dropped budgets."
-)
+CAPTION = "Runs of each budget, with parabolas over the fitted sizes. Stars: minima. Crosses: those of dropped budgets."
 
 
 def isoflop_blocks(analysis: Directory) -> list[str]:
@@ -35,7 +31,7 @@ def isoflop_blocks(analysis: Directory) -> list[str]:
     ignored = list(dict.fromkeys(name for row in rows for name in row["ignored"]))
     columns = {
         "family": family_name,
-        "budgets used": lambda row: f"{sum(b['reason'] is None for b in row['budgets'])} of {len(row['budgets'])}",
+        "budgets used": lambda row: f"{sum(map(_is_used, row['budgets']))} of {len(row['budgets'])}",
         "a in N ~ C^a": lambda row: with_interval(row["exponent"], [row["low"], row["high"]], 3),
         "b in D ~ C^b": lambda row: with_interval(row["tokens_exponent"], [row["tokens_low"], row["tokens_high"]], 3),
         "error by scatter": lambda row: format_number(row["se_scatter"], 2),
@@ -63,6 +59,10 @@ def isoflop_blocks(analysis: Directory) -> list[str]:
     return blocks
 
 
+def _is_used(budget: Entry) -> bool:
+    return budget["reason"] is None  # otherwise the reason why the budget is dropped
+
+
 def _without_exponent(rows: list[Entry], are_given: bool) -> str:
     families: dict[str, list[str]] = {}
     for row in rows:
@@ -74,7 +74,7 @@ def _without_exponent(rows: list[Entry], are_given: bool) -> str:
 def _budget_row(row: Entry, budget: Entry) -> list[str]:
     head = [family_name(row), format_number(budget["flops"], 3)]
     parametric = count(budget.get("parametric_params"))
-    if budget["reason"] is not None:
+    if not _is_used(budget):
         return [*head, NO_VALUE, NO_VALUE, parametric, NO_VALUE, f"dropped: {budget['reason']}"]
     ends = [count(end) if is_number(end) else "open" for end in (budget["low"], budget["high"])]
     best = f"{count(budget['params'])} [{', '.join(ends)}]"
@@ -85,8 +85,9 @@ def _disagreement(rows: list[Entry]) -> str:
     """A warning if the best N by the law lies outside the interval of the best N by approach 2."""
     budgets = [budget | {"family": row["family"]} for row in rows for budget in row["budgets"]]
     needed = ("parametric_params", "low", "high")
-    compared = [b for b in budgets if b["reason"] is None and all(is_number(b.get(key)) for key in needed)]
-    outside = [b for b in compared if not b["low"] <= b["parametric_params"] <= b["high"]]
+    used = [budget for budget in budgets if _is_used(budget)]
+    compared = [budget for budget in used if all(is_number(budget.get(key)) for key in needed)]
+    outside = [budget for budget in compared if not budget["low"] <= budget["parametric_params"] <= budget["high"]]
     families = join_names(list(dict.fromkeys(map(family_name, outside))))
     if not outside:
         return ""
@@ -103,8 +104,10 @@ def isoflop_figure(analysis: Directory) -> Figure | None:
     if not rows:
         return None
     exponents = [with_interval(row["exponent"], [row["low"], row["high"]], 3) for row in rows]
-    by_family = "; ".join(f"{short_name(row['family'])} {a}" for row, a in zip(rows, exponents, strict=True))
-    kind, draw_panel = ("Given optima", _optima) if rows[0]["given_optima"] else ("IsoFLOP profiles", _profiles)
+    by_family = "; ".join(f"{short_name(row['family'])} {text}" for row, text in zip(rows, exponents, strict=True))
+    are_given = rows[0]["given_optima"]
+    kind = "Given optima" if are_given else "IsoFLOP profiles"
+    draw_panel = _draw_optima if are_given else _draw_profiles
     title = f"{kind}: best N grows as C^a, a = {by_family}"
     figure, axes = panels(len(rows), title, columns=2, width=4.7, height=3.2)
     for axis, row in zip(axes, rows, strict=True):
@@ -112,7 +115,7 @@ def isoflop_figure(analysis: Directory) -> Figure | None:
     return figure
 
 
-def _profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
+def _draw_profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
     budgets, colour = row["budgets"], analysis.colour(row["family"])
     for budget, shade in zip(budgets, np.linspace(0.45, 1.0, len(budgets)), strict=True):
         points = budget["points"]
@@ -121,7 +124,7 @@ def _profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
         sizes = np.geomspace(smallest, largest, 80)
         curve = _parabola(budget, sizes)
         axis.plot(sizes, curve, color=colour, lw=1, alpha=shade)
-        if budget["reason"] is None:
+        if _is_used(budget):
             lowest = _parabola(budget, np.array([budget["params"]]))
             axis.plot(budget["params"], lowest, marker="*", ms=10, color=colour, mec=INK, mew=0.7)
         else:
@@ -140,18 +143,20 @@ def _profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
 
 def _parabola(budget: Entry, params: np.ndarray) -> np.ndarray:
     """The target at these sizes by the parabola of a budget, which is fitted to log target in log N."""
-    value, slope, curvature = budget["parabola"]
+    height, slope, curvature = budget["parabola"]
     z = np.log(params) - budget["centre"]
-    return np.exp(np.asarray(value + slope * z + curvature * z**2))
+    return np.exp(np.asarray(height + slope * z + curvature * z**2))
 
 
-def _optima(axis: Axes, analysis: Directory, row: Entry) -> None:
-    flops, params, tokens = (np.array([b[name] for b in row["budgets"]]) for name in ("flops", "params", "tokens"))
+def _draw_optima(axis: Axes, analysis: Directory, row: Entry) -> None:
+    names = ("flops", "params", "tokens")
+    flops, params, tokens = (np.array([budget[name] for budget in row["budgets"]]) for name in names)
     centred_log_c = np.log(flops) - np.log(flops).mean()
-    for name, values, slope, mark in (("N", params, row["exponent"], "o"), ("D", tokens, row["tokens_exponent"], "s")):
-        axis.plot(flops, values, ls="", marker=mark, ms=4, color=analysis.colour(row["family"]),
-                  label=f"{name} ~ C^{format_number(slope, 3)}")  # fmt: skip
-        axis.plot(flops, np.exp(np.log(values).mean() + slope * centred_log_c), color=INK, lw=1)
+    lines = (("N", params, row["exponent"], "o"), ("D", tokens, row["tokens_exponent"], "s"))
+    for variable, optima, slope, marker in lines:
+        axis.plot(flops, optima, ls="", marker=marker, ms=4, color=analysis.colour(row["family"]),
+                  label=f"{variable} ~ C^{format_number(slope, 3)}")  # fmt: skip
+        axis.plot(flops, np.exp(np.log(optima).mean() + slope * centred_log_c), color=INK, lw=1)
     both = np.concatenate([params, tokens])
     log_axis(axis.xaxis, flops.min() / 1.3, flops.max() * 1.3, counts=False)
     log_axis(axis.yaxis, both.min() / 1.3, both.max() * 1.3)

@@ -1,4 +1,4 @@
-"""Models from elsewhere over the fitted curves: a figure, and a section that says how they differ from the runs."""
+"""Models from elsewhere over the fitted curves: a figure, and a section on how these models differ from the runs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def _draw_family(axis: Axes, analysis: Directory, family: Entry) -> None:
     keys = ("N", "value", "low", "high")
     x, y, low, high = (np.array([point[key] for point in family["curve"]], float) for key in keys)
     axis.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
-    draw_law(axis, x, y, (family["range"][0] <= x) & (x <= family["range"][1]), colour)
+    smallest_run, largest_run = family["range"]
+    draw_law(axis, x, y, (smallest_run <= x) & (x <= largest_run), colour)
     rows = analysis.family_rows(name)
     plot_runs(axis, rows[analysis.overlay["size"]], rows[analysis.overlay["target"]], colour, analysis.marker(name))
 
@@ -75,6 +76,8 @@ def overlay_section(analysis: Directory) -> Section | None:
         return None
     tokens = next((family["held"] for family in overlay["families"] if family.get("held")), None)
     curves_at = f" Curves are drawn at D = {amount('D', tokens)}." if tokens else ""
+    caption = "Stars: models from elsewhere. Other marks: runs. Line: the law, dashed beyond the runs. "
+    caption += f"Band: interval of one more run.{curves_at}"
     return Section("Models from elsewhere").add(
         f"The models of `{escape_markdown(overlay['source'])}` are compared by {TARGET_NAMES[overlay['target']]} "
         f"(column `{escape_markdown(overlay['column'])}`) with the law `{overlay['law']}`, where N counts "
@@ -82,23 +85,19 @@ def overlay_section(analysis: Directory) -> Section | None:
         f"the size of the model, with a {overlay['level']:.0%} interval.",
         "**This is not a controlled comparison.** What differs:",
         bullets(map(escape_markdown, overlay["caveats"])),
-        analysis.figure(
-            "overlay",
-            "Stars: models from elsewhere. Other marks: runs. Line: the law, dashed beyond the runs. Band: interval of "
-            f"one more run.{curves_at}",
-        ),
+        analysis.figure("overlay", caption),
         bullets(map(escape_markdown, overlay["notes"])),
-        *(_family(overlay, family) for family in overlay["families"]),
+        *(_family_table(overlay, family) for family in overlay["families"]),
     )
 
 
-def _family(overlay: Entry, family: Entry) -> str:
+def _family_table(overlay: Entry, family: Entry) -> str:
     name = family_name(family)
     if family["refused"]:
         return f"{name}: no law. {escape_markdown(family['refused'])}."
     header = ("model", "measured on", "N", "tokens", TARGET_NAMES[overlay["target"]], "predicted by the law",
-              "measured above the law", "N beyond the runs")  # fmt: skip
-    rows = [_row(point, model) for point, model in zip(overlay["points"], family["models"], strict=True)]
+              "measured relative to the law", "N beyond the runs")  # fmt: skip
+    rows = [_cells(point, model) for point, model in zip(overlay["points"], family["models"], strict=True)]
     doubt = "" if family["identified"] else " Its exponent is **NOT IDENTIFIED**, so do not quote these predictions."
     content = table(header, rows)
     is_visible = len(overlay["families"]) == 1 or len(rows) <= MAX_VISIBLE_MODELS
@@ -115,14 +114,14 @@ def overlay_lines(analysis: Directory) -> list[str]:
         if family["refused"]:
             lines.append(f"  {family['family']}: no law. {family['refused']}.")
         for point, model in zip(overlay["points"], family["models"] or [], strict=False):
-            name, _, N, _, value, predicted, deviation, beyond = _row(point, model)
+            name, _, N, _, value, predicted, deviation, beyond = _cells(point, model)
             where = f"{beyond} the runs" if beyond == WITHIN else f"{beyond} beyond the runs"
             lines.append(f"  {name}, N = {N}: {value}; {family['family']}: {predicted}, off by {deviation}, {where}")
     return lines + [f"- {sentence}" for sentence in [*overlay["caveats"], *overlay["notes"]]]
 
 
-def _row(point: Entry, model: Entry) -> list[str]:
-    inside = {True: " (inside)", False: " (outside)"}.get(model["inside"], "")
+def _cells(point: Entry, model: Entry) -> list[str]:
+    inside_text = {True: " (inside)", False: " (outside)"}.get(model["inside"], "")  # None: unknown
     return [
         escape_markdown(point["name"]),
         escape_markdown(point["measure"] or NO_VALUE),
@@ -130,6 +129,6 @@ def _row(point: Entry, model: Entry) -> list[str]:
         count(point["tokens"]) if is_number(point["tokens"]) else "unknown",
         format_number(point["value"]),
         with_interval(model["value"], [model["low"], model["high"]]),
-        f"{100 * math.expm1(model['log_ratio']):+.1f}%{inside}",
+        f"{100 * math.expm1(model['log_ratio']):+.1f}%{inside_text}",
         f"{model['times_beyond']:.3g} times" if model["times_beyond"] > 1 else WITHIN,
     ]

@@ -37,8 +37,7 @@ METHODS = {
     "bound this end.",
     "Cluster bootstrap": "resamples whole runs, so that checkpoints of one run stay together. Used for Huber's loss "
     "and if several rows belong to one run, otherwise as a cross-check. Too narrow with few runs.",
-    "Wild bootstrap": "residuals with random signs and weights (Webb's six points) at the same sizes, as a "
-    "cross-check.",
+    "Wild bootstrap": "a cross-check, with residuals times random weights (Webb's six points) at the same sizes.",
     "Bands, predictions, gain of doubling": "t for laws that are straight in logs, profile likelihood for the others. "
     "An interval for a new run includes the scatter of one run. Each interval assumes that its law is true; only the "
     "range over all laws that the data do not reject makes no such assumption.",
@@ -50,14 +49,12 @@ METHODS = {
     "restricted model (parametric bootstrap), because the chi-square limit is inaccurate with few runs. The smallest "
     "possible p is 1 / (number of simulations + 1).",
     "Pairs": "Welch's method, in which each family keeps its own scatter, adjusted over all pairs by Holm (1979).",
-    "Mixed-effects summary": "REML with the interval of Hartung & Knapp. It treats the families as a random sample "
-    "of all families.",
+    "Mixed-effects summary": "REML, interval of Hartung & Knapp. The families are treated as a random sample.",
     "Choice of law": "AICc and BIC of least-squares fits to single runs (Burnham & Anderson 2002), and the error of "
     "predicting the largest size, which AICc does not measure.",
     "IsoFLOP profiles": "approach 2 of Hoffmann et al. 2022. Budgets are given, or found as groups of runs with equal "
-    "FLOPs and clear gaps between groups. The parabola of a budget is fitted to the sizes within a factor of 5 of the "
-    "best size (wide grids bias it: Czech et al. 2026). A budget whose minimum lies outside its runs is dropped. "
-    "Exponents have t intervals over budgets.",
+    "FLOPs. Each parabola is fitted to the sizes within a factor of 5 of the best (wide grids bias it: Czech et al. "
+    "2026). A budget whose minimum lies outside its runs is dropped. Exponents have t intervals over budgets.",
     "Allocation": "equation 4 of Hoffmann et al. 2022 for `chinchilla`, a numeric minimum for other laws in N and D.",
 }
 
@@ -66,9 +63,8 @@ def methods_section(analysis: Directory) -> Section:
     """The methods with their sources and limits, and the laws with their sources."""
     sources = {entry["law"]: escape_markdown(entry["source"]) for entry in analysis.fits}
     laws = [f"`{law}`: {analysis.equation(law)}. {sources[law]}" for law in fitted_laws(analysis.fits)]
-    return Section("Methods and their limits").add(
-        bullets([f"**{name}**: {words}" for name, words in METHODS.items()]), "Laws:", bullets(laws)
-    )
+    methods = [f"**{name}**: {words}" for name, words in METHODS.items()]
+    return Section("Methods and their limits").add(bullets(methods), "Laws:", bullets(laws))
 
 
 def reproduce_section(analysis: Directory) -> Section:

@@ -1,4 +1,4 @@
-"""Two sections, on families compared at the same sizes and on the power of the design, and a figure of the first."""
+"""Two sections: families compared at the same sizes, with a figure, and the power of the design."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ def paired_section(analysis: Directory) -> Section | None:
     moved = f" (sizes that differ by up to {farthest:.1%} are moved to one size)" if farthest > 1e-3 else ""
     unmatched = [f"{pair_name(row)}: {row['reason']}" for row in paired["unmatched"]]
     return Section("Families at the same sizes").add(
-        "An effect that two families share at a size, such as a deviation from any smooth law, cancels in the ratio of "
-        f"their losses. Each pair is compared at the sizes that both families have{moved}. Under any law, the slope of "
-        "the log ratio against log N is the difference of the local exponents -dlog L / dlog N, and the height of the "
-        "log ratio is the difference of level. `p, any floor` assumes that the families follow one law with a floor "
-        "and differ by a constant factor on N: it is the largest p of the slope over all floors that the runs do not "
-        "reject. p-values are adjusted over the pairs (Holm).",
-        _slopes(pairs),
+        f"Each pair is compared at the sizes that both families have{moved}. What they share at a size cancels in the "
+        "ratio of their losses. Under any law, the slope of the log ratio against log N is the difference of the local "
+        "exponents -dlog L / dlog N, and its height is the difference of level. Families under one law with a floor "
+        "that differ only by a constant factor on N can have a slope too: `p, any floor` tests this explanation and is "
+        "the largest p over all floors that the runs do not reject. p-values are adjusted over the pairs (Holm).",
+        _slope_table(pairs),
         _above_floor(pairs),
         analysis.figure("ratios", "Points: means over seeds. Line and band: the fit of the ratio and its interval."),
-        _levels(pairs, analysis.target_name),
+        _level_table(pairs, analysis.target_name),
         "Not paired:" if unmatched else "",
         bullets(unmatched),
     )
@@ -45,7 +44,7 @@ def difference(row: Entry) -> str:
     return with_interval(row["delta"], [row["ci_low"], row["ci_high"]], 3)
 
 
-def _slopes(pairs: Sequence[Entry]) -> str:
+def _slope_table(pairs: Sequence[Entry]) -> str:
     columns: Columns = {
         "pair": pair_name,
         "sizes": lambda pair: str(len(pair["sizes"])),
@@ -60,7 +59,7 @@ def _slopes(pairs: Sequence[Entry]) -> str:
 
 def _above_floor(pairs: Sequence[Entry]) -> str:
     """A table of differences of exponents above a shared floor, for pairs whose runs reject straight lines."""
-    rows = [{**pair, **pair["above_floor"]} for pair in pairs if pair.get("above_floor")]
+    rows = _pairs_above_floor(pairs)
     columns: Columns = {
         "pair": pair_name,
         "shared floor": lambda row: format_number(row["floor"], 4),
@@ -68,15 +67,18 @@ def _above_floor(pairs: Sequence[Entry]) -> str:
         "p, any floor": lambda row: p_value(row["p_adjusted"]),
         "detectable difference": lambda row: format_number(row["detectable"], 3),
     }
-    content = table_by_column(rows, columns)
     words = (
         "The runs reject straight lines, so exponents are compared above a floor that both families of a pair share. "
         "The interval and p hold for every floor that the runs do not reject."
     )
-    return f"{words}\n\n{content}" if rows else ""
+    return f"{words}\n\n{table_by_column(rows, columns)}" if rows else ""
 
 
-def _levels(pairs: Sequence[Entry], target: str) -> str:
+def _pairs_above_floor(pairs: Sequence[Entry]) -> list[Entry]:
+    return [{**pair, **pair["above_floor"]} for pair in pairs if pair.get("above_floor")]
+
+
+def _level_table(pairs: Sequence[Entry], target: str) -> str:
     """A table of the ratios at the middle size, and of the factors on N that would have the same effect."""
 
     def factor_text(factor: Entry) -> str:
@@ -110,7 +112,7 @@ def ratios_figure(analysis: Directory) -> Figure | None:
     for axis, pair in zip(axes, pairs, strict=True):
         colour = PALETTE[1] if pair["p_adjusted"] < max_p else PALETTE[0]
         band, sizes = pair["band"], pair["sizes"]
-        low, high, centre = (100 * np.expm1(np.array(band[name])) for name in ("low", "high", "centre"))
+        low, high, centre = (100 * np.expm1(np.array(band[name])) for name in ("low", "high", "centre"))  # percent
         axis.fill_between(band["N"], low, high, color=colour, alpha=0.2, lw=0)
         axis.plot(band["N"], centre, color=colour, lw=1.5)
         axis.plot(sizes, 100 * np.expm1(np.array(pair["log_ratio"])), "o", color=colour, ms=4, mec="white", mew=0.4)
@@ -125,25 +127,22 @@ def ratios_figure(analysis: Directory) -> Figure | None:
 
 def power_section(analysis: Directory) -> Section | None:
     """The differences of exponents that this design could have detected."""
-    paired, law = analysis.comparison["paired"], analysis.verdict_comparison
+    paired, under_law = analysis.comparison["paired"], analysis.verdict_comparison
     pairs = paired["pairs"]
-    if law is None and not pairs:
+    if under_law is None and not pairs:
         return None
     section = Section("Power of the design")
-    power = (law or {}).get("power") or {}
-    by_law = power.get("by_pair") or []
-    if not any(is_number(row["detectable"]) for row in (*pairs, *by_law)):
-        return section.add(
-            "This design could not have detected any difference of exponents with confidence: an exponent is not "
-            "identified."
-        )
-    above_floor = [{**row, **row["above_floor"]} for row in pairs if row.get("above_floor")]
-    comparisons = {"at the same sizes": pairs, "above a shared floor": above_floor, "by the law": by_law}
+    power_under_law = (under_law or {}).get("power") or {}
+    pairs_under_law = power_under_law.get("by_pair") or []
+    if not any(is_number(row["detectable"]) for row in (*pairs, *pairs_under_law)):
+        return section.add("This design could not have detected any difference: an exponent is not identified.")
+    above_floor = _pairs_above_floor(pairs)
+    comparisons = {"at the same sizes": pairs, "above a shared floor": above_floor, "under the law": pairs_under_law}
     rows = []
     for kind, compared in comparisons.items():
         rows += [[pair_name(row), kind, format_number(row["detectable"], 3)] for row in compared]
     chance = f"{paired['power']:.0%}" if is_number(paired["power"]) else NO_VALUE
-    advice = paired["advice"] if pairs else power.get("advice")
+    advice = paired["advice"] if pairs else power_under_law.get("advice")
     return section.add(
         f"The detectable difference is the difference of exponents that a comparison finds in {chance} of cases, given "
         "the scatter of the pair and the adjustment over pairs. Smaller differences may exist although none was found.",

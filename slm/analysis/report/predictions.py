@@ -1,4 +1,4 @@
-"""Sections on predictions beyond the data, on tests of given parameters, and on the gain of doubling N."""
+"""Sections on predictions beyond the data, on tests of given parameter values, and on the gain of doubling N."""
 
 from __future__ import annotations
 
@@ -41,15 +41,14 @@ def predictions_section(analysis: Directory) -> Section | None:
     }
     interval_name = f"{analysis.level:.0%} interval of one run, under this law"
     header = ("family", "law", "point", "beyond the data by", f"predicted {target}", interval_name)
+    has_range = any(row["laws"] for row in ranges)
+    no_range = "The data reject every law here that predicts these sizes, so there is no range to quote."
     return Section("Predictions").add(
-        "These sizes lie beyond the data, so no run here tests whether a law still holds there. Quote the range over "
-        f"all laws that the data do not reject. Each such law has a {analysis.level:.0%} interval for one more run; "
-        "the range is from the lowest to the highest end of these intervals. `open` means that an interval has no "
-        "end on this side.",
+        "No run here tests whether a law still holds at these sizes, which lie beyond the data. Quote the range over "
+        "all laws that the data do not reject. The range is from the lowest to the highest end of the "
+        f"{analysis.level:.0%} intervals of these laws for one more run; `open` means that there is no such end.",
         " ".join(_refusals(analysis.entries())),
-        table_by_column(ranges, columns)
-        if any(row["laws"] for row in ranges)
-        else "The data reject every law here that predicts these sizes, so there is no range to quote.",
+        table_by_column(ranges, columns) if has_range else no_range,
         folded("Prediction of each law", table(header, rows)),
     )
 
@@ -60,7 +59,7 @@ def prediction_lines(analysis: Directory) -> list[str]:
     for entry in analysis.verdict_fits:
         for row in entry.get("predictions") or []:
             if row["stated"]:
-                factors = _beyond(row)
+                factors = _factors_beyond(row)
                 where = f"beyond the data by {factors}" if factors else "within the data"
                 predicted = with_interval(row["value"], [row["low"], row["high"]])
                 lines.append(f"- {entry['family']} at {_predicted_point(entry, row)}: {predicted}, {where}")
@@ -70,27 +69,27 @@ def prediction_lines(analysis: Directory) -> list[str]:
 
 def _predictions(analysis: Directory, entry: Entry) -> list[list[str]]:
     assessment = analysis.comparison["weighed"].get(entry["law"]) or {}
-    marks = [] if entry["identified"] else ["not identified"]
-    marks += ["**rejected by the data**"] if assessment.get("tenable") is False else []
-    law = entry["law"] + (f" ({', '.join(marks)})" if marks else "")
+    doubts = [] if entry["identified"] else ["not identified"]
+    if assessment.get("tenable") is False:  # None: the law was not assessed
+        doubts.append("**rejected by the data**")
+    law = f"{entry['law']} ({', '.join(doubts)})" if doubts else entry["law"]
     rows = []
     for row in entry.get("predictions") or []:
+        point, beyond = _predicted_point(entry, row), _factors_beyond(row) or "within"
         value, limits = format_number(row["value"]), interval([row["low"], row["high"]])
-        rows.append([family_name(entry), law, _predicted_point(entry, row), _beyond(row) or "within", value, limits])
+        rows.append([family_name(entry), law, point, beyond, value, limits])
     return rows
 
 
 def _refusals(entries: Sequence[Entry]) -> list[str]:
-    """One sentence for each law and each point that does not give all variables of the law."""
+    """One sentence for each law and point, if the point lacks a variable of the law."""
     left_out = [(entry["law"], row) for entry in entries for row in entry.get("not_predicted") or []]
     missing = {(law, _point(row["point"])): join_names(row["lacks"]) for law, row in left_out}
-    return [
-        f"{law} predicts nothing at {point}, because it also needs {names}." for (law, point), names in missing.items()
-    ]
+    return [f"{law} predicts nothing at {point}: it also needs {names}." for (law, point), names in missing.items()]
 
 
 def _predicted_point(entry: Entry, row: Entry) -> str:
-    """The point of a prediction, with the given variables that the law does not have."""
+    """The point of a prediction; names the given variables that the law does not have."""
     ignored = f" ({join_names(row['ignored'])} is not in this law)" if row["ignored"] else ""
     return _point({variable: row[variable] for variable in entry["range"] if variable in row}) + ignored
 
@@ -99,7 +98,7 @@ def _point(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{variable} = {amount(variable, value)}" for variable, value in values.items())
 
 
-def _beyond(row: Entry) -> str:
+def _factors_beyond(row: Entry) -> str:
     """The factor by which a prediction lies beyond the fitted rows, for each variable: `N 2.00x`; empty within them."""
     factors = ((variable, factor) for variable, factor in row["beyond"].items() if is_number(factor))
     return ", ".join(f"{variable} {format_number(factor, 3)}x" for variable, factor in factors if factor > 1 + 1e-7)
@@ -107,7 +106,7 @@ def _beyond(row: Entry) -> str:
 
 def given_section(analysis: Directory) -> Section | None:
     """Tests whether the rows reject given parameter values, such as published ones."""
-    rows = _tests(analysis)
+    rows = _given_tests(analysis)
     if not rows:
         return None
     columns: Columns = {
@@ -119,37 +118,36 @@ def given_section(analysis: Directory) -> Section | None:
         "method": lambda row: row["refused"] or row["method"],
     }
     return Section("Given parameters").add(
-        f"Each test compares the best fit with {_given(rows)} to the fit with all parameters free. The likelihood "
-        "ratio is twice the difference of their log likelihoods. Residuals are assumed to be normal under least "
-        "squares, and to have a density proportional to exp(-loss/s) under Huber's loss; each fit has its own best "
-        "scale.",
+        f"Each test compares the best fit with {_given_values(rows)} to the fit with all parameters free. The "
+        "likelihood ratio is twice the difference of their log likelihoods. Residuals are assumed to be normal under "
+        "least squares, and to have a density proportional to exp(-loss/s) under Huber's loss, with a scale per fit.",
         table_by_column(rows, columns),
-        *_warnings(rows),
+        *_dependence_warning(rows),
     )
 
 
 def given_lines(analysis: Directory) -> list[str]:
     """Lines for the terminal: the tests of `given_section`."""
-    rows = _tests(analysis)
-    lines = [f"The best fit with {_given(rows)} against the fit with all parameters free:"] if rows else []
+    rows = _given_tests(analysis)
+    lines = [f"The best fit with {_given_values(rows)} against the fit with all parameters free:"] if rows else []
     for row in rows:
         ratio = f"likelihood ratio {format_number(row['statistic'])}, df = {row['df']}"
         outcome = row["refused"] or f"{ratio}, p {p_value(row['p'], equals=True)} ({row['method']})"
         lines.append(f"  {row['family']}, {row['law']}: {outcome}")
-    return lines + _warnings(rows)
+    return lines + _dependence_warning(rows)
 
 
-def _tests(analysis: Directory) -> list[Entry]:
+def _given_tests(analysis: Directory) -> list[Entry]:
     """The tests of given parameters, each merged with the entry of its fit."""
     return [entry | entry["test"] for entry in analysis.entries() if entry.get("test")]
 
 
-def _warnings(tests: Sequence[Entry]) -> list[str]:
+def _dependence_warning(tests: Sequence[Entry]) -> list[str]:
     is_dependent = any(test["independent"] is False for test in tests)
     return ["Rows share runs or shapes, so they are not independent and p is too small."] if is_dependent else []
 
 
-def _given(tests: Sequence[Entry]) -> str:
+def _given_values(tests: Sequence[Entry]) -> str:
     return ", ".join(f"{name} = {format_number(value)}" for name, value in tests[0]["given"].items())
 
 
@@ -161,13 +159,13 @@ def doubling_section(analysis: Directory) -> Section | None:
         return None
     first_and_last = []
     for rows in by_family.values():
-        first_and_last += [rows[0], rows[-1]] if len(rows) > 1 else rows
+        first_and_last += rows if len(rows) < 2 else [rows[0], rows[-1]]
     names_without = [name for name, rows in by_family.items() if not rows]
     target = analysis.target_name
-    header = ("family", "from N", f"gain in {target} by doubling N", "measured between two sizes", "twice N is")
+    header = ("family", "from N", f"gain in {target} by doubling N", "measured between two sizes", "2N is")
     return Section("Gain of doubling").add(
         f"The gain is the {target} at N minus the {target} at 2N along the law, with its {analysis.level:.0%} "
-        "interval. The gain falls with size by the same rule everywhere, so no size is a knee or a sweet spot. Where "
+        "interval. The law is the same at all sizes, so the gain has no knee and no size is a sweet spot. Where "
         "to stop depends on what a parameter costs.",
         table(header, first_and_last),
         folded("From every size", table(header, all_rows)) if len(all_rows) > len(first_and_last) else "",
@@ -193,7 +191,7 @@ def _doublings(entry: Entry) -> list[list[str]]:
 
 
 def doubling_figure(analysis: Directory) -> Figure | None:
-    """Gain of doubling N against N, along the law and as measured."""
+    """Gain of doubling N against N: along the law, and as measured between two sizes."""
     entries = [entry for entry in analysis.verdict_fits if has_complete_lists(entry.get("doubling"), "x", "gain")]
     if not entries:
         return None
@@ -204,11 +202,12 @@ def doubling_figure(analysis: Directory) -> Figure | None:
         title += f" falls by {format_number(min(gains), 2)} to {format_number(max(gains), 2)}, less at larger N"
     margins = Margins(left=1.05, top=0.15)
     figure, (axis,) = panels(1, title, columns=1, width=6.4, height=3.6, margins=margins, families=analysis.families)
-    heights, sizes = list(gains), []
+    sizes = [size for entry in entries for size in entry["doubling"]["x"]]
+    heights = list(gains)
     for entry in entries:
         colour, marker = analysis.colour(entry["family"]), analysis.marker(entry["family"])
         columns = ("x", "gain", "low", "high", "measured")
-        x, gain, low, high, measured = (np.array(entry["doubling"][name], float) for name in columns)
+        x, gain, low, high, measured = (np.array(entry["doubling"][column], float) for column in columns)
         is_beyond = np.array(entry["doubling"]["beyond"], bool)
         axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
         axis.plot(x, gain, color=colour, lw=1.6)
@@ -216,7 +215,6 @@ def doubling_figure(analysis: Directory) -> Figure | None:
             axis.plot(x[is_shown], gain[is_shown], ls="", marker=marker, ms=5, mec=colour, mfc=fill, mew=1.2)
         axis.plot(x, measured, ls="", marker="x", ms=5, color=colour)
         heights += [y for y in (*low, *high, *measured) if np.isfinite(y)]
-        sizes += [*x]
     log_axis(axis.xaxis, min(sizes) / 1.1, max(sizes) * 1.1)
     # Cut off bands that are much wider than the gains, which would squeeze the gains into a strip.
     lowest_gain = min(*gains, 0)

@@ -1,4 +1,4 @@
-"""Tables of fits, and two sections: how well each law fits and extrapolates, and whether each fit converged."""
+"""A table of fits, and two sections: how well each law fits and extrapolates, and whether each fit converged."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def selection_section(analysis: Directory) -> Section:
         "is no evidence. The extrapolation error is the error of predicting the largest size from all smaller sizes, "
         f"which is the harder test. The last columns count the held-out rows inside the {analysis.level:.0%} "
         "prediction interval of a fit that is extrapolated by one, two or three sizes.",
-        _laws(analysis, rows),
+        _law_table(analysis, rows),
         folded_if_long("AICc, BIC and errors of every law and family", by_family, len(rows)),
         analysis.figure(
             "extrapolation",
@@ -55,7 +55,7 @@ def selection_section(analysis: Directory) -> Section:
     )
 
 
-def _laws(analysis: Directory, rows: Sequence[Entry]) -> str:
+def _law_table(analysis: Directory, rows: Sequence[Entry]) -> str:
     header = ("law", "families that identify it", "largest rmse", "largest extrapolation error",
               "smallest lack-of-fit p", "inside, 1 size ahead", "2 sizes ahead", "3 sizes ahead")  # fmt: skip
     by_law = {law: [row for row in rows if row["law"] == law] for law in fitted_laws(analysis.fits)}
@@ -69,7 +69,7 @@ def _law_row(analysis: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
     tests = [entry.get("lack_of_fit") or {} for entry in entries]
     p_values = [test["p"] for test in tests if is_number(test.get("p"))]
     steps = [step for entry in entries for step in _steps(entry)]
-    steps_by_distance = ([step for step in steps if step["sizes_ahead"] == distance] for distance in (1, 2, 3))
+    steps_by_distance = [[step for step in steps if step["sizes_ahead"] == distance] for distance in (1, 2, 3)]
     return [
         f"**{law}** (law of the verdict)" if law == analysis.primary["law"] else law,
         f"{sum(row['identified'] for row in rows)} of {len(rows)}",
@@ -82,7 +82,8 @@ def _law_row(analysis: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
 
 def _count_inside(steps: Sequence[Entry]) -> str:
     """How many held-out rows lie inside their prediction intervals: `3 of 4`."""
-    num_inside, num_rows = (sum(step[key] for step in steps) for key in ("n_inside", "n_rows"))
+    num_inside = sum(step["n_inside"] for step in steps)
+    num_rows = sum(step["n_rows"] for step in steps)
     return f"{num_inside} of {num_rows}" if steps else NO_VALUE
 
 
@@ -123,12 +124,12 @@ def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) 
     marks = []  # x, absolute error, half the width of the interval
     for entry in entries:
         colour, marker = analysis.colour(entry["family"]), analysis.marker(entry["family"])
-        shift = analysis.families.index(entry["family"]) - (len(analysis.families) - 1) / 2
+        family_shift = analysis.families.index(entry["family"]) - (len(analysis.families) - 1) / 2  # 0 on average
         for step in _next_sizes(entry):
             log_errors = zip(step["errors_log"], step["low_log"], step["high_log"], strict=True)
-            for row, values in enumerate(log_errors):
-                error, low, high = (100 * value for value in values)
-                x = step["held_out"] * 1.05 ** (shift + 0.5 * (row / step["n_rows"]))
+            for row_index, log_error_and_limits in enumerate(log_errors):
+                error, low, high = (100 * number for number in log_error_and_limits)  # percent
+                x = step["held_out"] * 1.05 ** (family_shift + 0.5 * row_index / step["n_rows"])
                 axis.plot([x, x], [low, high], color=colour, lw=1.2, alpha=0.7)
                 axis.plot(x, error, ls="", marker=marker, ms=4.5, mec=colour, mew=1.1,
                           mfc=colour if low <= 0 <= high else "white")  # fmt: skip
@@ -159,11 +160,11 @@ def fit_table(entries: Sequence[Entry]) -> str:
         "status": status,
     }
     fitted = table_by_column([entry for entry in entries if entry["fitted"]], columns)
-    return "\n\n".join(filter(None, [fitted, not_fitted(entries)]))
+    return "\n\n".join(filter(None, [fitted, refused_fits(entries)]))
 
 
-def not_fitted(entries: Sequence[Entry]) -> str:
-    """One paragraph for each reason for which fits were refused."""
+def refused_fits(entries: Sequence[Entry]) -> str:
+    """The fits that were refused, with one paragraph per reason."""
     reasons: dict[str, list[str]] = {}
     for entry in entries:
         if not entry["fitted"]:
@@ -181,7 +182,7 @@ def convergence_section(analysis: Directory) -> Section:
         "Each fit is started from many points. `starts` is the share of starts that reached the best objective. The "
         "gradient norm is relative and is near 0 at an optimum. A large condition number means that parameters trade "
         "off against each other. `unit` says what one observation is: a run, or the mean over the seeds of a cell.",
-        not_fitted(analysis.entries()),
+        refused_fits(analysis.entries()),
     )
     columns: Columns = {
         "family": family_name,
@@ -193,7 +194,7 @@ def convergence_section(analysis: Directory) -> Section:
         "at bound": lambda entry: ", ".join(entry["at_bound"]) or "none",
         "converged": lambda entry: "yes" if entry["converged"] else "**NO**",
         "identified": lambda entry: "yes" if entry["identified"] else f"no: {', '.join(entry['not_identified'])}",
-        "intervals by": lambda entry: entry["covariance_method"].replace("_", " "),
+        "interval method": lambda entry: entry["covariance_method"].replace("_", " "),
         "unit": itemgetter("unit"),
         "runs": lambda entry: str(entry["n_runs"]),
     }

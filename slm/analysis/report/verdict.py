@@ -76,7 +76,8 @@ def _counts(analysis: Directory) -> str:
 
 
 def _range(entry: Entry) -> str:
-    return "; ".join(f"{v} from {amount(v, low)} to {amount(v, high)}" for v, (low, high) in entry["range"].items())
+    ranges = entry["range"].items()
+    return "; ".join(f"{name} from {amount(name, low)} to {amount(name, high)}" for name, (low, high) in ranges)
 
 
 def audit_section(analysis: Directory) -> Section:
@@ -88,12 +89,12 @@ def audit_section(analysis: Directory) -> Section:
         f"**{_audit_label(analysis)}**",
         *_sentences("Differences:", audit["violations"]),
         *_sentences("Differences within the family:", audit["varies"]),
-        *map(escape_markdown, _unknown(audit)),
+        *map(escape_markdown, _unknown_settings(audit)),
         *_sentences("Matched:", audit["checked"]),
     )
 
 
-def _unknown(audit: Entry) -> list[str]:
+def _unknown_settings(audit: Entry) -> list[str]:
     names = [item["what"] for item in audit["unknown"]]
     return [f"Unknown, because the table does not state them for every run: {join_names(names)}."] if names else []
 
@@ -116,11 +117,11 @@ def published_section(analysis: Directory) -> Section | None:
 
 
 def print_summary(analysis: Directory) -> None:
-    """Print the rows, the fits, predictions and tests if the settings asked for them, the audit and the verdict."""
+    """Print the counts, the fits, the predictions and tests that the settings ask for, the audit and the verdict."""
     comparison, verdict = analysis.comparison, analysis.comparison["verdict"]
     has_one_family = len(analysis.families) == 1
     claims = "\n".join(f"- {claim['claim']}\n    {claim['finding']}" for claim in comparison["published"] or ())
-    differences = [item["sentence"] for item in analysis.audit["violations"]] + _unknown(analysis.audit)
+    differences = [item["sentence"] for item in analysis.audit["violations"]] + _unknown_settings(analysis.audit)
     blocks = [
         f"\n{_counts(analysis)}\n{bullets(comparison['notes'])}",
         _fit_lines(analysis, has_one_family),
@@ -138,7 +139,7 @@ def print_summary(analysis: Directory) -> None:
 
 
 def _fit_lines(analysis: Directory, has_one_family: bool) -> str:
-    """The fits of the verdict's law; for a single family those of all laws, and `power` for perplexity."""
+    """The fits under the verdict's law. For a single family, the fits under all laws, and of `power` to perplexity."""
     shown = analysis.entries() if has_one_family else analysis.verdict_fits
     if has_one_family and analysis.primary["target"] != "perplexity":
         shown = shown + analysis.entries(law="power", target="perplexity")
@@ -151,9 +152,7 @@ def _fit_lines(analysis: Directory, has_one_family: bool) -> str:
 def _fit_text(entry: Entry) -> str:
     if not entry["fitted"]:
         return str(entry["notes"][0])
-    errors = {
-        name: f" se {format_number(error, 3)}" for name, error in entry["se"].items() if is_identified(entry, name)
-    }
+    errors = {name: f" se {format_number(se, 3)}" for name, se in entry["se"].items() if is_identified(entry, name)}
     values = "; ".join(f"{name} {exponent_text(entry, name)}{errors.get(name, '')}" for name in entry["params"])
     if not entry["identified"]:
         return f"{values}; {status(entry).replace('**', '')}"
