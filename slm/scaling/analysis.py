@@ -50,7 +50,7 @@ def analyse(
     target, size = _target_and_size(table, settings)
     tasks, skipped = _plan(table, settings, target, size)
     tasks = [task for task in tasks if task.is_primary or not verdict_only]
-    n_steps = len(tasks) + sum(task.is_primary for task in tasks) + 1  # fits, comparisons, and the rest
+    n_steps = len(tasks) + sum(task.is_primary for task in tasks) + 1  # fits, comparisons under each law, the rest
 
     def show(step: str, done: int) -> None:
         progress(step, done, n_steps)
@@ -61,9 +61,9 @@ def analyse(
     comparison = _overview(table, settings, entries, fitted, law, target, size)
     comparison |= {"weighed": assessed, "laws": {}, "skipped": skipped}
     comparison["primary"]["why"] = why
-    for index, name in enumerate(dict.fromkeys((law, *fitted)), start=len(tasks)):
+    for index, name in enumerate(dict.fromkeys((law, *fitted)), start=len(tasks)):  # the chosen law first
         show(f"comparing families under {name}", index)
-        rng = np.random.default_rng([seed, 1000, seed_of_law(name)])
+        rng = np.random.default_rng([seed, 1000, seed_of_law(name)])  # 1000: other numbers than in `_fit`
         if compared := compare_law(fitted[name], settings, rng, thorough=name == law):
             comparison["laws"][name] = compared
     comparison["envelopes"] = selection.envelopes(fitted, assessed, law)

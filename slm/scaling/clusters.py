@@ -123,9 +123,9 @@ def refit(fit: Fit, log_y: Floats, weights: Floats | None, start: Floats) -> tup
 
 def _cluster_weights(clusters: np.ndarray, replicates: int, rng: np.random.Generator) -> Floats:
     """Return how often each row is drawn [B, I] if whole clusters are drawn."""
-    names, inverse = np.unique(clusters, return_inverse=True)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
-    return drawn[:, inverse].astype(float)
+    ids, cluster_of_row = np.unique(clusters, return_inverse=True)
+    drawn = rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=replicates)
+    return drawn[:, cluster_of_row].astype(float)
 
 
 def _count_distinct_points(weights: Floats, log_x: Floats) -> np.ndarray:
@@ -137,6 +137,6 @@ def _count_distinct_points(weights: Floats, log_x: Floats) -> np.ndarray:
 
 def _wild_factors(clusters: np.ndarray, replicates: int, rng: np.random.Generator) -> Floats:
     """Draw one random factor per cluster, and return the factor of each row [B, I]."""
-    names, inverse = np.unique(clusters, return_inverse=True)
-    factors = np.r_[-WEBB_WEIGHTS, WEBB_WEIGHTS] if len(names) < 12 else np.array([-1.0, 1.0])
-    return rng.choice(factors, size=(replicates, len(names)))[:, inverse]
+    ids, cluster_of_row = np.unique(clusters, return_inverse=True)
+    factors = np.r_[-WEBB_WEIGHTS, WEBB_WEIGHTS] if len(ids) < 12 else np.array([-1.0, 1.0])
+    return rng.choice(factors, size=(replicates, len(ids)))[:, cluster_of_row]

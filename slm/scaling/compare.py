@@ -47,7 +47,7 @@ def compare_law(
         "common_range": common_range,
         "independent": all(fit.sample.is_independent for fit, _ in fits.values()),
         "joint": joint_tests,
-        "p": min((test["p_adjusted"] for test in joint_tests.values()), default=None),
+        "p": min((test["p_adjusted"] for test in joint_tests.values()), default=None),  # over the exponents
         "pairs": _pairs(fits, law, curves, settings.level),
     }
     if not thorough:

@@ -135,9 +135,9 @@ def _doubling(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: 
     decrease from the mean loss at this size to the mean loss at a size about twice as large, scaled to a factor of 2.
     `measured` is None if no size is about twice as large, and for laws of several variables.
     """
-    size_of_row = fit.sample.log_x[:, 0]
-    log_sizes = _distinct(size_of_row)
-    losses = np.exp([fit.sample.log_y[abs(size_of_row - size) < SAME_LOG_SIZE].mean() for size in log_sizes])
+    log_size_of_row = fit.sample.log_x[:, 0]
+    log_sizes = _distinct(log_size_of_row)
+    losses = np.exp([fit.sample.log_y[abs(log_size_of_row - size) < SAME_LOG_SIZE].mean() for size in log_sizes])
     indices = np.unique(np.linspace(0, len(log_sizes) - 1, MAX_DOUBLING_SIZES).round().astype(int))
     chosen = log_sizes[indices]
     gain = band(fit, _vary_first(medians, chosen), ensemble, level=settings.level, curve=Doubling(fit.law))
@@ -174,12 +174,12 @@ def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> En
     The size is the law's first variable. A run with any row at a held-out size is left out of the fit. `steps` has one
     item per fit and held-out size; other keys are about the first fit. Returns None if this fit is exact or impossible.
     """
-    sample, log_size = fit.sample, fit.sample.log_x[:, 0]
-    sizes = _distinct(log_size)
+    sample, log_size_of_row = fit.sample, fit.sample.log_x[:, 0]
+    log_sizes = _distinct(log_size_of_row)
     fits: list[Fit] = []
     steps: list[Entry] = []
-    for count in range(1, min(MAX_HELD_OUT, len(sizes) - 1) + 1):
-        is_held_out = log_size > sizes[-count] - SAME_LOG_SIZE
+    for num_held_out in range(1, min(MAX_HELD_OUT, len(log_sizes) - 1) + 1):
+        is_held_out = log_size_of_row > log_sizes[-num_held_out] - SAME_LOG_SIZE
         kept = sample.subset(~np.isin(sample.clusters, sample.clusters[is_held_out]))
         if not len(kept.log_y) or refusal(fit.law, kept):
             break
@@ -191,7 +191,7 @@ def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> En
         if ensemble is not None and len(ensemble.theta) < MIN_REFITS:
             break
         fits.append(smaller)
-        steps += _steps(smaller, sample.subset(is_held_out), sizes, ensemble, settings.level)
+        steps += _steps(smaller, sample.subset(is_held_out), log_sizes, ensemble, settings.level)
     if not fits:
         return None
     return {
@@ -205,7 +205,7 @@ def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> En
     }
 
 
-def _steps(smaller: Fit, held_out: Sample, sizes: Floats, ensemble: Ensemble | None, level: float) -> list[Entry]:
+def _steps(smaller: Fit, held_out: Sample, log_sizes: Floats, ensemble: Ensemble | None, level: float) -> list[Entry]:
     """Return one entry per held-out size, with errors in log loss and prediction intervals of its single rows."""
     points, inverse = np.unique(held_out.log_x, axis=0, return_inverse=True)
     interval = band(smaller, points, ensemble, level=level).for_run(smaller.sigma)
@@ -216,9 +216,9 @@ def _steps(smaller: Fit, held_out: Sample, sizes: Floats, ensemble: Ensemble | N
     largest = smaller.sample.log_x[:, 0].max()
     steps = []
     for size in _distinct(held_out.log_x[:, 0]):
-        rows = abs(held_out.log_x[:, 0] - size) < SAME_LOG_SIZE
-        error, low, high = errors[rows], low_errors[rows], high_errors[rows]
-        ahead = int(((sizes > largest + SAME_LOG_SIZE) & (sizes < size + SAME_LOG_SIZE)).sum())
+        is_at_size = abs(held_out.log_x[:, 0] - size) < SAME_LOG_SIZE
+        error, low, high = errors[is_at_size], low_errors[is_at_size], high_errors[is_at_size]
+        ahead = int(((log_sizes > largest + SAME_LOG_SIZE) & (log_sizes < size + SAME_LOG_SIZE)).sum())
         step = {"held_out": float(np.exp(size)), "largest_fitted": float(np.exp(largest)), "sizes_ahead": ahead}
         step |= {"error_log": float(error.mean()), "rms_error_log": float(np.sqrt((error**2).mean()))}
         step |= {"n_rows": len(error), "n_inside": int(((low <= 0) & (high >= 0)).sum())}

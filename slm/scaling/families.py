@@ -107,18 +107,18 @@ def sharing_matrices(law: Law, num_families: int, model: str) -> tuple[Floats, .
     # One column per free parameter: the index of its coordinate, and the family that owns it (None if it is shared).
     columns: list[tuple[int, int | None]] = []
     for j, name in enumerate(names):
-        is_shared = name in shared_by_model[model]
-        columns += [(j, None)] if is_shared else [(j, f) for f in range(num_families)]
+        owners: Sequence[int | None] = [None] if name in shared_by_model[model] else range(num_families)
+        columns += [(j, owner) for owner in owners]
     units = np.eye(len(names))[:, [j for j, _ in columns]]
-    # The matrix of a family has zeros in the columns that other families own.
+    # The matrix of a family has zeros in the columns that belong to other families.
     return tuple(units * [owner in (None, f) for _, owner in columns] for f in range(num_families))
 
 
 def fit_joint(families: Families, model: str) -> JointFit:
     """Fit a nested model from a grid of starts by least squares."""
     matrices = sharing_matrices(families.law, len(families.names), model)
-    log_y, starts = families.pooled.log_y, _starts(families, matrices)
-    bounds = _bounds(families, matrices)
+    log_y = families.pooled.log_y
+    starts, bounds = _starts(families, matrices), _bounds(families, matrices)
     optimum = minimise(families.blocks(matrices), log_y, starts, bounds, tolerance=FINE_TOLERANCE)
     phi, objective = optimum.phi[optimum.best], float(optimum.objective[optimum.best])
     theta = np.stack([M @ phi for M in matrices])

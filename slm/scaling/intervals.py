@@ -69,9 +69,9 @@ def uncertainty(
     names = list(fit.law.parameters)
     if fit.is_exact:
         reasons = _reasons_not_identified(fit, {})
-        unknown = dict.fromkeys(names, np.nan)
+        se = dict.fromkeys(names, np.nan)
         ci: dict[str, Interval] = dict.fromkeys(names, (None, None))
-        return Uncertainty("none", unknown, "none", ci, {}, {}, reasons, tuple(dict.fromkeys(reasons.values())))
+        return Uncertainty("none", se, "none", ci, {}, {}, reasons, notes=tuple(dict.fromkeys(reasons.values())))
     is_least_squares = fit.loss.name == "least_squares"
     ensembles: dict[str, Ensemble] = {}
     if fit.degrees_of_freedom >= 1 and (replicates or not is_least_squares):
@@ -141,8 +141,8 @@ def _bootstrap_errors(fit: Fit, ensemble: Ensemble) -> dict[str, float]:
 def _bootstrap_intervals(fit: Fit, ensemble: Ensemble | None, level: float) -> dict[str, Interval]:
     """Return estimate ± quantile of t × standard error; on a log scale for coefficients, which are positive."""
     names = fit.law.parameters
-    groups = len(np.unique(fit.sample.clusters))
-    df = groups - len(names)
+    num_clusters = len(np.unique(fit.sample.clusters))
+    df = num_clusters - len(names)
     if ensemble is None or not _is_usable(ensemble) or df < 1:
         return dict.fromkeys(names, (None, None))
     is_signed = np.array([name in fit.law.not_logged for name in names])
@@ -153,7 +153,7 @@ def _bootstrap_intervals(fit: Fit, ensemble: Ensemble | None, level: float) -> d
             return np.where(is_signed, quoted, np.log(quoted))
 
     centre, draws = scaled(fit.theta[None])[0], scaled(ensemble.theta)
-    half_width = stats.t.ppf(0.5 + level / 2, df) * np.sqrt(groups / df) * draws.std(axis=0, ddof=1)
+    half_width = stats.t.ppf(0.5 + level / 2, df) * np.sqrt(num_clusters / df) * draws.std(axis=0, ddof=1)
     ends = np.stack([centre - half_width, centre + half_width], axis=1)
     with np.errstate(over="ignore"):
         ends = np.where(is_signed[:, None], ends, np.exp(ends))
@@ -217,8 +217,8 @@ def _may_be_negative(fit: Fit, exponent: str) -> bool:
 def _has_other_term(fit: Fit, coefficient: str, exponent: str) -> bool:
     """Whether the exponent is also in the term of another coefficient that did not end at its bound."""
     return any(
-        exponent in dict(powers).values() and name != coefficient and name not in fit.certificate.at_bound
-        for name, powers in fit.law.powers.items()
+        exponent in dict(powers).values() and other != coefficient and other not in fit.certificate.at_bound
+        for other, powers in fit.law.powers.items()
     )
 
 

@@ -65,9 +65,9 @@ def _reml_tau2(y: Floats, variance: Floats) -> float:
     highest = 4 * float(np.var(y)) + float(variance.max())
     grid = [0.0, *(highest * np.geomspace(1e-8, 1, 200)).tolist()]
     best = int(np.argmin([loss(tau2) for tau2 in grid]))
-    near = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
-    close = optimize.minimize_scalar(loss, bounds=near, method="bounded", options={"xatol": 1e-9 * highest})
-    return float(close.x) if close.fun < loss(grid[best]) else grid[best]
+    neighbours = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    refined = optimize.minimize_scalar(loss, bounds=neighbours, method="bounded", options={"xatol": 1e-9 * highest})
+    return float(refined.x) if refined.fun < loss(grid[best]) else grid[best]
 
 
 def _tau_high(y: Floats, variance: Floats, level: float) -> float:
