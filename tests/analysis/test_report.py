@@ -89,7 +89,7 @@ def test_a_parameter_that_is_not_identified_is_never_a_number(one: Path) -> None
 
 def test_perplexity_exponents_are_labelled_in_text_and_table(two: Path) -> None:
     text = markdown(two)
-    assert "**Perplexity**: these are exponents of perplexity" in text
+    assert "**Perplexity** is the exponential of loss" in text
     before, _, after = text.partition("**Perplexity**")
     alpha = format_number(power_fit(two, "perplexity")["params"]["alpha"])
     assert alpha not in before
