@@ -76,7 +76,9 @@ def test_rules_keep_their_proportions(family: str, width: int, depth: int) -> No
     assert (shape.hidden_size, shape.num_layers, shape.head_dim) == (width, depth, 32)
     assert shape.num_heads / width == base.num_heads / base.hidden_size
     assert 0 <= shape.intermediate_size / width - {"gpt2": 4, "ssd": 2}.get(family, 8 / 3) < 64 / width
-    ours, theirs = ([each.mixers.count(letter) / each.num_layers for letter in "FSPLG"] for each in (shape, base))
+    ours, theirs = (
+        [each.mixer_letters.count(letter) / each.num_layers for letter in "FSPLG"] for each in (shape, base)
+    )
     assert ours == theirs
 
 

@@ -1,7 +1,7 @@
 """Folders that are built once and then only read.
 
 A folder is built as NAME.partial, synced and renamed, so that a folder without this suffix is always complete. A lock
-file lets one process build while the others wait. The next build continues a killed one (`slm.data.parts`).
+file lets one process build while the others wait. If a build is killed, the next one continues it (`slm.data.parts`).
 `manifest.json` has the size and SHA-256 of every file; a folder that does not match its manifest is built again.
 """
 
@@ -31,11 +31,11 @@ def digest(value: Any) -> str:
 
 
 def cached(folder: Path, build: Callable[[Path], Mapping[str, Any]], *, what: str) -> dict[str, Any]:
-    """Return the manifest of `folder`, after building it unless an earlier call did.
+    """Return the manifest of `folder`. If no earlier call has built the folder, this call does.
 
     `build(partial_folder)` writes the files and returns the facts for the manifest. If it raises `ValueError`, the data
     cannot be used and the partial folder is removed. After any other error, Ctrl-C or a kill, the partial folder stays
-    for the next call. Messages call the contents of the folder `what`.
+    for the next call. `what` names the contents of the folder in messages.
     """
     if (manifest := _open(folder)) is not None:
         return manifest
@@ -47,7 +47,7 @@ def cached(folder: Path, build: Callable[[Path], Mapping[str, Any]], *, what: st
         say(f"data: waiting for another process that builds {what}")
         acquired = lock.acquire()
     with acquired:
-        return _open(folder) or _build(folder, build)
+        return _open(folder) or _build(folder, build)  # another process may have built it meanwhile
 
 
 def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
@@ -61,10 +61,10 @@ def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str
     sealed = sealed_files(partial)
     paths = [path for path in sorted(partial.rglob("*")) if path.is_file() and path.parent != partial / RECORDS]
     names = [path.relative_to(partial).as_posix() for path in paths]
-    files = {name: sealed.get(name) or seal(partial / name) for name in names}
+    files = {name: sealed.get(name) or seal(partial / name) for name in names}  # parts have sealed most files
     write_json(partial / "manifest.json", {"schema": SCHEMA, **facts, "files": files})
     sync(partial / "manifest.json")
-    shutil.rmtree(folder, ignore_errors=True)  # an older folder, if any, is damaged
+    shutil.rmtree(folder, ignore_errors=True)  # a folder that exists is damaged
     replace(partial, folder)
     sync(folder.parent)
     shutil.rmtree(folder / RECORDS, ignore_errors=True)

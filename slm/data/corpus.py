@@ -42,8 +42,8 @@ class Corpus:
     train: TokenStream
     val: TokenStream
     val_bytes: np.ndarray
-    """(vocab_size,) float64: bytes that one token of each id counts for. Summed over the validation tokens, they give
-    the bytes of the validation text."""
+    """(vocab_size,) float64: bytes attributed to each token id, scaled so that the validation tokens sum to the bytes
+    of the validation text."""
     keeps_text: bool
     """Whether the validation text can be decoded from its tokens."""
     tokenizer: Tokenizer
@@ -84,7 +84,7 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
 
 def check_sources(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> None:
     """Raise the ValueError that `prepare` would raise for wrong options and paths. Quick, and downloads nothing."""
-    _documents_key(data)
+    _documents_key(data)  # raises ValueError for wrong options
     if not is_on_hub(tokenizer):
         plan_tokenizer(tokenizer)
 
@@ -92,8 +92,8 @@ def check_sources(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> None
 def _val_bytes(tokenizer: Tokenizer, split: Mapping[str, Any], token_bytes: int) -> np.ndarray:
     """Return `Corpus.val_bytes`: the byte length of each id, scaled to sum to the bytes of the validation text.
 
-    `split` is the manifest's entry for the validation split, and `token_bytes` the sum over its tokens before scaling.
-    If `token_bytes` is 0, all ids count for the same number of bytes.
+    `split` is the manifest's entry for the validation split, and `token_bytes` the unscaled byte length of all its
+    tokens. If `token_bytes` is 0, all ids count for the same number of bytes.
     """
     if token_bytes:
         return tokenizer.token_bytes * (split["bytes"] / token_bytes)
@@ -115,14 +115,15 @@ def _documents_key(data: Mapping[str, Any]) -> list[Any]:
 def write_tokens(folder: Path, documents: Path, document_facts: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """Make the tokenizer and encode both splits; returns the manifest. `document_facts` is the documents' manifest."""
     tokenizer_folder = folder / "tokenizer"
-    if not tokenizer_folder.exists():  # otherwise a build that was killed has made the tokenizer
+    if not tokenizer_folder.exists():  # it exists if an earlier build was killed after making it
         plan.make(lambda: read_documents(documents, "train")).save(folder / "tokenizer.new")
         (folder / "tokenizer.new").rename(tokenizer_folder)
     tokenizer = load_tokenizer(tokenizer_folder, name=plan.name)
     parts = []
     for split in SPLITS:
         for index, path in enumerate(document_files(documents, split)):
-            parts.append(Part((split, str(path), index == 0), text_bytes(path)))
+            begins_stream = index == 0
+            parts.append(Part(arguments=(split, str(path), begins_stream), num_bytes=text_bytes(path)))
     results = build_parts(folder, "tokens", encode_file, parts, task="data: encoding")
     splits = {}
     for split, counts in document_facts["splits"].items():
@@ -132,26 +133,26 @@ def write_tokens(folder: Path, documents: Path, document_facts: Mapping[str, Any
         "fingerprint": document_facts["fingerprint"],
         "left_out": document_facts["left_out"],
         "tokenizer": {name: getattr(tokenizer, name) for name in ("name", "fingerprint", "vocab_size")},
-        "val_token_bytes": sum(result["token_bytes"] for result in results),
-        "keeps_text": all(result["keeps_text"] for result in results),
+        "val_token_bytes": sum(result["token_bytes"] for result in results if result["split"] == "val"),
+        "keeps_text": all(result["keeps_text"] for result in results if result["split"] == "val"),
         "splits": splits,
     }
 
 
 def encode_file(
-    folder: Path, number: int, split: str, documents: str, opens_stream: bool, advance: Callable[[float], None]
+    folder: Path, number: int, split: str, documents: str, begins_stream: bool, advance: Callable[[float], None]
 ) -> dict[str, Any]:
     """Encode the Parquet file `documents` of a split into shards. `build_parts` calls this function."""
     tokenizer = _cached_tokenizer(str(folder / "tokenizer"))
     writer = ShardWriter(folder, f"{split}-{number:05d}", tokenizer.vocab_size)
-    if opens_stream:
-        writer.write(tokenizer.opening)
+    if begins_stream:
+        writer.write(tokenizer.ids_before_stream)
     token_bytes = 0
     keeps_text = True
     for texts in read_file(Path(documents)):
         encoded = tokenizer.encode_batch(texts)
-        writer.write(chain.from_iterable(map(tokenizer.framed, encoded)))
-        if split == "val":
+        writer.write(chain.from_iterable(map(tokenizer.with_begin_and_end, encoded)))
+        if split == "val":  # training text needs no sum of bytes, and is not compared with its decoded tokens
             token_bytes += sum(int(tokenizer.token_bytes[ids].sum()) for ids in encoded)
             keeps_text = keeps_text and all(map(tokenizer.keeps, texts, encoded))
         advance(sum(len(text.encode()) for text in texts) / 1e6)

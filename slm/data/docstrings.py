@@ -57,7 +57,7 @@ def key(data: Mapping[str, Any]) -> Any:
 
 
 def documents(data: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
-    """Yield (text, None) per module: the standard library, then `data.packages` as listed; each sorted by module."""
+    """Yield (text, None) for each module of the standard library, then of `data.packages` as listed; each sorted."""
     files = _standard_library_files()
     for package in data["packages"]:
         files += _package_files(package)
@@ -70,16 +70,16 @@ def documents(data: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
 
 
 def is_new(text: str, seen_lines: set[bytes]) -> bool:
-    """Whether most lines of a docstring are not in `seen_lines`, to which they are added.
+    """Whether enough characters of a docstring are in lines that `seen_lines` lacks; adds its lines to `seen_lines`.
 
     Generated and inherited docstrings repeat lines of earlier ones.
     """
     lines = [line for line in map(str.strip, text.split("\n")) if len(line) >= _MIN_LINE_CHARACTERS] or [text]
     normalised = [re.sub(r"\d+", "0", line.lower()) for line in lines]
     digests = [hashlib.blake2b(line.encode(), digest_size=12).digest() for line in normalised]
-    repeated = sum(len(line) for line, digest in zip(lines, digests, strict=True) if digest in seen_lines)
+    num_repeated = sum(len(line) for line, digest in zip(lines, digests, strict=True) if digest in seen_lines)
     seen_lines.update(digests)
-    return repeated <= _MAX_REPEATED_SHARE * sum(map(len, lines))
+    return num_repeated <= _MAX_REPEATED_SHARE * sum(map(len, lines))
 
 
 def _standard_library_files() -> list[tuple[str, str]]:
@@ -157,8 +157,9 @@ def is_prose(text: str) -> bool:
 
     In torch, numpy, scipy, pandas and matplotlib, 99.9% of the characters are in docstrings that pass.
     """
-    words = sum(map(len, re.findall(r"(?<![^\s(\[`'\"*:])[A-Za-z][a-z']*(?=[\s.,:;)\]`'\"*?!]|$)", text)))
-    return words / len(re.sub(r"\s+", "", text)) > _MIN_WORD_SHARE
+    # A word is lower-case letters, the first of either case, between white space, brackets, quotes or punctuation.
+    words = re.findall(r"(?<![^\s(\[`'\"*:])[A-Za-z][a-z']*(?=[\s.,:;)\]`'\"*?!]|$)", text)
+    return sum(map(len, words)) / len(re.sub(r"\s+", "", text)) > _MIN_WORD_SHARE
 
 
 def _walk(body: list[ast.stmt], prefix: str) -> Iterator[Part]:
@@ -176,7 +177,7 @@ def _heading(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: 
     if isinstance(node, ast.ClassDef):
         return f"class {name}"
     arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    return f"{name}({', '.join(a.arg for a in arguments if a.arg not in ('self', 'cls'))})"
+    return f"{name}({', '.join(argument.arg for argument in arguments if argument.arg not in ('self', 'cls'))})"
 
 
 def _literals(tree: ast.Module) -> Iterator[str]:

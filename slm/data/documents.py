@@ -1,4 +1,4 @@
-"""The documents of a source, split and stored as Parquet, so that a change of tokenizer does not read the source again.
+"""Split the documents of a source and store them as Parquet, so that another tokenizer need not read the source again.
 
 Notable: the parts of a source are read in parallel (`slm.data.parts`). Memory use and the number of open files do not
 grow with the corpus.
@@ -25,10 +25,11 @@ LEFT_OUT = {
     "also_in_validation": "for training that are also in the validation set",
     "without_text": "without text (blank, null or missing)",
 }
-"""The reasons for leaving out documents, as named in manifests, and how "left out 2 documents ..." goes on for each."""
+"""Why documents are left out: the key in manifests, and the end of the sentence "left out 2 documents ..."."""
 _GROUP_BYTES = 4 << 20  # text per row group; one call tokenizes a group, which must occupy all cores and fit in memory
 _FILE_GROUPS = 1024  # row groups per file, about 4 GB of text; pyarrow refuses files with more than a million
-_CHAIN_MODULUS, _CHAIN_BASE = 2**521 - 1, 3**300  # of `_join_chains`; the modulus is a prime above every SHA-256
+_CHAIN_MODULUS = 2**521 - 1  # of `_join_chains`: a prime above every SHA-256
+_CHAIN_BASE = 3**300
 
 
 def write_documents(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def write_documents(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     smallest_hash = min((result["smallest"] for result in results), default=1.0)
     num_documents = sum(counts[split]["documents"] for split in SPLITS)
     if smallest_hash < 1.0 and num_documents > 1 and not counts["val"]["documents"]:
-        # No hash was below the threshold: build again with the document of the smallest hash as validation.
+        # No hash was below the threshold: build again, with the document of the smallest hash for validation.
         results = build(0, None, math.nextafter(smallest_hash, 1.0), [])
         counts = _counts_by_split(results)
     left_out = {reason: sum(result["left_out"][reason] for result in results) for reason in LEFT_OUT}
@@ -129,10 +130,11 @@ class _SplitWriter:
             stale.unlink()
         self.files: list[str] = []
         self.counts = {"documents": 0, "bytes": 0}
-        self.chain = (0, 1)  # of no documents; see `_join_chains`
+        self.chain = (0, 1)  # of no documents: `_join_chains` explains it
         self.hashes = array("Q")
         self.texts: list[str] = []
-        self.group_bytes = self.file_groups = 0
+        self.group_bytes = 0  # text in the current row group
+        self.file_groups = 0  # row groups in the current file
         self.writer: Any = None
 
     def __enter__(self) -> _SplitWriter:
@@ -181,10 +183,10 @@ class _SplitWriter:
 
 
 def _join_chains(chains: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """Join the chains of consecutive runs of documents: a chain is a rolling hash and `_CHAIN_BASE`**(documents).
+    """Return the chain of consecutive runs of documents, given that of each run.
 
-    The hash is a polynomial in the base whose coefficients are the SHA-256 of the texts. So it depends on the order of
-    the documents, but not on how they are divided into parts.
+    A chain is (rolling hash, `_CHAIN_BASE` ** number of documents). The hash is a polynomial in the base whose
+    coefficients are the SHA-256 of the texts. So it depends on the order of the documents, but not on the runs.
     """
     joined_hash, joined_power = 0, 1
     for next_hash, next_power in chains:
@@ -251,7 +253,7 @@ def text_hash(text: str) -> int:
 
 
 def _unit_hash(digest: bytes) -> float:
-    """Return the SHA-256 of a text as a number in [0, 1), which alone decides its split: other texts have no effect."""
+    """Return the SHA-256 of a text as a number in [0, 1). It decides the split, so other texts have no effect on it."""
     return int.from_bytes(digest[:6], "big") / (1 << 48)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from slm.data.readers import clean, first_line, text_of
 from slm.data.sources import Document
 
-_TIMEOUT_SECONDS = 5.0  # for the first answer of the hub, because huggingface_hub retries for minutes
+_TIMEOUT_SECONDS = 5.0  # for the first answer of the hub
 _MAX_PARTS = 1024
 _OPTIONS = ("path", "subset", "revision", "val_split", "text_column", "document_start", "max_documents", "max_bytes")
 
@@ -26,10 +26,11 @@ def size(part: Mapping[str, Any]) -> int | None:
 
 
 def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a copy of the config per shard of the data set, validation first, with `table`, `split` and `shard`.
+    """Return a copy of the config for each shard of the data set, validation first, with three more keys.
 
-    A split is one shard if `document_start`, `max_documents` or `max_bytes` is given, because these count from its
-    first row. Raises ValueError without delay if the hub cannot be reached.
+    They are `table` (the split's name on the hub), `split`, and `shard` (index, number of shards). A table is one shard
+    if `document_start`, `max_documents` or `max_bytes` is given, because these count from its first row. Raises
+    ValueError without delay if the hub cannot be reached.
     """
     require_network(f"data={data['name']} must download {data['path']}")
     is_undivided = any(data[name] is not None for name in ("document_start", "max_documents", "max_bytes"))
@@ -46,8 +47,8 @@ def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
 def documents(part: Mapping[str, Any]) -> Iterator[Document]:
     """Yield the documents of one of `parts` in order; `max_documents` and `max_bytes` limit each split."""
     index, num_shards = part["shard"]
-    texts = joined(rows(part, part["table"], index, num_shards), part["document_start"])
-    for text in bounded(texts, part["max_documents"], part["max_bytes"]):
+    texts = join_rows(rows(part, part["table"], index, num_shards), part["document_start"])
+    for text in limited(texts, part["max_documents"], part["max_bytes"]):
         yield text, part["split"]
 
 
@@ -64,22 +65,22 @@ def require_network(purpose: str) -> None:
         ) from None
 
 
-def joined(rows: Iterable[str], start: str | None) -> Iterator[str]:
-    """Yield the rows as documents. With the pattern `start`, join each row that matches with the rows that follow."""
-    if start is None:
+def join_rows(rows: Iterable[str], start_pattern: str | None) -> Iterator[str]:
+    """Yield each row as a document; with a `start_pattern`, join each row that matches with the rows that follow."""
+    if start_pattern is None:
         yield from rows
         return
     document: list[str] = []
     for row in rows:
-        if document and re.match(start, row):
+        if document and re.match(start_pattern, row):
             yield "".join(document)
             document = []
         document.append(row)
     yield "".join(document)
 
 
-def bounded(texts: Iterable[str], max_documents: int | None, max_bytes: int | None) -> Iterator[str]:
-    """Yield texts until one of the limits is reached; the text that reaches `max_bytes` is not cut."""
+def limited(texts: Iterable[str], max_documents: int | None, max_bytes: int | None) -> Iterator[str]:
+    """Yield texts until one of the limits is reached. The text that reaches `max_bytes` is the last, and is not cut."""
     num_bytes = 0
     for number, text in enumerate(texts, start=1):
         yield text

@@ -1,7 +1,7 @@
 """Turn token streams into batches of tensors, in an order that is a pure function of (seed, step).
 
-Axes: B sequences, T tokens per sequence. A window is a sequence with its targets: window i holds the tokens
-[i*T, i*T + T + 1) of a stream. So neighbouring windows share one token, and each token but the first is a target once.
+Axes: B sequences, T tokens per sequence. A window is a sequence together with its targets: window i holds the tokens
+[i*T, i*T + T + 1) of a stream. Neighbouring windows share one token, so each token but the first is a target once.
 """
 
 import math
@@ -25,8 +25,8 @@ _FEISTEL_ROUNDS = 6
 def window_ids(seed: int, step: int, batch_size: int, num_windows: int) -> np.ndarray:
     """Return the windows in the global batch of `step`: int64, shape (batch_size,), values in [0, num_windows).
 
-    Samples are numbered through the run. Sample i is entry i % num_windows of the permutation for epoch
-    i // num_windows. So each epoch has every window once, in an order of its own, and a batch may span epochs.
+    The samples of a run are numbered. Sample i is entry i % num_windows of the permutation for epoch i // num_windows.
+    So each epoch has every window once, in an order of its own, and a batch may span epochs.
     """
     samples = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
     epochs, positions = samples // num_windows, samples % num_windows
@@ -47,8 +47,8 @@ def _permuted(seed: int, epoch: int, num_windows: int, positions: np.ndarray) ->
 def _feistel_shuffle(seed: int, epoch: int, num_windows: int, positions: np.ndarray) -> np.ndarray:
     """Return entries of a permutation that is never held in memory, with a Feistel network (Luby and Rackoff 1988).
 
-    The network permutes numbers of 2k bits, for the smallest k with 4^k >= num_windows. A result outside the range goes
-    through the network again until it is inside (cycle walking, Black and Rogaway 2002), on average under four times.
+    The network permutes numbers of 2k bits, for the smallest k with 4^k >= num_windows. A result of num_windows or more
+    goes through the network again (cycle walking, Black and Rogaway 2002): on average under four passes in all.
     """
     half_bits = np.uint64(((num_windows - 1).bit_length() + 1) // 2)
     half_mask = np.uint64((1 << int(half_bits)) - 1)
@@ -73,8 +73,9 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=2)  # a batch may span two epochs
 def _sorted_shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
-    """Return the order that sorts raw random bits, which numpy never changes, unlike `Generator.permutation`."""
-    raw = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_windows)  # stable by NEP 19
+    """Return the permutation that sorts raw random bits."""
+    # NEP 19 guarantees that numpy never changes raw bits; `Generator.permutation` may change.
+    raw = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_windows)
     return np.argsort(raw, kind="stable")
 
 
@@ -89,14 +90,14 @@ class _MicroBatches(Dataset[Tensor]):
     steps: range
     rows: range
     micro_batch_size: int
-    passes: int  # micro-batches per step
+    num_passes: int  # micro-batches per step
 
     def __len__(self) -> int:
-        return len(self.steps) * self.passes
+        return len(self.steps) * self.num_passes
 
     def __getitem__(self, index: int) -> Tensor:
-        step_index, number = divmod(index, self.passes)
-        rows = _part(self.rows, number, self.passes)
+        step_index, number = divmod(index, self.num_passes)
+        rows = _part(self.rows, number, self.num_passes)
         num_windows = self.stream.num_windows(self.sequence_length)
         batch_ids = window_ids(self.seed, self.steps[step_index], self.batch_size, num_windows)
         batch = np.full((self.micro_batch_size, self.sequence_length + 1), IGNORED, dtype=np.int64)
@@ -106,9 +107,9 @@ class _MicroBatches(Dataset[Tensor]):
         return torch.from_numpy(batch)
 
 
-def _part(rows: range, number: int, parts: int) -> range:
-    """Return one of `parts` contiguous parts of `rows`, whose lengths differ by at most one."""
-    return rows[len(rows) * number // parts : len(rows) * (number + 1) // parts]
+def _part(rows: range, number: int, num_parts: int) -> range:
+    """Return part `number` of `num_parts` contiguous parts of `rows`, whose lengths differ by at most one."""
+    return rows[len(rows) * number // num_parts : len(rows) * (number + 1) // num_parts]
 
 
 def train_loader(
@@ -126,10 +127,10 @@ def train_loader(
 ) -> DataLoader[Tensor]:
     """Return a loader of the micro-batches of one rank: int64, shape (micro_batch_size, sequence_length + 1).
 
-    It has the steps [start_step, num_steps), and its `len` is the number of micro-batches. `batch_size` counts the
-    sequences of a step over all ranks. Rank r takes the r-th contiguous part, in as many micro-batches as the largest
-    part needs. The sizes of parts, and of the micro-batches of a part, differ by at most one; rows of -100 fill up the
-    smaller micro-batches. Raises ValueError if the stream is shorter than one window.
+    It has the steps [start_step, num_steps); its `len` is the number of micro-batches. The `batch_size` sequences of a
+    step are divided evenly among the ranks, and those of a rank among its micro-batches. All ranks need as many
+    micro-batches as the rank with the most sequences. Rows of -100 fill up the smaller micro-batches. Raises ValueError
+    if the stream is shorter than one window.
     """
     if stream.num_windows(sequence_length) == 0:
         raise ValueError(
@@ -138,14 +139,14 @@ def train_loader(
         )
     steps = range(start_step, num_steps)
     rows = _part(range(batch_size), rank, world_size)
-    passes = passes_of_a_step(batch_size, world_size, micro_batch_size)
+    num_passes = passes_of_a_step(batch_size, world_size, micro_batch_size)
     return DataLoader(
-        _MicroBatches(stream, sequence_length, batch_size, seed, steps, rows, micro_batch_size, passes),
+        _MicroBatches(stream, sequence_length, batch_size, seed, steps, rows, micro_batch_size, num_passes),
         batch_size=None,  # an item of the data set is a micro-batch
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_ignore_signals,
-        # Without a generator of its own, each new iterator draws from the global one, and a resumed run would differ.
+        # Without this generator, each new iterator would draw from torch's global one, and a resumed run would differ.
         generator=torch.Generator(),
     )
 
@@ -156,7 +157,7 @@ def passes_of_a_step(batch_size: int, world_size: int, micro_batch_size: int) ->
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ignore signals in a worker: the main process, which they also reach, saves and then ends its workers."""
+    """Ignore signals in a worker. They also reach the main process, which saves and then ends its workers."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -167,9 +168,9 @@ def val_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (inputs, targets), each int64 of shape (B, T): every token of the stream but the first is a target once.
 
-    `max_tokens` keeps max_tokens // T windows (at least one). They are spread evenly over the stream, because the first
-    windows would come from few documents. The last window and the last batch are padded with targets -100, so that all
-    batches have the same shape.
+    `max_tokens` keeps max_tokens // T windows, and at least one. They are spread evenly over the stream, because its
+    first windows would come from few documents. The last window and the last batch are padded with targets -100, so
+    that all batches have the same shape.
     """
     num_windows = math.ceil((stream.num_tokens - 1) / sequence_length)
     num_kept = num_windows if max_tokens is None else min(num_windows, max(1, max_tokens // sequence_length))

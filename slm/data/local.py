@@ -19,7 +19,7 @@ _MAX_PARTS = 1024
 
 
 class Files(NamedTuple):
-    """Files sorted by name, without duplicates, and a note with their number ("" if the options name one file)."""
+    """Files sorted by name, without duplicates, and a note with their number; it is "" for a single file."""
 
     paths: list[Path]
     note: str
@@ -46,12 +46,13 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 
 def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a copy of the config per group of files, validation first, with `files`, `option` and `split`."""
+    """Return a copy of the config for each group of files, validation first, with `files`, `option` and `split`."""
     paths_by_option = {option: _files(data, option).paths for option in ("val_paths", "paths")}
     total_bytes = sum(path.stat().st_size for paths in paths_by_option.values() for path in paths)
     min_bytes = max(_MIN_PART_BYTES, total_bytes // _MAX_PARTS)
     groups: list[dict[str, Any]] = []
-    for option, split in (("val_paths", "val"), ("paths", "train" if data["val_paths"] else None)):
+    split_of_paths = "train" if data["val_paths"] else None
+    for option, split in (("val_paths", "val"), ("paths", split_of_paths)):
         files: list[str] = []
         num_bytes = 0
         for path in paths_by_option[option]:
@@ -69,7 +70,7 @@ def size(part: Mapping[str, Any]) -> int:
 
 
 def notes(data: Mapping[str, Any]) -> list[str]:
-    """Return sentences on how many files are read; there is none for an option that names one file."""
+    """Return a sentence on how many files are read for each option that names several."""
     return [note for option in ("paths", "val_paths") if (note := _files(data, option).note)]
 
 
@@ -138,7 +139,7 @@ def text_files(given: str | list[str] | None, key: str, *, suffixes: Collection[
 
 
 def _matches(pattern: str, key: str) -> list[Path]:
-    """Return the file or folder of this name if it exists, else the files and folders that the glob matches."""
+    """Return the file or folder with the name `pattern` if it exists, else those that `pattern` matches as a glob."""
     expanded = os.path.expanduser(pattern)  # Path.expanduser raises for "~draft.txt"
     for name in (pattern, expanded):
         if name.strip() and os.path.exists(name):

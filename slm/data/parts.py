@@ -1,4 +1,4 @@
-"""Build a folder in parts: each part is done once, by one of several processes, even if the build is interrupted.
+"""Build a folder in parts. Each part is done once, by one of several processes, even if the build is interrupted.
 
 A finished part leaves a record, `parts/STAGE-00007.json` in the folder that is being built. The record holds what the
 part's function returned, and the size and SHA-256 of every file that it wrote. A part with a record is not done again.
@@ -45,7 +45,7 @@ It returns a dict that JSON can hold, with the names of the files under "files".
 
 
 class Part(NamedTuple):
-    """The arguments of one part, which JSON can represent, and its approximate size."""
+    """The arguments of `Work` for one part, which JSON can hold, and the approximate size of the part."""
 
     arguments: tuple[Any, ...]
     num_bytes: int | None
@@ -56,8 +56,8 @@ def build_parts(
 ) -> list[dict[str, Any]]:
     """Do all parts that have no record yet; returns the results of all parts, in order.
 
-    The parts are numbered from `start`. `stage` begins the names of their records, and `task` names the work on the
-    progress display. With `in_process`, no worker processes are started.
+    The parts are numbered from `start`. The names of their records begin with `stage`, and `task` names the work on the
+    progress display. With `in_process`, this process does all parts.
     """
     results: dict[int, dict[str, Any]] = {}
     part_by_number = dict(enumerate(parts, start))
@@ -118,7 +118,7 @@ def _do_part(
 def _do_in_workers(
     call: tuple[Path, str, Work], todo: list[tuple[int, tuple[Any, ...]]], num_processes: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number, result) of each part as soon as it is finished. `call` is the folder, the stage and the work."""
+    """Yield (number, result) of each part as soon as it is done. `call` is the folder, the stage and the work."""
     waiting, answers = SimpleQueue[Any](), SimpleQueue[Any]()
     for part in todo:
         waiting.put(part)
@@ -155,11 +155,11 @@ def _do_in_workers(
 
 
 def _serve() -> None:
-    """Do the parts that arrive on standard input. It is closed when the parent ends or is killed; then exit."""
+    """Do the parts that arrive on standard input, and exit when it is closed: the parent has ended or was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent ends this one
     calls = SimpleQueue[Any]()
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # so that what a library prints goes to stderr and not among the answers
+    os.dup2(2, 1)  # stdout becomes stderr, so that nothing a library prints gets among the answers
 
     def read() -> None:
         while True:

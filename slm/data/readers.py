@@ -1,8 +1,8 @@
-"""Readers of text files: the only list of the accepted file types, for training, evaluation and task files.
+"""Read text files. `SUFFIXES` is the only list of accepted file types, for training, evaluation and task files.
 
 The ending of a file's name, in upper or lower case, determines its type. Text of any type must be UTF-8. A byte order
 mark at its start is dropped, Windows line ends become \\n, and a row whose text is null or missing becomes "". If a
-file cannot be read, a ValueError names the file and says what to do.
+file cannot be read, a ValueError names the file and says what to do. Texts are read in blocks.
 """
 
 import codecs
@@ -26,7 +26,7 @@ Rows = Iterator[tuple[str, Any]]
 
 
 class _UnusableError(ValueError):
-    """Says what is wrong with a file and what to do, as the end of a sentence that begins with the file's name."""
+    """Its message says what is wrong with a file and what to do, and follows the name of the file in a sentence."""
 
 
 def read_texts(path: Path, *, key: str, column: str, limit: int | None) -> Iterator[str]:
@@ -35,9 +35,9 @@ def read_texts(path: Path, *, key: str, column: str, limit: int | None) -> Itera
     `pieces` cuts documents longer than `limit` bytes. Raises ValueError if the file cannot be read; the message begins
     with the config key `key`.
     """
-    read = _ROW_READERS.get(suffix_of(path) or "")
-    with _one_sentence(path, key):
-        documents = _texts_in_rows(read(path, column), column) if read else [_decoded(path)]
+    read_rows_of = _ROW_READERS.get(suffix_of(path) or "")
+    with _readable_errors(path, key):
+        documents = _texts_in_rows(read_rows_of(path, column), column) if read_rows_of else [_decoded(path)]
         for blocks in documents:
             encoded = (block.encode(errors="replace") for block in clean(blocks))  # JSON may hold half a surrogate pair
             yield from (piece.decode() for piece in pieces(encoded, limit))
@@ -45,18 +45,18 @@ def read_texts(path: Path, *, key: str, column: str, limit: int | None) -> Itera
 
 def read_rows(path: Path, *, key: str) -> Rows:
     """Yield the rows of a file whose suffix is in `ROW_SUFFIXES`; raises ValueError as `read_texts` does."""
-    with _one_sentence(path, key):
+    with _readable_errors(path, key):
         yield from _ROW_READERS[suffix_of(path) or ""](path, None)
 
 
 def suffix_of(path: Path) -> str | None:
-    """Return the suffix in `SUFFIXES` with which the file's name ends; None if it has none of them."""
+    """Return the suffix in `SUFFIXES` with which the file's name ends, or None."""
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
 def text_of(value: Any, column: str, place: str) -> str:
-    """Return the text of a row, "" for null. For any other value, raises ValueError that begins with `place`."""
-    if isinstance(value, bytes):  # as some writers of Parquet store text
+    """Return the text of a row, "" for null. For a value that is not text, raises ValueError that names the `place`."""
+    if isinstance(value, bytes):  # some writers of Parquet store text as bytes
         try:
             return value.decode()
         except UnicodeDecodeError:
@@ -95,7 +95,7 @@ def pieces(blocks: Iterable[bytes], limit: int | None) -> Iterator[bytes]:
 
 
 def _end_of_piece(text: bytes, start: int, limit: int) -> int:
-    for mark in (b"\n\n", b"\n", b" "):
+    for mark in (b"\n\n", b"\n", b" "):  # in the second half of the piece
         if (position := text.rfind(mark, start + limit // 2, start + limit)) > 0:
             return position + len(mark)
     end = start + limit
@@ -110,7 +110,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _one_sentence(path: Path, key: str) -> Iterator[None]:
+def _readable_errors(path: Path, key: str) -> Iterator[None]:
     """Turn the errors of a reader and its library into a ValueError of one sentence that names the file."""
     try:
         yield

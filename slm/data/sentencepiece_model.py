@@ -1,10 +1,11 @@
 """Convert a SentencePiece `tokenizer.model` (Llama's, MobileLLM's) to the `tokenizers` library, with the same ids.
 
-Merges follow from the pieces: two pieces merge if their concatenation is a piece, best score first. SentencePiece
-itself encodes by this rule. Models that cannot be converted exactly (unigram models, normalisation tables,
-user-defined symbols other than markup) are refused and never approximated. Needs the extra `[hub]`.
+Merges follow from the pieces as in SentencePiece: two pieces merge if their concatenation is a piece, best score first.
+Models that cannot be converted exactly (unigram models, normalisation tables, user-defined symbols other than markup)
+are refused and never approximated. Needs the extra `[hub]`.
 """
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -24,8 +25,8 @@ _MODEL_TYPES = {1: "unigram", 2: "BPE", 3: "word", 4: "character"}
 def convert(file: Path, name: str, config: Mapping[str, Any]) -> Tokenizer:
     """Return the tokenizer in a `tokenizer.model`; `config` has the settings of a tokenizer_config.json beside it.
 
-    Missing settings are as in Llama: the model's own begin and end tokens, and a begin token before each text. Raises
-    ValueError for a model that cannot be converted exactly.
+    Defaults are as in Llama: the model's own begin and end tokens, and a begin token before each text. For a model that
+    cannot be converted exactly, raises ValueError.
     """
     model = _parse(file)
     problem = _problem(model)
@@ -67,9 +68,9 @@ def _problem(model: Any) -> str | None:
     for piece in model.pieces:
         if piece.type == _UNUSED:
             return "has pieces that are marked unused"
-        # SentencePiece turns text that equals a user-defined symbol into this symbol, and slm never does. For markup
-        # this is intended, but a symbol of white space or words would change how ordinary text is encoded.
-        is_markup = len(piece.piece) > 2 and piece.piece[0] + piece.piece[-1] in ("<>", "[]")
+        # SentencePiece turns text that equals a user-defined symbol into the symbol. slm never does, as is right for
+        # markup. But with a symbol of white space or words, slm would encode ordinary text differently.
+        is_markup = re.fullmatch(r"<.+>|\[.+\]", piece.piece, re.DOTALL) is not None
         if piece.type == _USER_DEFINED and not is_markup:
             return f"has the user-defined symbol {piece.piece!r}"
     return None
@@ -101,13 +102,13 @@ def _convert_bpe(model: Any) -> tokenizers.Tokenizer:
             byte_fallback=any(piece.type == _BYTE for piece in pieces),
         )
     )
-    _add_whitespace_rules(inner, model.normalizer_spec, scores)
+    _add_whitespace_rules(inner, model.normalizer_spec, pieces=set(scores))
     special = [piece.piece for piece in pieces if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
     inner.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special])
     return inner
 
 
-def _add_whitespace_rules(inner: tokenizers.Tokenizer, spec: Any, scores: Mapping[str, float]) -> None:
+def _add_whitespace_rules(inner: tokenizers.Tokenizer, spec: Any, pieces: set[str]) -> None:
     """Set the normaliser, pre-tokenizer and decoder for the model's handling of spaces."""
     steps: list[Any] = []
     if spec.remove_extra_whitespaces:
@@ -119,7 +120,8 @@ def _add_whitespace_rules(inner: tokenizers.Tokenizer, spec: Any, scores: Mappin
     if spec.remove_extra_whitespaces:  # spaces at the end, including any U+2581 of the text itself
         steps.append(normalizers.Replace(tokenizers.Regex(rf"{_SPACE}+\z"), ""))
     inner.normalizer = normalizers.Sequence(steps)
-    if _SPACE in scores and not any(_SPACE in piece.lstrip(_SPACE) for piece in scores):
+    has_inner_space = any(_SPACE in piece.lstrip(_SPACE) for piece in pieces)
+    if _SPACE in pieces and not has_inner_space:
         # Every piece lies within one word, so words can be encoded, and cached, separately.
         words = tokenizers.Regex(f"{_SPACE}*[^{_SPACE}]+|{_SPACE}+")
         inner.pre_tokenizer = pre_tokenizers.Split(words, behavior="isolated")

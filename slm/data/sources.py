@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 Document = tuple[str, str | None]
-"""A text and its split: "train", "val", or None where the hash of the text decides."""
+"""A text and its split: "train", "val", or None if the hash of the text decides."""
 
 
 class Source(NamedTuple):
@@ -17,10 +17,10 @@ class Source(NamedTuple):
     """Returns a JSON-like value that changes whenever the documents would change; raises ValueError for wrong options.
     Must be quick, because every run calls it."""
     documents: Callable[[Mapping[str, Any]], Iterator[Document]]
-    """Yields the documents of a part in a fixed order; if the source has splits, validation documents are first."""
+    """Yields the documents of a part in a fixed order; validation documents come first if the source has splits."""
     parts: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] = lambda data: [data]
-    """Returns a copy of the config for each part that can be read independently, with keys that identify the part.
-    Parts with `split="val"` hold only validation documents, and come first. By default there is one part."""
+    """Returns a copy of the config for each part that can be read independently, with added keys that identify the
+    part. Parts with `split="val"` hold only validation documents, and come first. By default there is one part."""
     size: Callable[[Mapping[str, Any]], int | None] = lambda part: None
     """Returns the approximate bytes of text in a part; None if unknown."""
     notes: Callable[[Mapping[str, Any]], list[str]] = lambda data: []

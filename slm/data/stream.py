@@ -13,8 +13,8 @@ MAX_OPEN_SHARDS = 256  # each takes a file descriptor, and many systems allow a 
 class TokenStream:
     """One array of `num_tokens` token ids, in memory-mapped shards.
 
-    `num_bytes` is the UTF-8 length of the text of all `num_documents` documents, without special tokens. Shards are
-    opened at first use, at most `MAX_OPEN_SHARDS` at a time. Pickling leaves them out, so that it is cheap.
+    `num_bytes` is the UTF-8 length of all `num_documents` documents, without special tokens. Shards are opened at first
+    use, at most `MAX_OPEN_SHARDS` at a time. A pickled stream has no open shards, so it is small.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -24,7 +24,7 @@ class TokenStream:
         self.num_documents: int = facts["documents"]
         self._dtype = np.dtype(facts["dtype"])
         self._paths = [folder / shard["file"] for shard in facts["shards"]]
-        self._starts = np.cumsum([0] + [shard["tokens"] for shard in facts["shards"]])
+        self._starts = np.cumsum([0] + [shard["tokens"] for shard in facts["shards"]])  # of each shard; then the end
         self._open_shards: dict[int, np.memmap] = {}
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -44,7 +44,7 @@ class TokenStream:
         return max(0, (self.num_tokens - 1) // sequence_length)
 
     def _shard(self, number: int) -> np.ndarray:
-        shard = self._open_shards.pop(number, None)
+        shard = self._open_shards.pop(number, None)  # and inserted again as the last, most recently read
         if shard is None:
             if len(self._open_shards) >= MAX_OPEN_SHARDS:
                 least_recently_read = next(iter(self._open_shards))

@@ -1,4 +1,4 @@
-"""A tokenizer that frames documents by begin and end tokens and tells how many bytes each token stands for.
+"""A tokenizer that adds begin and end tokens to documents, and tells how many bytes each token stands for.
 
 Text never becomes a special token: "<|endoftext|>" inside a document is encoded as thirteen ordinary characters.
 """
@@ -15,8 +15,8 @@ import numpy as np
 
 from slm.runtime.files import write_atomically, write_json
 
-# Encoding uses all cores. A process that is forked later, such as a loader worker, lacks the threads and must encode
-# without them. Setting the variable here and in the child avoids the library's warning at every fork.
+# Encoding uses threads on all cores. A process that is forked later, such as a loader worker, has no such threads and
+# must encode without them. Setting the variable here and in the child avoids the library's warning at every fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.register_at_fork(after_in_child=lambda: os.environ.__setitem__("TOKENIZERS_PARALLELISM", "false"))
 
@@ -28,16 +28,17 @@ LOSSY_NOTE = (
     "of tokenizers that keep all text."
 )
 """A warning for readers of bits per byte if `Tokenizer.keeps` is false."""
-_MAX_IDS = 1 << 24  # released vocabularies have under a million ids; an embedding has a row for each up to the largest
+_MAX_IDS = 1 << 24  # released vocabularies have under a million ids; an embedding has a row for every number below
 
 
 class Tokenizer:
     """A `tokenizers.Tokenizer` together with its begin and end tokens.
 
-    `vocab_size` is the largest id + 1. If one token both begins and ends texts, `bos_id` is None or equal to `eos_id`.
-    `adds_bos` says whether tokenizer.json puts `bos_id` before a text, as Llama's do; `encode` never does. Each
-    document in a stream begins with `separator_id`: the begin token, or the end token of the previous document if one
-    token does both. `fingerprint` identifies the content of tokenizer.json.
+    - `vocab_size` is the largest id + 1.
+    - `bos_id` begins a text and `eos_id` ends it. If one token does both, `bos_id` is None or equal to `eos_id`.
+    - `separator_id` begins each document in a stream: `bos_id`, or if it is None the previous document's `eos_id`.
+    - `adds_bos` says whether tokenizer.json puts `bos_id` before a text, as Llama's do; `encode` never does.
+    - `fingerprint` identifies the content of tokenizer.json.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Tokenizer:
         self.separator_id = self.eos_id if self.bos_id is None else self.bos_id
         self.has_own_bos = self.separator_id != self.eos_id
         processor_adds = bos is not None and self._inner.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
-        self.adds_bos = processor_adds if adds_bos is None else adds_bos and bos is not None
+        self.adds_bos = processor_adds if adds_bos is None else (adds_bos and bos is not None)
         self._content = content
         if self.adds_bos != processor_adds:  # the post-processor is the only rule that transformers 5 follows
             self._content = _with_post_processor(content, bos if self.adds_bos else None, self.bos_id)
@@ -80,16 +81,16 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without begin and end. Raises ValueError if the vocabulary cannot express it."""
-        with self._one_sentence():
+        with self._readable_errors():
             return self._inner.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Encode each text as `encode` does, on all cores."""
-        with self._one_sentence():
+        with self._readable_errors():
             return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
 
     @contextmanager
-    def _one_sentence(self) -> Iterator[None]:
+    def _readable_errors(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # the tokenizers library has no error class of its own
@@ -100,11 +101,11 @@ class Tokenizer:
         return self._inner.decode(ids, skip_special_tokens=True)
 
     @property
-    def opening(self) -> list[int]:
-        """The ids before the first document of a stream, so that even the first token of its text has a predecessor."""
+    def ids_before_stream(self) -> list[int]:
+        """The ids before the first document of a stream, so that the first token of the text has a predecessor."""
         return [] if self.has_own_bos else [self.eos_id]
 
-    def framed(self, ids: list[int]) -> list[int]:
+    def with_begin_and_end(self, ids: list[int]) -> list[int]:
         """Return the ids of a document between BOS and EOS, or only before EOS if one token does both."""
         begin = [self.separator_id] if self.has_own_bos else []
         return [*begin, *ids, self.eos_id]
@@ -113,8 +114,8 @@ class Tokenizer:
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each id stands for by itself: int64, shape (vocab_size,); 0 for special and unused ids.
 
-        Their sum over the ids of a text need not be its length, because a tokenizer may put a space before a text,
-        write spaces as bytes, or change the text. `text_bytes` returns bytes that do sum to the length.
+        Summed over the ids of a text, they need not give the length of the text, because a tokenizer may put a space
+        before it, write spaces as bytes, or change it. `text_bytes` returns bytes that do sum to the length.
         """
         # In a byte-level vocabulary a character is one byte, whatever its own UTF-8 length.
         is_byte_level = '"ByteLevel"' in json.dumps(json.loads(self._content).get("decoder"))
@@ -127,14 +128,14 @@ class Tokenizer:
         return sizes
 
     def keeps(self, text: str, ids: list[int]) -> bool:
-        """Whether the ids of a text decode to the same text; a space that the tokenizer put before it is ignored."""
+        """Whether the ids of a text decode to the text, apart from a space that the tokenizer put before it."""
         return self.decode(ids) in (text, " " + text)
 
     def text_bytes(self, text: str, ids: list[int]) -> tuple[np.ndarray, bool]:
-        """Return the UTF-8 bytes of a text that each of its `ids` stands for (int64), and whether they keep the text.
+        """Return the UTF-8 bytes of a text that each of its `ids` stands for (int64), and whether the ids `keeps` it.
 
-        They sum to the bytes of the text; a space that the tokenizer puts before it does not count. Characters without
-        a token count for the next token, or for the last one at the end of the text.
+        The bytes sum to the length of the text. A space that the tokenizer puts before the text does not count.
+        Characters without a token count for the next token, or at the end of the text for the last token.
         """
         sizes = self.token_bytes[ids]
         num_bytes = len(text.encode())
@@ -143,7 +144,7 @@ class Tokenizer:
             sizes[0] -= 1  # the space before the text
         if is_kept and sizes.sum() == num_bytes:
             return sizes, True
-        return self._bytes_by_offsets(text), is_kept  # if the text was changed, a sum that agrees is chance
+        return self._bytes_by_offsets(text), is_kept  # a sum that agrees although the text was changed is chance
 
     def _bytes_by_offsets(self, text: str) -> np.ndarray:
         """Return for each token the bytes of the text between the end of the previous token and its own end."""
@@ -154,7 +155,7 @@ class Tokenizer:
         # A code point takes one byte in UTF-8, and one more above each of 0x7F, 0x7FF and 0xFFFF.
         utf8_sizes = sum(code_points > limit for limit in (-1, 0x7F, 0x7FF, 0xFFFF))
         bytes_before = np.concatenate([[0], np.cumsum(utf8_sizes)])
-        stops = np.maximum.accumulate([stop for _, stop in offsets])
+        stops = np.maximum.accumulate([stop for _, stop in offsets])  # ends must not decrease
         stops[-1] = len(text)
         return np.diff(bytes_before[stops], prepend=0)
 
@@ -172,12 +173,14 @@ def _with_post_processor(content: str, bos: str | None, bos_id: int | None) -> s
     def with_bos(sequence: str, type_id: int) -> list[dict[str, dict[str, object]]]:
         return [{"SpecialToken": {"id": bos, "type_id": type_id}}, {"Sequence": {"id": sequence, "type_id": type_id}}]
 
-    post_processor = bos and {
-        "type": "TemplateProcessing",
-        "single": with_bos("A", 0),
-        "pair": with_bos("A", 0) + with_bos("B", 1),
-        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
-    }
+    post_processor: dict[str, object] | None = None
+    if bos is not None:
+        post_processor = {
+            "type": "TemplateProcessing",
+            "single": with_bos("A", 0),
+            "pair": with_bos("A", 0) + with_bos("B", 1),
+            "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+        }
     return json.dumps(json.loads(content) | {"post_processor": post_processor}, ensure_ascii=False)
 
 

@@ -22,7 +22,7 @@ END = "<|endoftext|>"
 _COMMON_END_TOKENS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
 _ACCEPTED = "a tokenizer.json, a tokenizer.model, or a folder with one of these files"
 _NUM_BYTES = 256
-# BPE merges nothing across the pieces into which this pattern cuts text: a word with the one character before it, at
+# This pattern cuts text into pieces, and BPE merges nothing across them: a word with the one character before it, at
 # most three digits, punctuation with the line end after it, runs of line ends, other white space. It is the pattern of
 # tiktoken's cl100k (GPT-4) without English contractions. On pydocs with 4,096 tokens it gives 3.34 bytes per token;
 # GPT-2's pattern, where a piece of any class includes the space before it, gives 3.19.
@@ -35,7 +35,7 @@ Texts = Callable[[], Batches]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How to make a tokenizer: `key` identifies it before it is made, and `make` takes the training texts."""
+    """How to make a tokenizer: `make` takes the training texts, and `key` identifies the result before it is made."""
 
     name: str
     key: Any
@@ -77,16 +77,12 @@ def _plan_bpe(vocab_size: int, train_bytes: int | None) -> Plan:
 def _train_bpe(texts: Iterator[list[str]], vocab_size: int, train_bytes: int | None) -> Tokenizer:
     inner = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated")
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=vocab_size, min_frequency=2, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
     )
     with progress(f"data: training BPE of {vocab_size}", None, "MB") as advance:
         inner.train_from_iterator(_first_batches(texts, train_bytes, advance), trainer)
@@ -135,7 +131,7 @@ def _fetch(repository: str, revision: str | None) -> Path:
         except EntryNotFoundError:
             continue
     require_network(f"tokenizer.path={repository!r} does not exist locally and must be downloaded from the hub")
-    for name in (*CONFIGS, *TOKENIZER_FILES):  # the tokenizer last: if the cache has it, it has the configs too
+    for name in (*CONFIGS, *TOKENIZER_FILES):  # the tokenizer last: a cache with it has the configs too
         try:
             file = Path(hf_hub_download(repository, name, revision=revision))
         except EntryNotFoundError:
@@ -153,7 +149,7 @@ def _fetch(repository: str, revision: str | None) -> Path:
 
 
 def load_tokenizer(path: Path | str, *, name: str | None = None, asked_by: str = "tokenizer.path") -> Tokenizer:
-    """Load a tokenizer.json, a tokenizer.model (SentencePiece), or the first of both that a folder has.
+    """Load a tokenizer.json, a tokenizer.model (SentencePiece), or a folder with one of them, preferably the first.
 
     The config in the same folder names the begin and end tokens and says whether a text begins with the begin token.
     Raises ValueError if there is no tokenizer, or if nothing says which token ends a text; `asked_by` is the config key
@@ -200,7 +196,7 @@ def _load_file(file: Path, name: str) -> Tokenizer:
 
 def _read_configs(folder: Path) -> dict[str, Any]:
     """Return `bos_token` and `eos_token` as text and `add_bos_token` as a bool, each only if a config states it."""
-    values: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for file in (folder / name for name in CONFIGS if (folder / name).is_file()):
         try:
             config = dict(json.loads(file.read_text(encoding="utf-8")))
@@ -208,8 +204,8 @@ def _read_configs(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{file} is not a JSON object; restore it") from None
         for role in ("bos_token", "eos_token"):
             token = config.get(role)
-            if token and role not in values:
-                values[role] = token.get("content") if isinstance(token, dict) else token
+            if token and role not in settings:
+                settings[role] = token.get("content") if isinstance(token, dict) else token
         if isinstance(config.get("add_bos_token"), bool):
-            values["add_bos_token"] = config["add_bos_token"]
-    return values
+            settings["add_bos_token"] = config["add_bos_token"]
+    return settings

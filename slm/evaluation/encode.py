@@ -148,7 +148,7 @@ def _encode_documents(
 
     `groups` are lists of documents. `advance` is called with the megabytes encoded since its last call.
     """
-    opening = np.asarray(tokenizer.opening, dtype=np.int64)  # tokens before the first document
+    opening = np.asarray(tokenizer.ids_before_stream, dtype=np.int64)  # tokens before the first document
     tokens, sizes = [opening], [0 * opening]
     lengths: list[int] = []
     num_tokens = len(opening)
@@ -156,7 +156,7 @@ def _encode_documents(
     num_begin_tokens = int(tokenizer.has_own_bos)
     documents = (pair for group in groups for pair in zip(group, tokenizer.encode_batch(group), strict=True))
     for content, ids in documents:
-        framed = np.fromiter(tokenizer.framed(ids), dtype=np.int64)
+        framed = np.fromiter(tokenizer.with_begin_and_end(ids), dtype=np.int64)
         framed_sizes = np.zeros_like(framed)
         text_sizes, gives_text_back = tokenizer.text_bytes(content, ids)
         framed_sizes[num_begin_tokens : num_begin_tokens + len(ids)] = text_sizes

@@ -113,7 +113,7 @@ def _rows(data: Mapping[str, Any], split: str, cache_dir: Path) -> tuple[str, ..
 
     def build(build_folder: Path) -> dict[str, Any]:
         hub.require_network(f"data={data['name']} must download {data['path']}")
-        rows = hub.bounded(hub.rows(data, split), limits.get("max_documents"), limits.get("max_bytes"))
+        rows = hub.limited(hub.rows(data, split), limits.get("max_documents"), limits.get("max_bytes"))
         return write_split(build_folder, split, rows)
 
     cached(folder, build, what=f"the {split} split of {data['name']}")

@@ -49,7 +49,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     """Added to the mean square in RMSNorm, to the variance in LayerNorm."""
     tie_embeddings: bool = True
-    """Whether the head is the embedding table."""
+    """Whether the head uses the weights of the embedding table."""
     qk_norm: Literal["none", "weightless", "learned"] = "none"
     """RMSNorm of each query and key head before the rotation, with or without a learned gain."""
     attention_bias: bool = False
@@ -57,7 +57,7 @@ class ModelConfig:
     mlp_bias: bool = False
     """Biases in the feed-forward."""
     layer_sharing: Literal["none", "immediate", "repeat_all_over", "reverse"] = "none"
-    """Order in which blocks are repeated (MobileLLM, arXiv:2402.14905, section 3.3): 0011, 0101 or 0110."""
+    """Order in which blocks are repeated (MobileLLM, arXiv:2402.14905, section 3.3): 0011, 0101, 0110 for 2 blocks."""
     num_repeats: int = 1
     """How often each block is used; 2 with immediate sharing is MobileLLM-LS."""
     init_std: float = 0.02
@@ -71,9 +71,9 @@ class ModelConfig:
     sparse_block: int = 64
     """P: tokens of a local block, within which attention is full."""
     sparse_stride: int = 16
-    """P: in the blocks before its own, a query sees the last of every `sparse_stride` tokens."""
+    """P: of each earlier block, a query sees every `sparse_stride`-th token."""
     chunk_size: int = 64
-    """L, G: tokens per chunk in training. It changes speed and FLOPs, not the function."""
+    """L, G: tokens per chunk in training. It changes speed and FLOPs, not the result."""
     state_size: int = 64
     """G: width of keys and queries, N in Mamba-2."""
     conv_kernel: int = 4
@@ -85,12 +85,13 @@ class ModelConfig:
     norm_bias: bool = False
     """Biases in the norms over the hidden size; LayerNorm only."""
     norm_position: Literal["pre", "post", "both"] = "pre"
-    """Norm of a branch's input, of its output before it is added (OLMo 2, arXiv:2501.00656), or of both (Gemma 2)."""
+    """Which norms a branch (mixer or feed-forward) has: of its input (pre), of its output before it is added (post, as
+    in OLMo 2, arXiv:2501.00656), or of both (as in Gemma 2)."""
     parallel_block: bool = False
     """Mixer and feed-forward side by side, on the same normed input (GPT-J, PaLM)."""
     position: Literal["rope", "learned", "alibi", "none"] = "rope"
-    """How positions enter: rotation of queries and keys (F, S, P), a learned table added to the embedding, linear
-    biases of the scores (ALiBi, arXiv:2108.12409; F, S, P), or not at all."""
+    """How positions enter: by rotating queries and keys (rope; F, S, P), by a table that is added to the embedding
+    (learned), by linear biases of the scores (alibi, arXiv:2108.12409; F, S, P), or not at all."""
     position_pattern: str | None = None
     """Per layer, tiled over the layers: R rope, A alibi, N none, such as "RRRN"; None is `position` in every layer."""
     embedding_multiplier: float = 1.0
@@ -115,8 +116,9 @@ class ModelConfig:
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         for key in values:
             if key not in defaults:
-                near = [f"; did you mean {name}?" for name in get_close_matches(key, defaults, n=1)]
-                raise ValueError(f"model.{key} is not a field of the model{''.join(near)}")
+                near = get_close_matches(key, defaults, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"model.{key} is not a field of the model{hint}")
         for name, default in defaults.items():
             if default is dataclasses.MISSING and values.get(name) is None:
                 raise ValueError(f"model.{name} is not set: give a whole number")
@@ -143,7 +145,7 @@ class ModelConfig:
         return self.head_width**-0.5 if self.attention_multiplier is None else self.attention_multiplier
 
     @property
-    def mixers(self) -> tuple[str, ...]:
+    def mixer_letters(self) -> tuple[str, ...]:
         """The letter of each block's mixer."""
         return tuple(self.mixer_pattern[i % len(self.mixer_pattern)] for i in range(self.num_layers))
 
@@ -180,7 +182,7 @@ class ModelConfig:
 
 _NULLABLE = ("num_kv_heads", "head_dim", "attention_multiplier")
 _MAX_COUNT = (1 << 31) - 1
-_MAX_ELEMENTS = 1 << 58  # of a tensor: torch cannot count the bytes of more elements, at up to 8 bytes each
+_MAX_ELEMENTS = 1 << 58  # elements of a tensor; torch cannot count the bytes of more, at up to 8 bytes each
 
 
 def check(c: ModelConfig) -> None:
@@ -188,7 +190,7 @@ def check(c: ModelConfig) -> None:
     for name, kind in _field_types().items():
         if not (getattr(c, name) is None and name in _NULLABLE):
             _check_field(name, getattr(c, name), kind)
-    _check_tensors(c)
+    _check_tensor_sizes(c)
     _check_patterns(c)
     _check_heads(c)
     _check_mixers(c)
@@ -201,7 +203,7 @@ def check(c: ModelConfig) -> None:
 
 @cache
 def _field_types() -> dict[str, Any]:
-    """Return the types of `ModelConfig`'s fields. Reading them takes 25 times as long as all checks of a shape."""
+    """Return the types of `ModelConfig`'s fields; cached, because this takes 25 times as long as checking a shape."""
     return get_type_hints(ModelConfig)
 
 
@@ -231,9 +233,9 @@ def _check_field(name: str, value: Any, field_type: Any) -> None:
         raise ValueError(f"{given} must be one of {', '.join(get_args(field_type))}")
 
 
-def _check_tensors(c: ModelConfig) -> None:
+def _check_tensor_sizes(c: ModelConfig) -> None:
     widths = {name: getattr(c, name) for name in ("vocab_size", "intermediate_size", "max_position_embeddings")}
-    widths["num_heads"] = c.num_heads * max(c.head_width, c.state_size)
+    widths["num_heads"] = c.num_heads * max(c.head_width, c.state_size)  # a mixer's projections are no wider
     name, width = max(widths.items(), key=lambda item: item[1])
     if width * c.hidden_size > _MAX_ELEMENTS:
         sizes = f"model.hidden_size={c.hidden_size} with model.{name}={getattr(c, name)}"
@@ -247,8 +249,8 @@ def _check_patterns(c: ModelConfig) -> None:
         is_default = name == "position_pattern" and pattern is None
         if not is_default and (not isinstance(pattern, str) or not pattern or set(pattern) - set(letters)):
             known = ", ".join(f"{letter} {kind}" for letter, kind in letters.items())
-            others = ", or those of mixers in extensions=[FILE.py]" if name == "mixer_pattern" else ""
-            raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}{others}")
+            of_extensions = ", or those of mixers in extensions=[FILE.py]" if name == "mixer_pattern" else ""
+            raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}{of_extensions}")
     given: Any = c.sliding_window
     windows = list(given) if isinstance(given, tuple) else [given]
     if not windows or not all(_is_count(window, 2) for window in windows):
@@ -286,11 +288,11 @@ def _check_mixers(c: ModelConfig) -> None:
     mixers = [MIXERS[letter] for letter in letters]
     has_scores = any(mixer.has_scores for mixer in mixers)
     has_qk_norm = any(mixer.has_qk_norm for mixer in mixers)
-    for name, is_set, is_used, remedy in (
+    for name, is_set, has_effect, remedy in (
         ("position", c.position == "alibi", has_scores, "none or learned"),
         ("position_pattern", c.position_pattern is not None, has_scores, "null"),
         ("qk_norm", c.qk_norm != "none", has_qk_norm, "none"),
     ):
-        if is_set and not is_used:
+        if is_set and not has_effect:
             given = f"model.{name}={getattr(c, name)} has no effect on any layer of model.mixer_pattern"
             raise ValueError(f"{given}={c.mixer_pattern}: set it to {remedy}")

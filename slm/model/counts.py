@@ -1,9 +1,9 @@
 """Counts that follow from a shape alone: parameters, FLOPs, and the bytes that decoding keeps.
 
 Notable: these are closed forms, which tests compare with the real modules and torch's FLOP counter. The counts of a
-mixer are in the mixer's file. FLOPs are those of matrix products, two per multiply-add, without elementwise operations:
-norms, activations, softmax, rotations, the short convolution, sums of chunk states. Every function raises `ValueError`
-for a shape that one of its mixers refuses. The first call imports the mixers, and with them torch.
+mixer are in the mixer's file. Only matrix products count as FLOPs, two per multiply-add. Elementwise operations do not
+count: norms, activations, softmax, rotations, the short convolution, sums of chunk states. Every function raises
+`ValueError` for a shape that one of its mixers refuses. The first call imports the mixers, and with them torch.
 """
 
 from __future__ import annotations
@@ -18,19 +18,17 @@ if TYPE_CHECKING:
     from slm.model.mixers.base import Mixer
 
 
-def mixers_of(config: ModelConfig) -> dict[str, type[Mixer]]:
-    """Return the mixers of a shape by letter. Raises `ValueError` if a mixer's own rules refuse the shape."""
-    pattern = config.mixer_pattern[: config.num_layers]  # not config.mixers, which is long if num_layers is absurd
-    mixers = {letter: MIXERS[letter].load() for letter in pattern}
-    for mixer in mixers.values():
+def mixers_of_blocks(config: ModelConfig) -> list[type[Mixer]]:
+    """Return the mixer of each block. Raises `ValueError` if a mixer's own rules refuse the shape."""
+    mixer_by_letter = {letter: MIXERS[letter].load() for letter in config.mixer_pattern[: config.num_layers]}
+    for mixer in mixer_by_letter.values():
         mixer.check(config)
-    return mixers
+    return [mixer_by_letter[letter] for letter in config.mixer_letters]
 
 
 def num_params(config: ModelConfig, *, non_embedding: bool = False) -> int:
-    """Count unique parameters: tied embeddings and shared blocks once. `non_embedding` excludes tables and head."""
-    mixers = mixers_of(config)
-    mixer_params = sum(sum(mixers[letter].num_params(config)) for letter in config.mixers)
+    """Count parameters, those of tied embeddings and shared blocks once; `non_embedding` excludes tables and head."""
+    mixer_params = sum(sum(mixer.num_params(config)) for mixer in mixers_of_blocks(config))
     norm_params = config.hidden_size * (2 if config.norm_bias else 1)
     num_input_norms = 1 if config.parallel_block else 2
     num_norms = {"pre": num_input_norms, "post": 2, "both": num_input_norms + 2}[config.norm_position]
@@ -41,7 +39,8 @@ def num_params(config: ModelConfig, *, non_embedding: bool = False) -> int:
     if non_embedding:
         return params
     num_rows = config.vocab_size * (1 if config.tie_embeddings else 2)
-    num_rows += config.max_position_embeddings if config.position == "learned" else 0
+    if config.position == "learned":
+        num_rows += config.max_position_embeddings
     return params + num_rows * config.hidden_size
 
 
@@ -51,33 +50,34 @@ def flops_per_token(
     """Return training FLOPs (forward and backward) per token, averaged over a sequence of T = `sequence_length` tokens.
 
     "6n" is 6 x `num_params` (Kaplan et al. 2020, section 2.1, here with the total N). "exact" is 3 x the forward pass,
-    which has two FLOPs per matmul weight and *use*: a shared block counts each time, the head counts, the embedding
-    lookup does not. The products between tokens in each mixer are added. For full attention these are
-    2 x 2 x heads x head_dim x (T + 1) / 2, where (T + 1) / 2 is the mean number of keys.
+    which is the sum of two terms:
+    - 2 FLOPs per weight of a matrix product, for each use of a block. The head counts, the embedding lookup does not.
+    - The products between tokens in each mixer. For full attention these are 2 x 2 x heads x head_dim x (T + 1) / 2,
+      where (T + 1) / 2 is the mean number of keys.
     """
     if convention == "6n":
         return 6.0 * num_params(config)
-    mixers = mixers_of(config)
+    mixers = mixers_of_blocks(config)
     matmul_weights = config.vocab_size * config.hidden_size
     mixing_flops = 0.0
     for block in config.block_uses:
-        mixer = mixers[config.mixers[block]]
-        matmul_weights += mixer.num_params(config)[0] + _mlp_weights(config)
-        mixing_flops += mixer.mixing_flops(config, block, sequence_length)
+        mixer_weights, _ = mixers[block].num_params(config)
+        matmul_weights += mixer_weights + _mlp_weights(config)
+        mixing_flops += mixers[block].mixing_flops(config, block, sequence_length)
     return 3.0 * (2 * matmul_weights * sequence_length + mixing_flops) / sequence_length
 
 
 def kv_cache_bytes(config: ModelConfig, num_tokens: int, *, batch_size: int = 1, bytes_per_value: int = 2) -> int:
-    """Return the bytes of keys and values for `num_tokens` tokens, for each *use* of a block; no recurrent state."""
-    mixers, letters = mixers_of(config), config.mixers
-    cached = sum(mixers[letters[block]].num_cached_tokens(config, block, num_tokens) for block in config.block_uses)
-    return 2 * cached * config.kv_heads * config.head_width * batch_size * bytes_per_value
+    """Return the bytes of keys and values for `num_tokens` tokens, once for each use of a block; no recurrent state."""
+    mixers = mixers_of_blocks(config)
+    num_cached = sum(mixers[block].num_cached_tokens(config, block, num_tokens) for block in config.block_uses)
+    return 2 * num_cached * config.kv_heads * config.head_width * batch_size * bytes_per_value
 
 
 def state_bytes(config: ModelConfig, *, batch_size: int = 1, bytes_per_value: int = 4) -> int:
-    """Return the bytes of recurrent state, for any number of tokens; by default in float32, its narrowest dtype."""
-    mixers, letters = mixers_of(config), config.mixers
-    shapes = [shape for block in config.block_uses for shape in mixers[letters[block]].state_shapes(config)]
+    """Return the bytes of recurrent state after any number of tokens; by default in float32, its narrowest dtype."""
+    mixers = mixers_of_blocks(config)
+    shapes = [shape for block in config.block_uses for shape in mixers[block].state_shapes(config)]
     return sum(map(prod, shapes)) * batch_size * bytes_per_value
 
 

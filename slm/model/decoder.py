@@ -1,8 +1,8 @@
 """The decoder: embedding, blocks in the order of `block_uses`, final norm, head; and its cache.
 
-Notable: state-dict names are Llama's without the `model.` prefix; `self_attn` is the mixer of a block, of any kind. The
-loss never holds full logits. A shared block is one module that is used several times, with a memory for each use. With
-`documents_BT`, tokens of different documents do not see each other.
+Notable: state-dict names are Llama's without the `model.` prefix; `self_attn` is a block's mixer, attention or not. The
+loss never holds full logits. A shared block is one module that a forward pass uses several times; each use has a memory
+of its own. With `documents_BT`, tokens of different documents do not see each other.
 
 Legend: B batch, T tokens, D hidden, V vocabulary.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slm.model.config import ModelConfig
-from slm.model.counts import mixers_of
+from slm.model.counts import mixers_of_blocks
 from slm.model.layers import FeedForward, make_norm, scaled
 from slm.model.loss import ChunkLoss, chunk_loss, compute_dtype, cross_entropy, token_losses
 from slm.model.mixers.base import Memory, Mixer
@@ -25,13 +25,13 @@ from slm.model.mixers.softmax import FLEX_HEAD_DIMS, has_fused_kernels
 from slm.model.positions import FLEX_BLOCK, Rotary, document_block_mask, document_starts, rotary_table
 
 COMPILATIONS_PER_KIND = 8
-"""Torch's default limit for one function. A block is compiled with and without gradients, and for several lengths."""
+"""Allows for a block that is compiled with and without gradients, and for several lengths. Torch's default limit."""
 
 
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + mlp(norm(x)); with `parallel_block`, x + mixer(norm(x)) + mlp(norm(x)).
 
-    `norm_position` says whether there is a norm of a branch's input, of its output, or of both.
+    Each branch, mixer or mlp, has a norm of its input, of its output, or of both (`norm_position`).
     """
 
     def __init__(self, config: ModelConfig, layer: int, mixer: type[Mixer]) -> None:
@@ -48,14 +48,14 @@ class Block(nn.Module):
         self.mlp_output_norm = make_norm(config) if norms_outputs else nn.Identity()
 
     def forward(
-        self, x_BTD: Tensor, rotary: Rotary | None, memory: Memory | None = None, starts_BT: Any = None
+        self, x_BTD: Tensor, rotary: Rotary | None, memory: Memory | None = None, documents: Any = None
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D). `Mixer.forward` explains the arguments."""
+        """(B, T, D) -> (B, T, D); see `Mixer.forward`. `documents` is `starts_BT`, or the block mask in its place."""
         normed_BTD = self.input_layernorm(x_BTD)
-        return self._add_branches(x_BTD, normed_BTD, self.self_attn(normed_BTD, rotary, memory, starts_BT))
+        return self._add_branches(x_BTD, normed_BTD, self.self_attn(normed_BTD, rotary, memory, documents))
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, ...]:
-        """Do `forward` for one token, given the past of this use; also returns what the cache must keep."""
+        """Return `forward` of one token, then what its memory must keep; `past` is what the memory holds so far."""
         normed_B1D = self.input_layernorm(x_B1D)
         mixed_B1D, *new = self.self_attn.step(normed_B1D, rotary, *past)
         return self._add_branches(x_B1D, normed_B1D, mixed_B1D), *new
@@ -82,9 +82,9 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        mixers, letters = mixers_of(config), config.mixers
+        mixers = mixers_of_blocks(config)
         self.memories = [
-            mixers[letters[block]].make_memory(config, block, batch_size, max_length, device=device, dtype=dtype)
+            mixers[block].make_memory(config, block, batch_size, max_length, device=device, dtype=dtype)
             for block in config.block_uses
         ]
         """In the order of the forward pass."""
@@ -97,7 +97,7 @@ class KVCache:
         return sum(tensor.nbytes for memory in self.memories for tensor in memory.tensors)
 
     def select(self, source: KVCache, rows: Tensor) -> None:
-        """Copy row `rows[r]` of `source`, a cache of the same shape and no more room, to row r."""
+        """Copy row `rows[r]` of `source` to row r. The `max_length` of `source` must not exceed that of this cache."""
         for memory, source_memory in zip(self.memories, source.memories, strict=True):
             memory.select(source_memory, rows)
         self.length = source.length
@@ -116,8 +116,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.position == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        mixers = mixers_of(config)
-        self.layers = nn.ModuleList(Block(config, i, mixers[letter]) for i, letter in enumerate(config.mixers))
+        self.layers = nn.ModuleList(Block(config, i, mixer) for i, mixer in enumerate(mixers_of_blocks(config)))
         self.norm = make_norm(config)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -190,7 +189,7 @@ class Decoder(nn.Module):
     def embed(
         self, tokens_BT: Tensor, start: int | Tensor, starts_BT: Tensor | None = None
     ) -> tuple[Tensor, Rotary | None]:
-        """Return the first block's input (B, T, D), and rotations. The first position, `start`, may be a tensor."""
+        """Return the first block's input (B, T, D), and rotations if any. The first token has the position `start`."""
         x_BTD = self.embed_tokens(tokens_BT)
         if self.config.position == "learned":
             if starts_BT is None and isinstance(start, int):
@@ -240,7 +239,7 @@ class Decoder(nn.Module):
     def compile_blocks(self) -> None:
         """Compile each block and the loss in place; names of parameters stay. Blocks of one kind are compiled once."""
         raise_recompile_limit(self.config)
-        # Not a decorator, which would import the compiler (1.4 s) even when parameters are only counted.
+        # Marks the function. As a decorator, this call would import the compiler (1.4 s) in every program.
         torch.compiler.assume_constant_result(has_fused_kernels)
         for block in self.layers:
             block.compile(dynamic=False)
@@ -249,7 +248,7 @@ class Decoder(nn.Module):
 
 
 def raise_recompile_limit(config: ModelConfig) -> None:
-    """Let torch compile every kind of block. Beyond its limit for all kinds, blocks run uncompiled, or raise."""
-    kinds = set(zip(config.mixers, config.layer_positions, config.windows, strict=True))
+    """Let torch compile every kind of block. Beyond its default limit, it runs blocks uncompiled or raises an error."""
+    kinds = set(zip(config.mixer_letters, config.layer_positions, config.windows, strict=True))
     compiler: Any = torch._dynamo.config
     compiler.recompile_limit = max(compiler.recompile_limit, COMPILATIONS_PER_KIND * len(kinds))

@@ -1,9 +1,10 @@
 """Decoding: logits of the next token of one sequence, compiled or not, and sampling from them.
 
-Notable: on a CPU a step reads every weight once and computes very little, so memory limits its speed if the arithmetic
-is fused. Therefore the step of a block is compiled, once for all blocks of a kind. On a GPU the host would be the limit
-(3.9 ms per token to launch the kernels of 30 blocks), so the whole step is captured as a CUDA graph, which one call
-launches. Without a compiler, and for the prompt, the decoder runs uncompiled.
+Notable: the decoder runs uncompiled for the prompt, and without a compiler. A compiled step decodes one token:
+- On a CPU, it reads every weight once and computes very little. Fused arithmetic makes it as fast as memory allows, so
+  the step of a block is compiled, once for all blocks of a kind.
+- On a GPU, the host would limit the speed (3.9 ms per token to launch the kernels of 30 blocks). So the whole step is
+  captured as a CUDA graph, which one call launches.
 
 Legend: T new tokens, D hidden, V vocabulary, 1 one sequence or one token.
 """
@@ -38,10 +39,10 @@ def eager_logits(decoder: Decoder) -> NextLogits:
 
 
 def compiled_logits(decoder: Decoder) -> NextLogits:
-    """Return `NextLogits` that compile the step of one token, for seconds, and are then several times faster.
+    """Return `NextLogits` that are several times faster, once the first step has been compiled, which takes seconds.
 
     Use them without gradients. This call empties the compiler's caches, which hold few shapes at a time. On a GPU the
-    first step of each cache also captures a CUDA graph, in a fraction of a second.
+    first step with each KV cache also captures a CUDA graph, in a fraction of a second.
     """
     torch._dynamo.reset()
     raise_recompile_limit(decoder.config)
@@ -52,7 +53,7 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
 
     def next_logits(tokens_1T: Tensor, cache: KVCache) -> Tensor:
         uses_graph = can_capture(decoder, cache)
-        # Without a graph, shapes grow with the cache, and the compiler specialises on lengths of 0 and 1.
+        # Without a graph, the shapes grow with the cache. The compiler would specialise on the lengths 0 and 1.
         if tokens_1T.shape[1] > 1 or (cache.length < 2 and not uses_graph):
             return eager(tokens_1T, cache)
         decoder.require_room(1, cache)
@@ -61,7 +62,7 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
                 captured_steps[cache] = _CapturedStep(decoder, cache.memories, block_step, head)
             logits_V = captured_steps[cache](tokens_1T, cache.length)
             for memory in cache.memories:
-                memory.count()
+                memory.count_token()
             cache.length += 1
             return logits_V
         x_11D, rotary = decoder.embed(tokens_1T, cache.length)
@@ -85,14 +86,15 @@ def can_capture(decoder: Decoder, cache: KVCache) -> bool:
     return all(allows_graphs(type(memory)) for memory in cache.memories)
 
 
-def allows_graphs(memory: type[Memory]) -> bool:
-    """Whether the class that overrides `past` or `append` last also overrides `past_at` or `append_at`.
+def allows_graphs(memory_class: type[Memory]) -> bool:
+    """Whether `past_at` and `append_at`, the methods for a graph, do the same as `past` and `append`.
 
-    A subclass that overrides only `past` or `append` would be decoded in a graph by the rules of its parent.
+    They may differ if a subclass overrides only `past` or `append` and inherits the method for a graph. So the lowest
+    class that defines either method of a pair must define the one for a graph.
     """
     for name in ("past", "append"):
-        last_class = next(kind for kind in memory.__mro__ if {name, f"{name}_at"} & vars(kind).keys())
-        if last_class is Memory or f"{name}_at" not in vars(last_class):
+        lowest_class = next(cls for cls in memory_class.__mro__ if name in vars(cls) or f"{name}_at" in vars(cls))
+        if lowest_class is Memory or f"{name}_at" not in vars(lowest_class):
             return False
     return True
 
@@ -100,8 +102,8 @@ def allows_graphs(memory: type[Memory]) -> bool:
 class _CapturedStep:
     """The step of one token for the memories of one cache, launched by one call.
 
-    All that changes from token to token is in tensors at fixed places on the device: the token, its position and the
-    memories.
+    A graph reads and writes the same places on the device in each replay. So all that changes from token to token is in
+    tensors that are never replaced: the token, its position and the memories.
     """
 
     def __init__(self, decoder: Decoder, memories: Sequence[Memory], block_step: Any, head: Any) -> None:
@@ -126,13 +128,13 @@ class _CapturedStep:
         return self.replay().clone()  # the next step overwrites the graph's output
 
 
-def _capture(step: Callable[[], Tensor], changed: Sequence[Tensor]) -> Callable[[], Tensor]:
+def _capture(step: Callable[[], Tensor], changed_tensors: Sequence[Tensor]) -> Callable[[], Tensor]:
     """Return a function that does `step` as one CUDA graph, and returns the same tensor each time.
 
-    `changed` are the tensors that a step changes; afterwards they are as before. See
+    `changed_tensors` are the tensors that a step changes; their values are restored after the capture. See
     https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
     """
-    saved = [tensor.cpu() for tensor in changed]  # not on the GPU, whose peak memory may be measured
+    saved = [tensor.cpu() for tensor in changed_tensors]  # not on the GPU, whose peak memory may be measured
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -142,7 +144,7 @@ def _capture(step: Callable[[], Tensor], changed: Sequence[Tensor]) -> Callable[
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         logits_V = step()
-    for tensor, values in zip(changed, saved, strict=True):
+    for tensor, values in zip(changed_tensors, saved, strict=True):
         tensor.copy_(values)
 
     def replay() -> Tensor:
@@ -173,8 +175,8 @@ def generate(
     """Yield up to `max_new_tokens` ids that continue `prompt`, until `stop_id` or the end of the context.
 
     `temperature` 0 takes the most likely id; `top_p` keeps the fewest ids whose probabilities sum to at least `top_p`
-    (arXiv:1904.09751); `num_ids` excludes the padding ids at the end of the vocabulary. A generator of its own (`seed`)
-    keeps training undisturbed. For many tokens, `next_logits` should be `compiled_logits(decoder)`.
+    (arXiv:1904.09751); `num_ids` excludes the padding ids at the end of the vocabulary. Sampling has a random generator
+    of its own (`seed`), so it does not disturb training. For many tokens, give `compiled_logits(decoder)`.
     """
     weight = decoder.embed_tokens.weight
     rng = torch.Generator(device=weight.device).manual_seed(seed)

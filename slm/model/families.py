@@ -21,7 +21,7 @@ def heads(family: str, width: Any, head_dim: Any, expand: Any = 1) -> int:
 
 
 def kv_heads(num_heads: int, group: int) -> int:
-    """Return the largest divisor of `num_heads` that does not exceed both `num_heads` / `group` and 2.
+    """Return the largest divisor of `num_heads` that is at most `num_heads` / `group`, or at most 2 if that is larger.
 
     A group of 3 gives the key/value heads of all five MobileLLMs (9/3, 15/5, 18/6, 20/5 and 25/5 heads).
     """
@@ -40,19 +40,19 @@ def ffn(width: int, ratio: str, multiple: int = 64) -> int:
 def blocks(family: str, depth: Any, period: int = 1) -> int:
     """Return the number of distinct blocks, `depth`. Raises `ValueError` if the depth is not a multiple of `period`.
 
-    A period is the length of a mixer pattern. With a part of the pattern, the share of each mixer would change.
+    The period is the length of the family's mixer pattern. A part of it would have other shares of each mixer.
     """
     _require_multiple("depth", depth, period, f"the {period} blocks of the pattern of family={family}")
     return int(depth)
 
 
-def _require_multiple(key: str, value: Any, unit: int, whose: str) -> None:
+def _require_multiple(key: str, value: Any, unit: int, unit_in_words: str) -> None:
     for name, number in ((key, value), ("model.head_dim", unit)):
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise ValueError(f"{name}={number} must be a whole number of at least 1")
     if value % unit:
         near = [n for n in (value // unit * unit, (value // unit + 1) * unit) if n]
-        raise ValueError(f"{key}={value} is not a multiple of {whose}: {' or '.join(map(str, near))} would be")
+        raise ValueError(f"{key}={value} is not a multiple of {unit_in_words}: {' or '.join(map(str, near))} would be")
 
 
 RULES: dict[str, Callable[..., int]] = {"heads": heads, "kv_heads": kv_heads, "ffn": ffn, "blocks": blocks}

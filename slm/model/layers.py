@@ -16,7 +16,7 @@ from slm.model.config import ModelConfig
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Do `F.linear`, or, when compiled for one row on a CPU, an elementwise product and a sum."""
+    """Return `F.linear`. If compiled for one row on a CPU, it is computed as an elementwise product and a sum."""
     if torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == weight.shape[1]:
         # The sum reads the weight at memory bandwidth. The libraries' matrix-vector products reach less than half of
         # this bandwidth (docs/log.md, 2026-11-22).
@@ -34,7 +34,7 @@ class Linear(nn.Linear):
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """Return x / rms(x) over the last axis (arXiv:1910.07467) in float32, or in float64 if x is float64."""
+    """Return x / rms(x) over the last axis (arXiv:1910.07467), in float32, or in float64 if x is float64."""
     x = x if x.dtype == torch.float64 else x.float()
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 

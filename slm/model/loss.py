@@ -1,9 +1,9 @@
 """Head and cross-entropy in chunks of tokens, so that the full (tokens x vocabulary) float32 logits never exist.
 
 Notable: gradients are computed in the *forward* pass, while a chunk's logits exist. So the backward pass only scales
-them and need not repeat the head's matmul, as it would with recomputation. If the loss is compiled, the steps between
-the matmuls of a chunk read and write the logits about twice instead of ten times. Sums are in float32 at least, for any
-dtype of the matmuls. `torch.nn.functional.linear_cross_entropy` is wrong in torch 2.13 for bfloat16 on a CPU.
+them, and does not compute the logits again. If the loss is compiled, the steps between the matmuls of a chunk read and
+write the logits about twice instead of ten times. Sums are in float32 at least, whatever the dtype of the matmuls.
+`torch.nn.functional.linear_cross_entropy` is not used, because torch 2.13 computes it wrongly for bfloat16 on a CPU.
 
 Legend: N tokens (batch and sequence flattened), D hidden, V vocabulary, n tokens of one chunk.
 """
@@ -18,8 +18,8 @@ from torch import Tensor
 
 IGNORE = -100  # a target that is not scored, as in `torch.nn.functional.cross_entropy`
 CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
-"""Tokens per chunk. On a CPU, fewer make adding up the head's gradient too expensive (V = 32000), and more do not fit
-the processor's cache (docs/log.md, 2026-11-21). A GPU needs larger matmuls; its size was not measured."""
+"""Tokens per chunk. On a CPU, smaller chunks spend too long on adding up the head's gradient (V = 32,000), and larger
+ones do not fit the processor's cache (docs/log.md, 2026-11-21). A GPU needs larger matmuls; 2,048 was not measured."""
 
 
 def _chunks(hidden_ND: Tensor) -> Iterator[slice]:
@@ -28,29 +28,29 @@ def _chunks(hidden_ND: Tensor) -> Iterator[slice]:
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the dtype in which `hidden` is multiplied: autocast's, or without autocast its own."""
+    """Return the dtype of the matmuls: autocast's if it is on, else that of `hidden`."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-def chunk_loss(x_nD: Tensor, w_VD: Tensor, targets_n: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the summed loss of a chunk, and the gradients of this sum / `scored` for x (n, D) and w (V, D).
+def chunk_loss(x_nD: Tensor, w_VD: Tensor, targets_n: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the summed loss of a chunk, and the gradients of (this sum / `divisor`) for x (n, D) and w (V, D).
 
     This is a separate function so that it can be compiled and then passed to `cross_entropy`.
     """
-    exact = torch.float64 if x_nD.dtype == torch.float64 else torch.float32
+    sum_dtype = torch.float64 if x_nD.dtype == torch.float64 else torch.float32
     is_scored = (targets_n != IGNORE)[:, None]
     target = targets_n.clamp(min=0)[:, None]
-    logits = (x_nD @ w_VD.T).to(exact)
+    logits = (x_nD @ w_VD.T).to(sum_dtype)
     log_z = logits.logsumexp(-1, keepdim=True)
     loss = ((log_z - logits.gather(1, target)) * is_scored).sum()
     if torch.compiler.is_compiling():
         is_target = torch.arange(w_VD.shape[0], device=x_nD.device) == target  # can be fused, unlike a scatter
-        grad_logits = (logits - log_z).exp() - is_target.to(exact)
+        grad_logits = (logits - log_z).exp() - is_target.to(sum_dtype)
     else:
         grad_logits = logits.sub_(log_z).exp_()  # softmax, in place of the logits
         grad_logits.scatter_add_(1, target, -torch.ones_like(log_z))
-    grad_logits = grad_logits.mul_(is_scored.to(exact) / scored).to(x_nD.dtype)
+    grad_logits = grad_logits.mul_(is_scored.to(sum_dtype) / divisor).to(x_nD.dtype)
     return loss, grad_logits @ w_VD, grad_logits.T @ x_nD
 
 
@@ -65,23 +65,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         targets_N: Tensor,
         dtype: torch.dtype,
-        of_chunk: ChunkLoss,
+        chunk_function: ChunkLoss,
         grad_scale: Tensor | None,
     ) -> Tensor:
         x, w = hidden_ND.to(dtype), weight_VD.to(dtype)
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
-        total = x.new_zeros((), dtype=exact)
-        scored = (targets_N != IGNORE).sum().clamp(min=1)
-        divisor = scored if grad_scale is None else scored / grad_scale  # of the gradients
+        sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        total = x.new_zeros((), dtype=sum_dtype)
+        num_scored = (targets_N != IGNORE).sum().clamp(min=1)
+        divisor = num_scored if grad_scale is None else num_scored / grad_scale  # of the gradients
         grad_x = torch.empty_like(x)
-        grad_w = torch.zeros_like(w, dtype=exact)
+        grad_w = torch.zeros_like(w, dtype=sum_dtype)
         for chunk in _chunks(x):
-            loss, grad_x[chunk], grad_w_chunk = of_chunk(x[chunk], w, targets_N[chunk], divisor)
+            loss, grad_x[chunk], grad_w_chunk = chunk_function(x[chunk], w, targets_N[chunk], divisor)
             total += loss
             grad_w += grad_w_chunk
         ctx.save_for_backward(grad_x, grad_w)
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
-        return total / scored
+        return total / num_scored
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
@@ -95,16 +95,17 @@ def cross_entropy(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     targets_N: Tensor,
-    of_chunk: ChunkLoss = chunk_loss,
+    chunk_function: ChunkLoss = chunk_loss,
     grad_scale: Tensor | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy of `hidden @ weight.T` in nats per scored token; a scalar, float32 or better.
 
-    Targets equal to `IGNORE` are not scored. Under autocast the matmuls run in its dtype. `of_chunk` is `chunk_loss`,
-    compiled or not. `grad_scale`, a scalar, multiplies all gradients but not the loss. A factor on the loss would come
-    too late, because gradients are already computed here, and float16 may have rounded them to zero.
+    Targets equal to `IGNORE` are not scored. Under autocast the matmuls run in its dtype. `chunk_function` is
+    `chunk_loss`, compiled or not. `grad_scale`, a scalar, multiplies all gradients but not the loss. A factor on the
+    loss would come too late, because gradients are already computed here, and float16 may have rounded them to zero.
     """
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, compute_dtype(hidden_ND), of_chunk, grad_scale)
+    dtype = compute_dtype(hidden_ND)
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, dtype, chunk_function, grad_scale)
 
 
 @torch.no_grad()
@@ -112,10 +113,10 @@ def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Ten
     """Return the cross-entropy in nats of each token, (N,), float32 or better, without gradient; 0 for `IGNORE`."""
     dtype = compute_dtype(hidden_ND)
     x, w = hidden_ND.to(dtype), weight_VD.to(dtype)
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     losses = []
     for chunk in _chunks(x):
-        logits = (x[chunk] @ w.T).to(exact)
+        logits = (x[chunk] @ w.T).to(sum_dtype)
         target_logits = logits.gather(1, targets_N[chunk].clamp(min=0)[:, None])
         chunk_losses = (logits.logsumexp(-1, keepdim=True) - target_logits).squeeze(1)
         losses.append(chunk_losses * (targets_N[chunk] != IGNORE))

@@ -21,26 +21,28 @@ Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (T, C/2)
 
 def document_starts(documents_BT: Tensor) -> Tensor:
     """Return (B, T) positions at which each token's document starts. Document numbers must not decrease along T."""
-    return torch.searchsorted(documents_BT.contiguous(), documents_BT.contiguous())
+    return torch.searchsorted(documents_BT.contiguous(), documents_BT.contiguous())  # first position of the number
 
 
 FLEX_BLOCK = 128  # queries, and keys, per block of FlexAttention's mask; the default of torch
 
 
 def document_block_mask(starts_BT: Tensor) -> BlockMask:
-    """Return FlexAttention's mask with which a query sees the keys from its document's start up to its own.
+    """Return FlexAttention's mask: a query sees the keys from its document's start up to the query's own position.
 
     T must be a multiple of `FLEX_BLOCK`. Torch's `create_block_mask` evaluates all B T T pairs. Because starts do not
-    decrease, the first and the last start in a block of queries are enough here.
+    decrease along T, the first and the last start in a block of queries are enough here.
     """
     from torch.nn.attention.flex_attention import BlockMask  # imports the compiler, which takes 1.4 s
 
     T = starts_BT.shape[1]
     starts_BNc = starts_BT.unflatten(1, (-1, FLEX_BLOCK))
     lowest_BN1, highest_BN1 = starts_BNc[..., :1], starts_BNc[..., -1:]
-    begin_N = torch.arange(0, T, FLEX_BLOCK, device=starts_BT.device)
-    full_BNN = (begin_N < begin_N[:, None]) & (begin_N >= highest_BN1)  # (query block, key block)
-    touched_BNN = (begin_N <= begin_N[:, None]) & (begin_N + FLEX_BLOCK > lowest_BN1)
+    key_begin_N = torch.arange(0, T, FLEX_BLOCK, device=starts_BT.device)
+    query_begin_N1 = key_begin_N[:, None]
+    # (query block, key block): whether each query sees all keys of the block, or any query sees any of its keys.
+    full_BNN = (key_begin_N < query_begin_N1) & (key_begin_N >= highest_BN1)
+    touched_BNN = (key_begin_N <= query_begin_N1) & (key_begin_N + FLEX_BLOCK > lowest_BN1)
 
     def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key >= starts_BT[b, query])
@@ -51,15 +53,15 @@ def document_block_mask(starts_BT: Tensor) -> BlockMask:
 
 
 def _counts_and_order(blocks_BNN: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the number of true blocks in each row, and the order in which FlexAttention visits blocks; (B, 1, ...)."""
+    """Return for each row the number of true blocks, (B, 1, N), and the indices of blocks, true ones first."""
     order_BNN = blocks_BNN.int().argsort(dim=-1, descending=True, stable=True)
     return blocks_BNN.sum(-1, dtype=torch.int32)[:, None], order_BNN.int()[:, None]
 
 
-def starts_in_blocks(starts_BT: Tensor, N: int, c: int) -> Tensor:
-    """Return the starts in blocks, (B, N, c). Padding of the last block belongs to the last document."""
-    places = torch.arange(N * c, device=starts_BT.device).clamp(max=starts_BT.shape[1] - 1)
-    return starts_BT[:, places].unflatten(1, (N, c))
+def split_starts(starts_BT: Tensor, N: int, c: int) -> Tensor:
+    """Return the starts split into blocks, (B, N, c). Padding of the last block belongs to the last document."""
+    indices = torch.arange(N * c, device=starts_BT.device).clamp(max=starts_BT.shape[1] - 1)
+    return starts_BT[:, indices].unflatten(1, (N, c))
 
 
 class ChunkDocuments(NamedTuple):
@@ -77,7 +79,7 @@ class ChunkDocuments(NamedTuple):
 
 def documents_in_chunks(starts_BT: Tensor, n: int, c: int) -> ChunkDocuments:
     """Return the limits for n chunks of c tokens, given the position at which each token's document starts."""
-    starts_Bnc = starts_in_blocks(starts_BT, n, c)
+    starts_Bnc = split_starts(starts_BT, n, c)
     positions_nc = torch.arange(n * c, device=starts_BT.device).view(n, c)
     before_Bncc = positions_nc[:, None] < starts_Bnc[..., None]
     reads_Bnc = starts_Bnc < positions_nc[:, :1]
@@ -98,16 +100,16 @@ def rotary_table(config: ModelConfig, start: int | Tensor, length: int, like: Te
 
 
 def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor, style: str) -> Tensor:
-    """Rotate each pair of channels by its angle (arXiv:2104.09864, eq. 34), in the precision of the table.
+    """Rotate each pair of channels (x, y) by its angle (arXiv:2104.09864, eq. 34), in the precision of the table.
 
     `style` "half" pairs channel i with channel i + C/2; any other style pairs neighbours.
     """
     if style == "half":
-        a, b = x_BHTC.chunk(2, dim=-1)
-        rotated = torch.cat((a * cos_TC - b * sin_TC, b * cos_TC + a * sin_TC), dim=-1)
+        x, y = x_BHTC.chunk(2, dim=-1)
+        rotated = torch.cat((x * cos_TC - y * sin_TC, y * cos_TC + x * sin_TC), dim=-1)
     else:
-        a, b = x_BHTC[..., 0::2], x_BHTC[..., 1::2]
-        rotated = torch.stack((a * cos_TC - b * sin_TC, b * cos_TC + a * sin_TC), dim=-1).flatten(-2)
+        x, y = x_BHTC[..., 0::2], x_BHTC[..., 1::2]
+        rotated = torch.stack((x * cos_TC - y * sin_TC, y * cos_TC + x * sin_TC), dim=-1).flatten(-2)
     return rotated.type_as(x_BHTC)
 
 
@@ -119,4 +121,4 @@ def alibi_slopes(num_heads: int) -> list[float]:
     """
     lower = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * i / lower) for i in range(1, lower + 1)]
-    return slopes + [2 ** (-4 * i / lower) for i in range(1, 2 * (num_heads - lower), 2)]
+    return slopes + [2 ** (-8 * i / (2 * lower)) for i in range(1, 2 * (num_heads - lower), 2)]

@@ -1,4 +1,4 @@
-"""What the scripts share: a user's mistake becomes one sentence and exit code 1; every run gets its own folder.
+"""Code that all scripts share: a user's mistake becomes one sentence and exit code 1; each run gets its own folder.
 
 Imports no torch. HYDRA_FULL_ERROR=1 or SLM_TRACEBACKS=1 shows where an error came from.
 """
@@ -27,10 +27,10 @@ GPU_MEMORY_SHARE = "SLM_GPU_MEMORY_SHARE"
 def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:
     """Run a Hydra `main`, which appends to `exit_codes`, and exit with the first code that is not 0."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # the encoding of a pipe on Windows may lack characters of a sample
+        if isinstance(stream, io.TextIOWrapper):  # a pipe's encoding on Windows may lack characters of a generated text
             stream.reconfigure(errors="replace")
     # With HYDRA_FULL_ERROR=1 Hydra raises its errors instead of printing them over many lines. SLM_TRACEBACKS keeps the
-    # user's value of HYDRA_FULL_ERROR, also for the processes that Lightning starts, which inherit both.
+    # user's value of HYDRA_FULL_ERROR. The processes that Lightning starts inherit both.
     os.environ.setdefault("SLM_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

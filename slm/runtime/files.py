@@ -31,7 +31,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Return when a file or folder is on the disk. Does nothing for folders on Windows."""
+    """Write a file or folder from the system's cache to the disk. Does nothing for folders on Windows."""
     try:
         # Windows syncs only files that are open for writing, and cannot open a folder.
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -79,7 +79,7 @@ def _not_writable(output_dir: Path, error: OSError) -> ValueError:
 
 @contextmanager
 def locked(folder: Path, user: str) -> Iterator[None]:
-    """Make an output directory and hold its lock. Raises `ValueError` if another process, a `user`, holds it."""
+    """Make an output directory and hold its lock. Raises `ValueError` if another process, called a `user`, holds it."""
     from filelock import FileLock, Timeout
 
     try:

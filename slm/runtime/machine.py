@@ -71,9 +71,9 @@ def why_not_compiled(device: str) -> str | None:
 
 
 def unusable_gpu() -> str | None:
-    """Return a clause that says why torch cannot use an NVIDIA GPU of this machine; None if there is no such GPU.
+    """Return a clause that says why torch cannot use an NVIDIA GPU of this machine.
 
-    A GPU that CUDA_VISIBLE_DEVICES hides does not count.
+    Returns None if torch can use it, if there is no GPU, or if CUDA_VISIBLE_DEVICES hides it.
     """
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if torch.cuda.is_available() or is_hidden or not (any(DEVICES.glob("nvidia[0-9]*")) or _nvidia_smi_lists_gpus()):
@@ -87,7 +87,7 @@ def unusable_gpu() -> str | None:
 
 
 def _nvidia_smi_lists_gpus() -> bool:
-    """Whether nvidia-smi finds a GPU, which has no device file in WSL. The program may be present without a GPU."""
+    """Whether nvidia-smi finds a GPU; in WSL a GPU has no device file. The program may be present without a GPU."""
     with suppress(OSError, subprocess.SubprocessError):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=10, check=False)
         return listed.stdout.startswith("GPU ")
@@ -100,7 +100,7 @@ def has_mps() -> bool:
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """Return the CPU for Apple's GPU, which lacks float64, and any other device itself."""
+    """Return the device, or the CPU in place of Apple's GPU, which lacks float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
@@ -148,7 +148,7 @@ def reset_peak_memory() -> None:
 
 
 def resident_bytes() -> int | None:
-    """Return the memory that torch uses on the GPU, or, if it uses no GPU, what this process uses in RAM (or None)."""
+    """Return the memory that torch uses on the GPU. If it uses no GPU, return that of this process in RAM, or None."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.memory_allocated()
     return _mps_bytes() or rss()

@@ -22,7 +22,7 @@ def say(message: str) -> None:
 
 
 class Progress:
-    """Shows how many of the `total` units of a task are done (None: unknown). Its context restores the terminal."""
+    """Shows how many of the `total` units of a task are done; None if unknown. Use it in a `with` statement."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Progress:
         shown: bool = True,
     ) -> None:
         self.task, self.total, self.unit = task, total, unit
-        self.start = self.done = start
+        self.start, self.done = start, start
         self.file, self.shown = file or sys.stderr, shown
         self.bar = _bar(self.file) if shown and self.file.isatty() else None
         self.bar_task: Any = None
@@ -48,8 +48,8 @@ class Progress:
         self.end()
 
     def begin(self, start: float) -> None:
-        """Start the clock and the bar, with `start` units done already."""
-        self.start = self.done = start
+        """Start the clock and the bar; `start` units are done already."""
+        self.start, self.done = start, start
         self.start_time = self.last_log_time = time.monotonic()
         if self.bar:
             self.bar_task = self.bar.add_task(self.task, total=self.total, completed=int(start), amount="")
@@ -67,7 +67,7 @@ class Progress:
     def update(
         self, done: float, status: str = "", *, task: str | None = None, total: float | None = None, log: bool = False
     ) -> None:
-        """Show that `done` units are done, with a `status` in words. With `log`, print a line in any case."""
+        """Show that `done` units are done, with a `status` in words. With `log`, print a line even beside the bar."""
         if not self.shown:
             return
         self.done = done

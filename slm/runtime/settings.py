@@ -66,7 +66,7 @@ BELOW_ONE = Kind("a number above 0 and below 1", lambda value: is_number(value) 
 SHARE = Kind("a share from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
 BETAS = Kind(
     "two numbers of at least 0 and below 1",
-    lambda value: isinstance(value, list) and len(value) == 2 and all(is_number(b) and 0 <= b < 1 for b in value),
+    lambda value: isinstance(value, list) and len(value) == 2 and all(is_number(x) and 0 <= x < 1 for x in value),
 )
 
 SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}

@@ -12,7 +12,9 @@ from pathlib import Path
 
 def num_cores() -> int:
     """Return the number of cores that this process may use; on macOS and Windows, the number of all cores."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def machine_memory() -> int | None:
@@ -43,12 +45,12 @@ def reset_peak_rss() -> None:
 
 
 def rss() -> int | None:
-    """Return the bytes of this process that are resident in RAM; on macOS their peak so far, on Windows None."""
+    """Return the bytes of this process in RAM; on macOS their peak so far, on Windows None."""
     return _status_bytes("VmRSS") or peak_rss()
 
 
 def peak_rss() -> int | None:
-    """Return the peak of the resident bytes since the last reset; None if unknown, as on Windows."""
+    """Return the peak of `rss` since the last `reset_peak_rss`; None if unknown, as on Windows."""
     if peak := _status_bytes("VmHWM"):
         return peak
     with suppress(ImportError):

@@ -126,7 +126,7 @@ def yes_or_no(value: Any) -> str:
 
 
 def size_words(size: Any) -> str:
-    """Say what N counts, such as `all parameters`; `size` is the column from which N was read."""
+    """Return what N counts, such as `all parameters`; `size` is the column from which N was read."""
     return SIZE_IN_SENTENCES.get(str(size), "parameters")
 
 

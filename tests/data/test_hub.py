@@ -4,7 +4,7 @@ import time
 import pytest
 
 from slm.data import hub, prepare
-from slm.data.hub import bounded, joined
+from slm.data.hub import join_rows, limited
 
 UNREACHABLE = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # the discard port: nothing listens
 
@@ -32,8 +32,8 @@ def test_articles_of_wikitext_are_put_together_from_its_lines(config):
     first = [" = Valkyria = \n", "", " First . \n", " = = Story = = \n", " More . \n"]
     second = [" = Tower = \n", " Other . \n"]
     rows, start = ["", *first, *second], config("data", "wikitext2")["document_start"]
-    assert list(joined(rows, start)) == ["", "".join(first), "".join(second)]
-    assert list(joined(rows, None)) == rows
+    assert list(join_rows(rows, start)) == ["", "".join(first), "".join(second)]
+    assert list(join_rows(rows, None)) == rows
 
 
 def test_limits_stop_the_stream():
@@ -41,10 +41,10 @@ def test_limits_stop_the_stream():
         yield from ["four", "five5", "six666"]
         raise AssertionError("read too far")
 
-    assert list(bounded(texts(), 2, None)) == ["four", "five5"]
-    assert list(bounded(texts(), 3, None)) == ["four", "five5", "six666"]
-    assert list(bounded(texts(), None, 5)) == ["four", "five5"]
-    assert list(bounded(["a", "b"], None, None)) == ["a", "b"]
+    assert list(limited(texts(), 2, None)) == ["four", "five5"]
+    assert list(limited(texts(), 3, None)) == ["four", "five5", "six666"]
+    assert list(limited(texts(), None, 5)) == ["four", "five5"]
+    assert list(limited(["a", "b"], None, None)) == ["a", "b"]
 
 
 @pytest.fixture

@@ -196,9 +196,9 @@ def test_all_validation_batches_have_one_shape(stream_of):
 @given(texts=st.lists(st.lists(st.integers(3, 9), min_size=1, max_size=6), min_size=1, max_size=6), at=st.integers(0))
 def test_a_window_numbers_its_documents_in_order_with_the_mark_before_a_text_in_its_document(bos, texts, at):
     tokenizer = Tokenizer("digits", CONTENT, bos=bos, eos="2")
-    stream, owner = list(tokenizer.opening), [0] * len(tokenizer.opening)
+    stream, owner = list(tokenizer.ids_before_stream), [0] * len(tokenizer.ids_before_stream)
     for number, ids in enumerate(texts):
-        frame = tokenizer.framed(ids)
+        frame = tokenizer.with_begin_and_end(ids)
         stream += frame
         owner += [number] * len(frame)
         if bos != "1":

@@ -144,7 +144,7 @@ def visible_pairs(config: ModelConfig, block: int, T: int) -> int:
         "L": lambda t, s: t // config.chunk_size == s // config.chunk_size,
         "G": lambda t, s: t // config.chunk_size == s // config.chunk_size,
     }
-    return sum(rules[config.mixers[block]](t, s) for t in range(T) for s in range(t + 1))
+    return sum(rules[config.mixer_letters[block]](t, s) for t in range(T) for s in range(t + 1))
 
 
 def computed_pairs(config: ModelConfig, letter: str, T: int) -> tuple[int, int]:
@@ -163,7 +163,7 @@ def counted_flops(config: ModelConfig, length: int) -> int:
         Decoder(config)(torch.zeros(1, length, dtype=torch.long))
     uncounted, C, N = 0, config.head_width, config.state_size
     for block in config.block_uses:
-        letter = config.mixers[block]
+        letter = config.mixer_letters[block]
         computed, tokens = computed_pairs(config, letter, length)
         a_pair, a_token = 4 * config.num_heads * C, 0
         if letter == "L":

@@ -98,7 +98,7 @@ def test_sparse_attention_is_softmax_over_its_pattern_within_the_document(
     t, s = torch.arange(T)[:, None], torch.arange(T)
     pattern = (s <= t) & ((t // block == s // block) | (s % stride == stride - 1))
     visible_BTT = pattern & same_document(documents_BT)
-    found = sparse_attention(q, k, v, (block, stride), 0, 0, 0.3, slopes, document_starts(documents_BT))
+    found = sparse_attention(q, k, v, (block, stride), 0, 0.3, slopes, document_starts(documents_BT))
     expected = [dense(q[b : b + 1], k[b : b + 1], v[b : b + 1], visible_BTT[b], 0.3, slopes) for b in range(B)]
     torch.testing.assert_close(found, torch.cat(expected), **EXACT)
 

@@ -55,8 +55,7 @@ def test_sparse_attention_is_softmax_over_the_block_and_the_columns(
     slopes = alibi_slopes(K * G) if alibi else []
     rule = sees(T, S, lambda t, s: t // block == s // block or s % stride == stride - 1)
     kept = torch.tensor([*range(stride - 1, first, stride), *range(first, S)])
-    columns = first // stride
-    found = sparse_attention(q, k[:, :, kept], v[:, :, kept], (block, stride), columns, past - first, 0.3, slopes)
+    found = sparse_attention(q, k[:, :, kept], v[:, :, kept], (block, stride), past, 0.3, slopes)
     torch.testing.assert_close(found, dense(q, k, v, rule, 0.3, slopes), **EXACT)
 
 

@@ -102,7 +102,7 @@ def test_compiled_blocks_keep_values(config: ModelConfig, few_compilations: None
     torch._dynamo.utils.counters.clear()
     decoder.compile_blocks()
     torch.testing.assert_close(decoder.loss(tokens[:, :-1], tokens[:, 1:]), expected)
-    kinds = set(zip(config.mixers, config.windows, strict=True))
+    kinds = set(zip(config.mixer_letters, config.windows, strict=True))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(kinds) + 1  # the loss of a chunk
 
 

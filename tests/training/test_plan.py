@@ -89,7 +89,7 @@ def test_the_plan_states_the_memory_that_a_cache_then_takes(pattern: str) -> Non
 
     def cache_bytes(tokens: int, letters: str) -> int:
         cache = KVCache(plan.model, batch_size=1, max_length=tokens, dtype=torch.bfloat16)
-        memories = zip(plan.model.mixers, cache.memories, strict=True)
+        memories = zip(plan.model.mixer_letters, cache.memories, strict=True)
         return sum(t.nbytes for letter, memory in memories if letter in letters for t in memory.tensors)
 
     stated = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+)(?: bytes| after [\d,]+ \()", line)]

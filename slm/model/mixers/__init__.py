@@ -50,7 +50,8 @@ def register_mixer(letter: str, mixer: type[Any], *, has_scores: bool = False, h
     `has_scores` and `has_qk_norm` say whether the fields `position` and `qk_norm` have an effect on the mixer.
     """
     other = MIXERS[letter].mixer if letter in MIXERS else None
-    is_same = isinstance(other, type) and other.__qualname__ == mixer.__qualname__  # a notebook's cell was run again
+    # The same class is registered twice if a cell of a notebook is run again.
+    is_same = isinstance(other, type) and other.__qualname__ == mixer.__qualname__
     if len(letter) != 1 or not letter.isalpha() or (other and not is_same):
         raise ValueError(f"register_mixer({letter!r}, {mixer.__name__}): give one letter, none of {', '.join(MIXERS)}")
     MIXERS[letter] = RegisteredMixer(mixer, has_scores, has_qk_norm)

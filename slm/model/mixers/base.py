@@ -17,12 +17,12 @@ from slm.model.positions import Rotary, rotate
 
 
 class Memory:
-    """What one use of a block remembers of earlier tokens. `Mixer.make_memory` makes it; `Mixer.forward` adds to it."""
+    """What a block remembers of earlier tokens. A shared block has a memory for each of its uses in a forward pass."""
 
     tensors: tuple[Tensor, ...]  # all tensors of the memory
 
     def past(self) -> tuple[Tensor, ...]:
-        """Return what `Mixer.step` must know of the tokens so far, without copying it."""
+        """Return the tensors with which `Mixer.step` computes the next token; they are not copies."""
         raise NotImplementedError
 
     def append(self, new: Sequence[Tensor]) -> None:
@@ -30,13 +30,13 @@ class Memory:
         raise NotImplementedError
 
     def select(self, source: Any, rows: Tensor) -> None:
-        """Copy row `rows[r]` of `source`, a memory of the same mixer and no more room, to row r."""
+        """Copy row `rows[r]` of `source`, a memory of the same mixer that is not longer than this one, to row r."""
         raise NotImplementedError
 
     def past_at(self, length: Tensor) -> tuple[Tensor, ...]:
-        """Return `past` for a CUDA graph: shapes must never change, nor may Python numbers, which a graph freezes.
+        """Return `past` for use in a CUDA graph, which freezes shapes and Python numbers, so neither may change.
 
-        `length` is the number of tokens so far, on the device. Without this method no graph is used.
+        `length` is the number of tokens so far, as a tensor on the device. Without this method no graph is used.
         """
         raise NotImplementedError
 
@@ -44,7 +44,7 @@ class Memory:
         """Do `append` in a CUDA graph, but without counting the token."""
         raise NotImplementedError
 
-    def count(self) -> None:
+    def count_token(self) -> None:
         """Count one token that `append_at` has added."""
 
 
@@ -93,8 +93,8 @@ class Mixer(nn.Module):
         """(B, T, D) -> (B, T, D), where output t depends only on inputs up to t.
 
         With a `memory` from `make_memory`, the T tokens come after the tokens in the memory, and are added to it.
-        `starts_BT` has for each token the position at which its document starts; no earlier token may influence it. It
-        is never given together with a memory.
+        `starts_BT` has for each token the position at which its document starts. Tokens before that position must not
+        influence the output. `memory` and `starts_BT` are never given together.
         """
         raise NotImplementedError
 
@@ -115,7 +115,7 @@ class Mixer(nn.Module):
 
     @classmethod
     def num_params(cls, config: ModelConfig) -> tuple[int, int]:
-        """Count the weights of linear maps, each used once per token, and all other parameters (biases, gains, ...)."""
+        """Return the number of weights of linear maps, used once per token, and of all other parameters."""
         raise NotImplementedError
 
     @classmethod
@@ -139,20 +139,21 @@ class Mixer(nn.Module):
         return State(cls.state_shapes(config), batch_size, **like)
 
 
-def triangle(n: int) -> float:
-    """Return the number of (query, key) pairs of n tokens in which the key is not after the query."""
+def num_causal_pairs(n: int) -> float:
+    """Return the number of causal (query, key) pairs of n tokens: the key is not after the query."""
     return n * (n + 1) / 2
 
 
-def block_pairs(T: int, block: int) -> float:
-    """Return the number of such pairs of T tokens that lie within one block of `block` tokens."""
-    return T // block * triangle(block) + triangle(T % block)
+def causal_pairs_in_blocks(T: int, block: int) -> float:
+    """Return the number of causal pairs of T tokens that lie within one block of `block` tokens."""
+    return T // block * num_causal_pairs(block) + num_causal_pairs(T % block)
 
 
 class Projections(Mixer):
     """Grouped-query projections (arXiv:2305.13245) with optional norms and rotation. Tensor names are Llama's."""
 
-    rope = False  # whether queries and keys are rotated
+    rope = False
+    """Whether queries and keys are rotated; subclasses set it."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)

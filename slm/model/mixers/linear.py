@@ -4,9 +4,8 @@ y_t = phi(q_t) S_t / (phi(q_t) z_t) with the state S_t = S_(t-1) + phi(k_t) v_t^
 
 Notable: in training, tokens of a chunk see each other through a masked matrix of scores, and all earlier tokens through
 the state. Decoding uses only the state. With documents, the state holds only the document that is still open. All
-weights are positive, so y is a weighted mean of values, and `EPSILON` matters only where 0 / 0 would arise. `position`
-(rope, alibi) has no effect: order enters through causality and through other layers. `attention_multiplier` has no
-effect either, because a factor on phi(q) cancels.
+weights are positive, so y is a weighted mean of values; `EPSILON` only prevents 0 / 0. `position` (rope, alibi) has no
+effect: order enters through causality and through other layers. `attention_multiplier` cancels.
 
 Legend: B batch, T tokens, H query heads, K key/value heads, G = H/K, C head_dim, n chunks of c tokens.
 """
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slm.model.config import ModelConfig
-from slm.model.mixers.base import Projections, block_pairs
+from slm.model.mixers.base import Projections, causal_pairs_in_blocks
 from slm.model.positions import Rotary, documents_in_chunks
 
 EPSILON = 1e-6  # added to the normaliser, as in the authors' code
@@ -52,7 +51,7 @@ class LinearAttention(Projections):
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
-        in_chunks = 4 * config.num_heads * config.head_width * block_pairs(T, config.chunk_size)
+        in_chunks = 4 * config.num_heads * config.head_width * causal_pairs_in_blocks(T, config.chunk_size)
         states = 2 * (config.num_heads + config.kv_heads) * config.head_width**2 * T  # read by queries, written by keys
         return in_chunks + states
 
@@ -70,9 +69,9 @@ def feature(x: Tensor) -> Tensor:
 def chunkwise(
     q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, chunk: int, state: Any, starts_BT: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return linear attention y (B, H, T, C) of T tokens, given features of queries and keys, and the state after them.
+    """Return linear attention y (B, H, T, C) of T tokens, and the state after them: S (B, K, C, C) and z (B, K, C).
 
-    The state is S (B, K, C, C) and z (B, K, C). `state` is the state before the tokens, or None.
+    `q_BHTC` and `k_BKTC` are features, phi(q) and phi(k). `state` is the state before the tokens, or None.
     """
     (B, H, T, C), K = q_BHTC.shape, k_BKTC.shape[1]
     sum_dtype = torch.float64 if v_BKTC.dtype == torch.float64 else torch.float32
@@ -82,13 +81,14 @@ def chunkwise(
     q = F.pad(q_BHTC, (0, 0, 0, padding)).view(B, K, H // K, n, c, C).transpose(2, 3).reshape(B, K, n, -1, C)
     k, v = (F.pad(x, (0, 0, 0, padding)).unflatten(2, (n, c)) for x in (k_BKTC, v_BKTC))
     masked = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
-    q_reading, k_writing = q, k  # queries that read the state, keys written into it
+    q_reading, k_writing = q, k  # 0 for queries that do not read the state and keys that are not written into it
     carries_Bn = None
     if starts_BT is not None:
         documents = documents_in_chunks(starts_BT, n, c)
         masked = masked | documents.before_Bncc[:, None, :, None]
         q_reading = q * documents.reads_Bnc.repeat(1, 1, H // K)[:, None, ..., None]
-        k_writing, carries_Bn = k * documents.writes_Bnc[:, None, ..., None], documents.carries_Bn
+        k_writing = k * documents.writes_Bnc[:, None, ..., None]
+        carries_Bn = documents.carries_Bn
 
     written = (k_writing.transpose(-2, -1) @ v).to(sum_dtype)
     S = _states_before(written, state[0] if state else None, carries_Bn)
@@ -102,12 +102,12 @@ def chunkwise(
     return y.reshape(B, H, n * c, C)[:, :, :T], S[:, :, -1], z[:, :, -1]
 
 
-def _states_before(written: Tensor, start: Tensor | None, carries_Bn: Tensor | None) -> Tensor:
+def _states_before(written: Tensor, first_state: Tensor | None, carries_Bn: Tensor | None) -> Tensor:
     """Return the state before each chunk, then the state after the last chunk, (B, K, n + 1, ...).
 
-    A state is `start` plus what the chunks so far wrote. A chunk that does not carry the state begins a new sum.
+    A state is `first_state` plus what the chunks so far wrote. A chunk that does not carry the state begins a new sum.
     """
-    initial = torch.zeros_like(written[:, :, :1]) if start is None else start[:, :, None]
+    initial = torch.zeros_like(written[:, :, :1]) if first_state is None else first_state[:, :, None]
     if carries_Bn is None:
         return torch.cat([initial, initial + written.cumsum(2)], dim=2)
     sums = [initial]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slm.model.config import ModelConfig
-from slm.model.mixers.base import Memory, Projections, triangle
+from slm.model.mixers.base import Memory, Projections, num_causal_pairs
 from slm.model.positions import Rotary, alibi_slopes
 
 # Up to this many tokens, a CPU uses `matmul_attention`, in blocks of at least CPU_QUERY_BLOCK queries, because SDPA's
@@ -50,7 +50,7 @@ def causal_attention(
     """Return softmax(scale q k^T - slope distance) v, (B, H, T, C), where query t sees keys 0 .. S - T + t.
 
     `slopes` has one number per query head, or is empty for scores without bias. `starts_BT`, only for T = S, has the
-    first key that each query sees. Without slopes, it may instead be the `document_block_mask` of these starts.
+    first key that each query sees. Without slopes, the `document_block_mask` of these starts may take its place.
     """
     T, S = q_BHTC.shape[2], k_BKSC.shape[2]
     if starts_BT is not None and not isinstance(starts_BT, Tensor):
@@ -104,7 +104,7 @@ def _visible(T: int, S: int, device: torch.device) -> Tensor:
 
 
 def _in_document(starts_BT: Tensor, first: int, stop: int) -> Tensor:
-    """Return (B, 1, T, stop - first), true where key number `first`, ... is not before the query's document."""
+    """Return (B, 1, T, stop - first), true where a key of [first, stop) is not before the query's document."""
     return (torch.arange(first, stop, device=starts_BT.device) >= starts_BT[..., None])[:, None]
 
 
@@ -123,7 +123,7 @@ def matmul_attention(
     window: int | None = None,
     starts_BT: Tensor | None = None,
 ) -> Tensor:
-    """Do `causal_attention` in blocks, to keys at distances below `window` if given; skips most masked scores."""
+    """Return `causal_attention` to keys at distances below `window`; blocks of queries skip most masked scores."""
     B, H, T, C = q_BHTC.shape
     K, S = k_BKSC.shape[1:3]
     G = H // K
@@ -153,19 +153,19 @@ def matmul_attention(
 class KeysAndValues(Memory):
     """Keeps all keys and values, in order. Subclasses for sliding and sparse attention keep fewer tokens."""
 
-    def __init__(self, config: ModelConfig, layer: int, batch_size: int, room: int, **like: Any) -> None:
+    def __init__(self, config: ModelConfig, layer: int, batch_size: int, num_places: int, **like: Any) -> None:
         self.config = config
-        self.alibi = "alibi" in config.layer_positions
-        self.store = torch.zeros(2, batch_size, config.kv_heads, room, config.head_width, **like)
+        self.has_alibi = "alibi" in config.layer_positions
+        self.store = torch.zeros(2, batch_size, config.kv_heads, num_places, config.head_width, **like)  # keys, values
         self.tensors = (self.store,)
         self.length = 0  # number of tokens so far
 
     def past(self) -> tuple[Tensor, ...]:
         """Return the keys and values (B, K, S, C) that the next token sees, and their distances (S,) for ALiBi."""
         k_BKSC, v_BKSC = self.store[:, :, :, : self.num_kept]
-        past = (k_BKSC, v_BKSC, self.distances()) if self.alibi else (k_BKSC, v_BKSC)
-        growing_axes = (2, 2, 0)  # marked as dynamic, so that `step` is not compiled again for each length
-        for tensor, axis in zip(past, growing_axes, strict=False):
+        past = (k_BKSC, v_BKSC, self.distances()) if self.has_alibi else (k_BKSC, v_BKSC)
+        # The axes of tokens are marked as dynamic, so that `step` is not compiled again for each length.
+        for tensor, axis in zip(past, (2, 2, 0), strict=False):  # distances may be missing
             torch._dynamo.maybe_mark_dynamic(tensor, axis)
         return past
 
@@ -187,14 +187,14 @@ class KeysAndValues(Memory):
         self.store[:, :, :, : self.num_kept] = source.store[:, :, :, : self.num_kept].index_select(1, rows)
 
     def past_at(self, length: Tensor) -> tuple[Tensor, ...]:
-        """Return all R places of the store, (B, K, R, C) for keys and for values, and which hold a token, (R,)."""
+        """Return all R places of the store, keys and values (B, K, R, C), and whether each place is in use (R,)."""
         is_kept_R = torch.arange(self.store.shape[3], device=self.store.device) < self.end_at(length)
         return self.store[0], self.store[1], is_kept_R
 
     def append_at(self, new: Sequence[Tensor], length: Tensor) -> None:
         self.store.index_copy_(3, self.place_at(length).view(1), torch.stack(tuple(new)).to(self.store.dtype))
 
-    def count(self) -> None:
+    def count_token(self) -> None:
         self.length += 1
 
     def end_at(self, length: Any) -> Any:
@@ -202,7 +202,7 @@ class KeysAndValues(Memory):
         return length
 
     def place_at(self, length: Any) -> Any:
-        """Return the place in the store for token number `length` (an int or a tensor)."""
+        """Return the place in the store for the token after `length` tokens (an int or a tensor)."""
         return self.end_at(length)
 
     @property
@@ -241,10 +241,11 @@ class SoftmaxAttention(Projections):
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BH1C, k_BK1C, v_BK1C = self.project(x_B1D, rotary)
-        past_k_BKSC, past_v_BKSC, *rest = past  # then distances (S,), or in a CUDA graph the places with tokens (S,)
+        # `rest` holds the distances (S,) with ALiBi, whether a place is in use (S,) in a CUDA graph, or nothing.
+        past_k_BKSC, past_v_BKSC, *rest = past
         q_BKGC = q_BH1C.view(len(q_BH1C), k_BK1C.shape[1], -1, q_BH1C.shape[3]) * self.config.attention_scale
-        # Sums of products are compiled into loops that read the cache without copying it. So the token's own key and
-        # value are added separately.
+        # Sums of products are compiled into loops that read the cache. A concatenation would copy the cache, so the
+        # token's own key and value are added separately.
         sum_dtype = _float32_or_wider(q_BH1C)
         past_BKGS = (q_BKGC[:, :, :, None] * past_k_BKSC[:, :, None]).sum(-1, dtype=sum_dtype)
         if self.slopes:
@@ -262,8 +263,8 @@ class SoftmaxAttention(Projections):
 
     @classmethod
     def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
-        """Return the number of pairs of a query and a key that it sees."""
-        return triangle(T)
+        """Return the number of (query, key) pairs of T tokens in which the query sees the key."""
+        return num_causal_pairs(T)
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:

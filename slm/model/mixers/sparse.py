@@ -2,12 +2,12 @@
 
 Query t sees the keys of its own block of `sparse_block` tokens up to itself, and, in earlier blocks, the last key of
 every `sparse_stride` tokens (a column). This is the paper's fixed pattern (section 4.3), with both parts merged in each
-head (section 5.1). With stride = block it is the paper's pattern with c = 1. A smaller stride spreads the block /
-stride columns evenly over a block, where the paper puts them at its end. A query sees only keys of its own document,
-but blocks and columns do not shift with the starts of documents.
+head (section 5.1). If the stride equals the block, there is one column per block, at its end, as in the paper with one
+summary position. A smaller stride spreads the columns evenly over a block, while the paper puts all of them at its end.
+A query sees only keys of its own document, but blocks and columns do not shift with the starts of documents.
 
-Notable: it takes T (block + T / stride) scores and never T x T, and decoding keeps the columns and one block. Positions
-are as in mixer F.
+Notable: attention takes T (block + T / stride) scores and never T x T, and decoding keeps the columns and one block.
+Positions are as in mixer F.
 
 Legend: B batch, T new tokens, H query heads, K key/value heads, G = H/K, C head_dim, N blocks, c tokens per block,
 M columns.
@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slm.model.config import ModelConfig
-from slm.model.mixers.base import block_pairs, triangle
+from slm.model.mixers.base import causal_pairs_in_blocks, num_causal_pairs
 from slm.model.mixers.softmax import KeysAndValues, SoftmaxAttention, alibi_bias, softmax
-from slm.model.positions import starts_in_blocks
+from slm.model.positions import split_starts
 
 
 class ColumnsAndBlock(KeysAndValues):
@@ -47,10 +47,10 @@ class ColumnsAndBlock(KeysAndValues):
 
     def append(self, new: Sequence[Tensor]) -> None:
         block, stride = self.config.sparse_block, self.config.sparse_stride
-        columns = self.columns_at(self.length)
+        num_columns = self.columns_at(self.length)
         super().append(new)
         if self.length % block == 0:
-            full_block = self.store[:, :, :, columns : columns + block]
+            full_block = self.store[:, :, :, num_columns : num_columns + block]
             full_block[:, :, :, : block // stride] = full_block[:, :, :, stride - 1 :: stride].clone()
 
     def append_at(self, new: Sequence[Tensor], length: Tensor) -> None:
@@ -58,51 +58,52 @@ class ColumnsAndBlock(KeysAndValues):
         super().append_at(new, length)
         # A graph has no branches: unless the block ends here, its first places are copied onto themselves.
         i = torch.arange(block // stride, device=self.store.device)
-        first = self.columns_at(length)
-        to = (first + i).clamp(max=self.store.shape[3] - 1)
-        source = torch.where((length + 1) % block == 0, first + (i + 1) * stride - 1, to)
-        self.store.index_copy_(3, to, self.store.index_select(3, source))
+        block_start = self.columns_at(length)
+        target = (block_start + i).clamp(max=self.store.shape[3] - 1)
+        source = torch.where((length + 1) % block == 0, block_start + (i + 1) * stride - 1, target)
+        self.store.index_copy_(3, target, self.store.index_select(3, source))
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         # Returns columns, current block and new tokens, in this order.
         block, stride = self.config.sparse_block, self.config.sparse_stride
-        columns = self.columns_at(self.length)
+        num_columns = self.columns_at(self.length)
         new_2BKTC = torch.stack((k_BKTC, v_BKTC))
         all_2BKSC = torch.cat([self.store[:, :, :, : self.num_kept], new_2BKTC], dim=3)
         block_start = self.length // block * block
         self.length += k_BKTC.shape[2]
-        finished = self.length // block * block - block_start  # tokens of blocks that are now full
-        not_columns = all_2BKSC[:, :, :, columns:]
-        new_columns = not_columns[:, :, :, stride - 1 : finished : stride]
-        kept = torch.cat([new_columns, not_columns[:, :, :, finished:]], dim=3)
-        self.store[:, :, :, columns : columns + kept.shape[3]] = kept.to(self.store.dtype)
+        num_finished = self.length // block * block - block_start  # tokens of blocks that are now full
+        after_columns = all_2BKSC[:, :, :, num_columns:]
+        new_columns = after_columns[:, :, :, stride - 1 : num_finished : stride]
+        kept = torch.cat([new_columns, after_columns[:, :, :, num_finished:]], dim=3)
+        self.store[:, :, :, num_columns : num_columns + kept.shape[3]] = kept.to(self.store.dtype)
         return all_2BKSC[0], all_2BKSC[1]
 
 
 class SparseAttention(SoftmaxAttention):
-    """Attention within blocks and to summary columns."""
+    """Attention within blocks and to columns."""
 
     memory = ColumnsAndBlock
 
     def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Tensor | None = None) -> Tensor:
-        block, stride = self.config.sparse_block, self.config.sparse_stride
-        columns, in_block = past // block * (block // stride), past % block
+        pattern = (self.config.sparse_block, self.config.sparse_stride)
         scale, slopes = self.config.attention_scale, self.slopes
-        return sparse_attention(q_BHTC, k_BKSC, v_BKSC, (block, stride), columns, in_block, scale, slopes, starts_BT)
+        return sparse_attention(q_BHTC, k_BKSC, v_BKSC, pattern, past, scale, slopes, starts_BT)
 
     @classmethod
     def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
         blocks, rest = divmod(T, config.sparse_block)
         columns_per_block = config.sparse_block // config.sparse_stride
-        earlier_blocks = config.sparse_block * triangle(blocks - 1) + rest * blocks  # summed over all queries
-        return block_pairs(T, config.sparse_block) + columns_per_block * earlier_blocks
+        earlier_blocks = config.sparse_block * num_causal_pairs(blocks - 1) + rest * blocks  # summed over all queries
+        return causal_pairs_in_blocks(T, config.sparse_block) + columns_per_block * earlier_blocks
 
     @classmethod
     def num_cached_tokens(cls, config: ModelConfig, layer: int, T: int) -> int:
         # The maximum on the way to T tokens may be at T, or when the last full block was not yet reduced to columns.
         blocks, rest = divmod(T, config.sparse_block)
-        columns = config.sparse_block // config.sparse_stride
-        return max(blocks * columns + rest, (blocks - 1) * columns + config.sparse_block if blocks else 0)
+        columns_per_block = config.sparse_block // config.sparse_stride
+        num_at_end = blocks * columns_per_block + rest
+        num_before_reduction = (blocks - 1) * columns_per_block + config.sparse_block
+        return max(num_at_end, num_before_reduction) if blocks > 0 else num_at_end
 
 
 def sparse_attention(
@@ -110,46 +111,48 @@ def sparse_attention(
     k_BKSC: Tensor,
     v_BKSC: Tensor,
     pattern: tuple[int, int],
-    columns: int,
-    in_block: int,
+    past: int,
     scale: float,
     slopes: list[float],
     starts_BT: Tensor | None = None,
 ) -> Tensor:
-    """Return attention in the pattern (block, stride), (B, H, T, C).
+    """Return attention in the pattern (block, stride), (B, H, T, C), for T queries that come after `past` tokens.
 
-    Keys and values are in this order: the `columns` of earlier blocks, the `in_block` tokens of the current block
-    before the queries, and the T queries' own. With `starts_BT`, they are only the queries' own.
+    Keys and values are in this order: the columns of finished blocks, the earlier tokens of the current block, and the
+    T queries' own. With `starts_BT`, they are only the queries' own.
     """
     B, H, T, C = q_BHTC.shape
     K = k_BKSC.shape[1]
     c, stride = pattern
-    G, N = H // K, -(-(in_block + T) // c)
-    padding = N * c - in_block - T
-    q = F.pad(q_BHTC * scale, (0, 0, in_block, padding)).view(B, K, G, N, c, C).transpose(2, 3)
+    num_columns = past // c * (c // stride)
+    num_in_block = past % c
+    G, N = H // K, -(-(num_in_block + T) // c)
+    padding = N * c - num_in_block - T
+    q = F.pad(q_BHTC * scale, (0, 0, num_in_block, padding)).view(B, K, G, N, c, C).transpose(2, 3)
     q_BKNrC = q.reshape(B, K, N, G * c, C)  # r: a block's queries, head after head
-    own_k, own_v = (F.pad(x[:, :, columns:], (0, 0, 0, padding)).unflatten(2, (N, c)) for x in (k_BKSC, v_BKSC))
+    own_k, own_v = (F.pad(x[:, :, num_columns:], (0, 0, 0, padding)).unflatten(2, (N, c)) for x in (k_BKSC, v_BKSC))
     far_k, far_v = (
-        torch.cat([x[:, :, :columns], own[:, :, :-1, stride - 1 :: stride].flatten(2, 3)], dim=2)
+        torch.cat([x[:, :, :num_columns], own[:, :, :-1, stride - 1 :: stride].flatten(2, 3)], dim=2)
         for x, own in ((k_BKSC, own_k), (v_BKSC, own_v))
     )
     M = far_k.shape[2]
     near = (q_BKNrC @ own_k.transpose(-2, -1)).view(B, K, N, G, c, c)
     far = (q_BKNrC.flatten(2, 3) @ far_k.transpose(-2, -1)).view(B, K, N, G, c, M)
-    i, j, b = (torch.arange(n, device=q_BHTC.device) for n in (c, M, N))  # tokens in a block, columns, blocks
-    column_at = (j - columns + 1) * stride - 1  # positions, counted from the first block of queries
-    own_at = b[:, None] * c + i  # positions of a block's queries and its own keys
+    i_c, j_M, block_N = (torch.arange(n, device=q_BHTC.device) for n in (c, M, N))  # token in a block, column, block
+    # Positions of columns, and of a block's queries and own keys, counted from the start of the first block of queries.
+    column_at_M = (j_M - num_columns + 1) * stride - 1
+    own_at_Nc = block_N[:, None] * c + i_c
     if slopes:
-        near = near + alibi_bias(slopes, K, (i[:, None] - i).to(near.dtype)).unsqueeze(1)
-        far = far + alibi_bias(slopes, K, (own_at[..., None] - column_at).to(far.dtype)).transpose(1, 2)
-    near_hidden = i > i[:, None]
-    far_hidden = (j >= columns + b[:, None] * (c // stride))[:, None, None]
+        near = near + alibi_bias(slopes, K, (i_c[:, None] - i_c).to(near.dtype)).unsqueeze(1)
+        far = far + alibi_bias(slopes, K, (own_at_Nc[..., None] - column_at_M).to(far.dtype)).transpose(1, 2)
+    near_hidden = i_c > i_c[:, None]
+    far_hidden = (j_M >= num_columns + block_N[:, None] * (c // stride))[:, None, None]  # from the own block on
     if starts_BT is not None:
-        starts_BNc = starts_in_blocks(starts_BT, N, c)
-        near_hidden = near_hidden | (own_at[:, None] < starts_BNc[..., None])[:, None, :, None]
-        far_hidden = far_hidden | (column_at < starts_BNc[..., None])[:, None, :, None]
+        starts_BNc = split_starts(starts_BT, N, c)
+        near_hidden = near_hidden | (own_at_Nc[:, None] < starts_BNc[..., None])[:, None, :, None]
+        far_hidden = far_hidden | (column_at_M < starts_BNc[..., None])[:, None, :, None]
     scores = [near.masked_fill(near_hidden, -torch.inf), far.masked_fill(far_hidden, -torch.inf)]
     near_weights, far_weights = softmax(torch.cat(scores, dim=-1), own_v).split([c, M], dim=-1)
     mixed = near_weights.reshape(B, K, N, G * c, c) @ own_v
     mixed = mixed + (far_weights.reshape(B, K, N * G * c, M) @ far_v).view_as(mixed)
-    return mixed.view(B, K, N, G, c, C).transpose(2, 3).reshape(B, H, N * c, C)[:, :, in_block : in_block + T]
+    return mixed.view(B, K, N, G, c, C).transpose(2, 3).reshape(B, H, N * c, C)[:, :, num_in_block : num_in_block + T]

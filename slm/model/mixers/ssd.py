@@ -5,11 +5,12 @@
     out = o_proj(RMSNorm(y * silu(g_proj x)))          (RMSNorm over the heads of a group, with a gain)
 
 As published (section 7 and the authors' module): a causal depthwise convolution with SiLU on q, k and v, the skip D,
-the gated norm, initial dt in [0.001, 0.1] and -A in [1, 16], queries and keys shared by groups of heads. Departures: q
-and k have `num_kv_heads` groups; the inner width is num_heads x head_dim, which need not be twice the hidden size; the
-projections are separate matrices; and every block keeps its feed-forward, as in hybrid models, while Mamba-2 has none.
+the gated norm, initial dt in [0.001, 0.1] and -A in [1, 16], queries and keys shared by groups of heads. Departures:
+- The number of these groups is `num_kv_heads`, and the projections are separate matrices.
+- The inner width is num_heads x head_dim, which need not be twice the hidden size.
+- Every block keeps its feed-forward, as in hybrid models, while Mamba-2 has none.
 
-Training works in chunks; all decays are exponentials of differences of summed logs, which are never above 0. Decoding
+Training works in chunks. All decays are exponentials of differences of summed logs, which are never above 0. Decoding
 keeps the state and the last `conv_kernel` - 1 inputs of the convolution. With documents, the state holds only the
 document that is still open, and the convolution takes 0 for inputs from other documents. `position` (rope and alibi),
 `qk_norm` and `attention_multiplier` have no effect: decay and convolution already depend on distance.
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from slm.model.config import ModelConfig
 from slm.model.layers import Linear, rms_norm
-from slm.model.mixers.base import Mixer, block_pairs
+from slm.model.mixers.base import Mixer, causal_pairs_in_blocks
 from slm.model.positions import Rotary, documents_in_chunks
 
 DT_RANGE = (1e-3, 1e-1)  # initial dt, uniform in logs
@@ -87,14 +88,15 @@ class SSD(Mixer):
     def _convolved(
         self, x_BTD: Tensor, tail_BtX: Tensor | None, starts_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return q and k (B, T, K, N) and v (B, T, I) after the convolution, and the last inputs of it (B, t, X)."""
+        """Return q and k (B, T, K, N) and v (B, T, I) after the convolution, and its last inputs (B, t, X)."""
         (B, T, _), t = x_BTD.shape, self.config.conv_kernel - 1
         x_BTX = torch.cat([proj(x_BTD) for proj in (self.v_proj, self.k_proj, self.q_proj)], dim=-1)
         past = F.pad(x_BTX, (0, 0, t, 0)) if tail_BtX is None else torch.cat([tail_BtX.type_as(x_BTX), x_BTX], dim=1)
         inputs = [past[:, i : i + T] for i in range(t + 1)]
         if starts_BT is not None:
-            since_BT = torch.arange(T, device=x_BTX.device) - starts_BT
-            inputs = [x * (since_BT >= t - i)[..., None] for i, x in enumerate(inputs)]
+            in_document_BT = torch.arange(T, device=x_BTX.device) - starts_BT  # position of each token in its document
+            # inputs[i] are t - i tokens earlier: zero where that is before the document.
+            inputs = [x * (in_document_BT >= t - i)[..., None] for i, x in enumerate(inputs)]
         y = self.conv_bias + sum(x * tap for x, tap in zip(inputs, self.conv_weight[:, 0].unbind(1), strict=True))
         inner, keys = self.g_proj.out_features, self.q_proj.out_features
         v, k, q = F.silu(y).type_as(x_BTX).split([inner, keys, keys], dim=-1)
@@ -129,7 +131,7 @@ class SSD(Mixer):
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
         inner = config.num_heads * config.head_width
-        in_chunks = 2 * (config.kv_heads * config.state_size + inner) * block_pairs(T, config.chunk_size)
+        in_chunks = 2 * (config.kv_heads * config.state_size + inner) * causal_pairs_in_blocks(T, config.chunk_size)
         states = 4 * inner * config.state_size * T  # written by keys, read by queries
         return in_chunks + states
 
@@ -163,7 +165,8 @@ def chunkwise(
 
     def in_chunks(x: Tensor) -> Tensor:
         # Padding neither decays the state nor adds to it, so the last state is the state after T tokens.
-        return F.pad(x, (0, 0) * (x.ndim - 2) + (0, n * c - T)).unflatten(1, (n, c))
+        pad_tokens = (0, 0) * (x.ndim - 2) + (0, n * c - T)  # F.pad counts axes from the last
+        return F.pad(x, pad_tokens).unflatten(1, (n, c))
 
     q, k = (in_chunks(x).permute(0, 3, 1, 2, 4) for x in (q_BTKN, k_BTKN))  # (B, K, n, c, N)
     v = in_chunks(v_BTKRC).permute(0, 3, 1, 4, 2, 5)  # (B, K, n, R, c, C)
