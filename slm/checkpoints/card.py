@@ -83,7 +83,7 @@ def training_config(provenance: Provenance) -> str | None:
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
-def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance, *, loads_in_llama: bool) -> str:
+def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance, *, is_llama: bool) -> str:
     """Return the text of README.md, with the front matter that the hub reads."""
     result = provenance.result if provenance.run is not None else {}
     # A local folder is stated without its path, which means nothing on another machine.
@@ -92,7 +92,7 @@ def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance
     source = "a training run" if provenance.run is not None else f"`{name}`{commit}"
     # The command that would finish the run is left out of notes, because it names folders of this machine.
     notes = [f"- {note.partition(TO_FINISH)[0].rstrip('.')}." for note in provenance.notes]
-    use = _USE_TRANSFORMERS if loads_in_llama else "transformers has no such architecture; slm loads it:\n\n"
+    use = _USE_TRANSFORMERS if is_llama else "transformers has no such architecture; slm loads it:\n\n"
     return _CARD.format(
         name=result.get("name") or name,
         origin="\n".join([f"Exported by slm from {source}; {source_statement(provenance)}.", *notes]),

@@ -61,7 +61,7 @@ def export(
     config, tensors = as_llama(decoder.config, decoder.state_dict())
     if unroll_sharing:
         config, tensors = unroll(config, tensors)
-    texts = {"README.md": model_card(config, tokenizer, provenance, loads_in_llama=not non_llama_fields(config))}
+    texts = {"README.md": model_card(config, tokenizer, provenance, is_llama=not non_llama_fields(config))}
     if settings := training_config(provenance):
         texts["training.yaml"] = settings
     export_model(target, config, tensors, tokenizer, texts=texts)

@@ -60,8 +60,8 @@ def open_weights(folder: Path, config: ModelConfig) -> tuple[Weights, tuple[str,
         except ValueError as error:
             problems.append(str(error))
         else:
-            start = f"{file.name} was read because a preferred file cannot be used"
-            return weights, tuple(f"{start}: {problem}." for problem in problems)
+            reason = f"{file.name} was read because a preferred file cannot be used"
+            return weights, tuple(f"{reason}: {problem}." for problem in problems)
     raise ValueError("; and ".join(problems) or f"{folder} has no weights: give {' or '.join(WEIGHT_FILES)}")
 
 
@@ -141,12 +141,12 @@ def open_file(file: Path) -> dict[str, Tensor]:
     """Open the tensors of one file under their names in the file."""
     try:
         with file.open("rb") as handle:
-            start = handle.read(len(LFS_POINTER))
+            first_bytes = handle.read(len(LFS_POINTER))
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}): restore it") from None
-    if not start:
+    if not first_bytes:
         raise ValueError(f"{file} is empty: download it again")
-    if start == LFS_POINTER:
+    if first_bytes == LFS_POINTER:
         raise ValueError(f"{file} is a git-lfs pointer, not the weights: run git lfs pull in {file.parent}")
     content = _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file)
     return _check_tensors(file, content)

@@ -116,23 +116,23 @@ def activation_bytes(
     return live.peak
 
 
-def optimizer_state_bytes(model: ModelConfig, has_average: bool, *, shards: int = 1) -> int:
+def optimizer_state_bytes(model: ModelConfig, has_average: bool, *, num_shards: int = 1) -> int:
     """Return the bytes per device of weights, gradients, Adam's two moments (Muon has one) and average, all float32.
 
     With more than one FSDP shard, this includes the gathered weights and gradients of the embedding and of two blocks.
     """
     bytes_per_param = 20 if has_average else 16  # 4 for each of the items above
     total = bytes_per_param * num_params(model)
-    if shards == 1:
+    if num_shards == 1:
         return total
     block_params = num_params(model, non_embedding=True)
     embedding_params = num_params(model) - block_params
-    return total // shards + 8 * (embedding_params + 2 * block_params // model.num_layers)  # 8: weight and gradient
+    return total // num_shards + 8 * (embedding_params + 2 * block_params // model.num_layers)  # 8: weight and gradient
 
 
 def choose_passes(
-    sequences: int,
-    devices: int,
+    num_sequences: int,
+    num_devices: int,
     length: int,
     *,
     max_tokens: int | None,
@@ -141,7 +141,7 @@ def choose_passes(
     room: float | None,
     estimate: Callable[[bool, int], int],
 ) -> Passes:
-    """Choose passes for an optimizer step of `sequences`, each of `length` tokens, that `devices` share.
+    """Choose the passes in which `num_devices` devices take a step of `num_sequences` sequences of `length` tokens.
 
     If `max_tokens` (`trainer.micro_batch_tokens`) is given, it alone limits the tokens of a pass, even if they do not
     fit. Otherwise a pass has at most `default_tokens`, and no more than fit into `room` bytes.
@@ -149,7 +149,7 @@ def choose_passes(
     `MIN_TOKENS`. `estimate(is_on, size)` returns the bytes of activations with checkpointing on or off. If `room` is
     None, nothing is estimated and "auto" means off.
     """
-    largest_size = choose_micro_batch_size(sequences, devices, max(1, (max_tokens or default_tokens) // length))
+    largest_size = choose_micro_batch_size(num_sequences, num_devices, max(1, (max_tokens or default_tokens) // length))
     if room is None:
         return Passes(size=largest_size, activation_checkpointing=activation_checkpointing is True)
     sufficient_size = largest_size if max_tokens else min(largest_size, max(1, MIN_TOKENS // length))
@@ -158,28 +158,28 @@ def choose_passes(
         fitting_size = _largest_fitting(largest_size, room, partial(estimate, is_on))
         if fitting_size >= sufficient_size:
             break
-    size = largest_size if max_tokens else choose_micro_batch_size(sequences, devices, max(1, fitting_size))
+    size = largest_size if max_tokens else choose_micro_batch_size(num_sequences, num_devices, max(1, fitting_size))
     return Passes(size=size, activation_checkpointing=is_on, bytes=estimate(is_on, size))
 
 
 def smaller_passes(
-    passes: Passes, sequences: int, length: int, *, is_size_given: bool, may_checkpoint: bool
+    passes: Passes, num_sequences: int, length: int, *, is_size_given: bool, may_checkpoint: bool
 ) -> Passes | None:
     """Return half the size, or checkpointing if half has fewer than `MIN_TOKENS`; None if neither is allowed."""
     may_halve = not is_size_given and passes.size > 1
-    half = choose_micro_batch_size(sequences, 1, passes.size // 2) if may_halve else 0
+    half = choose_micro_batch_size(num_sequences, 1, passes.size // 2) if may_halve else 0
     if may_checkpoint and not passes.activation_checkpointing and half * length < MIN_TOKENS:
         return Passes(size=passes.size, activation_checkpointing=True)
     return replace(passes, size=half, bytes=None) if may_halve else None
 
 
-def choose_micro_batch_size(sequences: int, devices: int, max_size: int) -> int:
-    """Return how many sequences a pass has, at most `max_size`, if `devices` share a step of `sequences`.
+def choose_micro_batch_size(num_sequences: int, num_devices: int, max_size: int) -> int:
+    """Return the sequences of a pass, at most `max_size`, if `num_devices` devices share a step of `num_sequences`.
 
     Of the sizes from half the largest to the largest, this is the one that needs the fewest empty sequences. For
     example, a share of 43 sequences with a largest size of 16 takes 4 passes of 11, one sequence of which is empty.
     """
-    share = math.ceil(sequences / devices)
+    share = math.ceil(num_sequences / num_devices)
     largest_size = min(share, max_size)
     sizes = range(largest_size, (largest_size - 1) // 2, -1)  # of equally good sizes, `min` takes the largest
     return min(sizes, key=lambda size: math.ceil(share / size) * size)

@@ -187,10 +187,10 @@ def _gather_policy(block: Any, precision: str) -> MixedPrecisionPolicy:
     has special parameters, such as SSD's decay rates, is gathered in float32, because autocast does not convert them.
     Embedding and head are gathered in float32 too, because the residual stream has the embedding's dtype.
     """
-    has_special = type(block.self_attn).init_special is not Mixer.init_special
-    if precision != "bf16-mixed" or has_special:
+    has_special_parameters = type(block.self_attn).init_special is not Mixer.init_special
+    if precision != "bf16-mixed" or has_special_parameters:
         return MixedPrecisionPolicy(cast_forward_inputs=False)
-    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 @dataclass(frozen=True, kw_only=True)

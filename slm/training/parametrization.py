@@ -10,7 +10,7 @@ c = C / base_head_dim, m = hidden_size / base_width and d = depth / base_depth. 
 | hidden matrices: AdamW's learning rate | 1        | m^-1          | m^-1          |
 | hidden matrices: Muon's learning rate  | 1        | m^-1/2        | m^-1/2        |
 | hidden matrices: weight decay          | 1        | 1 / lr factor | 1 / lr factor |
-| other parameters: these values         | 1        | 1             | 1             |
+| other parameters: the values above     | 1        | 1             | 1             |
 | epsilon in blocks                      | 1        | m^-1          | (m d)^-1      |
 | epsilon elsewhere                      | 1        | m^-1          | m^-1          |
 | logits                                 | 1        | m^-1          | m^-1          |

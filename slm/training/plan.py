@@ -126,8 +126,8 @@ def _choose_passes(
     length = int(settings["train"]["sequence_length"])
     device = hardware.accelerator
     available = available_bytes(device, alone=hardware.world_size == 1)
-    shards = hardware.world_size if hardware.strategy == "fsdp" else 1
-    held_bytes = memory.optimizer_state_bytes(model, settings["optim"]["ema_decay"] is not None, shards=shards)
+    num_shards = hardware.world_size if hardware.strategy == "fsdp" else 1
+    held_bytes = memory.optimizer_state_bytes(model, settings["optim"]["ema_decay"] is not None, num_shards=num_shards)
     estimate = partial(
         memory.activation_bytes,
         model,

@@ -78,8 +78,8 @@ def measure_run(plan: Plan, decoder: Decoder, start_step: int, strategy: Strateg
     """
     hardware = plan.hardware
     peak = matmul_peak(hardware, plan.cache_dir) if strategy is None else _mean_peak(plan, strategy)
-    passes = (plan.steps - start_step) * plan.accumulation
-    should_measure = plan.settings["dry_run"] or hardware.compile or passes >= MIN_PASSES
+    num_passes = (plan.steps - start_step) * plan.accumulation
+    should_measure = plan.settings["dry_run"] or hardware.compile or num_passes >= MIN_PASSES
     should_test_memory = hardware.accelerator == "cuda"  # so far, the memory of a pass is only an estimate
     if not (should_measure or should_test_memory):
         return plan, peak
@@ -271,13 +271,13 @@ def _matmul_rate(size: int, device: str, dtype: torch.dtype) -> float:
     out = torch.empty_like(a)
     best_rate = 0.0
     stop = time.perf_counter() + PEAK_SECONDS
-    products = 1  # in the first round, because one product may take longer than `PEAK_SECONDS`
+    num_products = 1  # in the first round, because one product may take longer than `PEAK_SECONDS`
     while best_rate == 0.0 or time.perf_counter() < stop:
         synchronize(device)
         start = time.perf_counter()
-        for _ in range(products):
+        for _ in range(num_products):
             torch.mm(a, b, out=out)
         synchronize(device)
-        best_rate = max(best_rate, products * 2 * size**3 / (time.perf_counter() - start))
-        products = 4
+        best_rate = max(best_rate, num_products * 2 * size**3 / (time.perf_counter() - start))
+        num_products = 4
     return best_rate

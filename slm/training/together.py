@@ -28,11 +28,11 @@ _barrier: Barrier
 
 def main() -> None:
     """Run the processes, and print their speed and memory."""
-    processes, settings = int(sys.argv[1]), json.load(sys.stdin)
+    num_processes, settings = int(sys.argv[1]), json.load(sys.stdin)
     context = multiprocessing.get_context("spawn")  # a CUDA context does not survive a fork
-    barrier = context.Barrier(processes)
-    with ProcessPoolExecutor(processes, context, initializer=_set_barrier, initargs=(barrier,)) as pool:
-        measurements = list(pool.map(_measure, [settings] * processes))
+    barrier = context.Barrier(num_processes)
+    with ProcessPoolExecutor(num_processes, context, initializer=_set_barrier, initargs=(barrier,)) as pool:
+        measurements = list(pool.map(_measure, [settings] * num_processes))
     speeds, memory_bytes = zip(*measurements, strict=True)
     print(json.dumps({"tokens_per_second": sum(speeds), "memory_bytes": max(memory_bytes)}))
 

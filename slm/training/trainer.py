@@ -31,7 +31,7 @@ from slm.training.plan import Plan
 from slm.training.process import RUN_DIR, find_world
 
 VOTE_SECONDS = 1.0
-"""Time between votes. A vote makes the host wait for the device, so processes do not vote after every short pass."""
+"""Time between two votes (see `Votes`). A vote makes the host wait for the device, so not every short pass has one."""
 
 
 def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
