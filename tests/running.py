@@ -124,6 +124,14 @@ def run_script(command: Sequence[str], *, timeout: float = 120, **how: Any) -> s
     return subprocess.CompletedProcess(script.args, code, *script.printed())
 
 
+def run_two(command: Sequence[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run both processes of `start_two` to their ends, with the same exit code. What the first one printed."""
+    first, second = start_two(command)
+    code = first.wait(timeout)
+    assert second.wait(timeout) == code, second.printed()
+    return subprocess.CompletedProcess(first.args, code, *first.printed())
+
+
 def refusal(overrides: Sequence[str]) -> str:
     """What train.py says of settings that it refuses, in this process; AssertionError if it takes them."""
     register()

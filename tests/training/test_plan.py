@@ -23,7 +23,7 @@ def test_the_passes_of_devices_add_up_to_the_batch_or_a_little_more(
     settings = config(batch_tokens=tokens, sequence_length=length, tokens=tokens)
     hardware = replace(CPU, devices=devices, micro_batch_tokens=micro_tokens)
     if -sequences % devices >= 0.05 * sequences:
-        with pytest.raises(ValueError, match=r"devices need \d+ empty sequences|is not a multiple"):
+        with pytest.raises(ValueError, match=r"devices need \d+ additional empty sequences|is not a multiple"):
             make_plan(settings, hardware)
         return
     plan = make_plan(settings, hardware)

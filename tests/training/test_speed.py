@@ -1,7 +1,6 @@
 """The matmul peak is a share's denominator: never zero, however slow the machine; a data sheet has another."""
 
 import itertools
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +11,7 @@ import torch
 
 from slm.training import hardware, speed
 from tests.composing import composed
+from tests.running import run_two
 from tests.training.small import CPU
 
 
@@ -101,11 +101,12 @@ speed.measure_speed = measure
 
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_each_process_measures_its_part_of_the_model_and_the_slowest_sets_the_speed(
-    strategy: str, run_train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    strategy: str, train_command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     (tmp_path / "unequal.py").write_text(UNEQUAL_DEVICES)
-    two = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", "train.tokens=1280"]
-    done = run_train(*two, f"extensions=[{tmp_path}/unequal.py]", "train.val_tokens=512", timeout=240)
+    two = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", f"output_dir={tmp_path}/run"]
+    two += ["train.tokens=1280", "train.val_tokens=512", f"extensions=[{tmp_path}/unequal.py]"]
+    done = run_two(train_command(*two))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "100 tokens/s measured here" in done.stdout
     assert "of 4 GFLOP/s, 2.00 GB of memory held" in done.stdout
@@ -126,12 +127,11 @@ plan._choose_passes = choose
 
 
 def test_processes_that_chose_different_passes_are_refused_before_they_wait_for_each_other(
-    run_train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    train_command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     (tmp_path / "unequal.py").write_text(UNEQUAL_PASSES)
-    done = run_train(
-        "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"extensions=[{tmp_path}/unequal.py]"
-    )
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"output_dir={tmp_path}/run"]
+    done = run_two(train_command(*two, f"extensions=[{tmp_path}/unequal.py]"))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "chose passes of 2 to 4 sequences" in done.stderr
