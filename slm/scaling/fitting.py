@@ -14,41 +14,32 @@ from slm.scaling.solver import FINE_TOLERANCE, Block, Loss, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts
 from slm.scaling.tables import Table
 
-ROUNDING = 1e-9
-"""Scatter of log targets below this comes from rounding, not from runs."""
-AGREEMENT = 1e-6
-"""Two starts agree if the relative difference of their objectives is below this."""
-BOUND_MARGIN = 1e-6
-"""A coordinate ended at a bound if its distance from the bound is at most this."""
+ROUNDING = 1e-9  # scatter of log targets below this comes from rounding, not from runs
+AGREEMENT = 1e-6  # two starts agree if the relative difference of their objectives is below this
+BOUND_MARGIN = 1e-6  # a coordinate ended at a bound if its distance from the bound is at most this
 
 
 @dataclass(frozen=True)
 class Certificate:
     """How reliable the optimum of a fit is."""
 
-    objective: float
-    """Sum of the losses of the log residuals."""
-    starts: int
-    starts_agreeing: float
-    """Share of starts that reach the objective."""
-    gradient_norm: float
-    """Gradient norm of the objective at the optimum, scaled to the data (0 is exact)."""
-    condition_number: float
-    """Condition number of the curvature, after scaling its diagonal to 1."""
+    objective: float  # sum of the losses of the log residuals
+    starts: int  # number of starts
+    starts_agreeing: float  # share of starts that reach the objective
+    gradient_norm: float  # of the objective at the optimum, scaled to the data (0 is exact)
+    condition_number: float  # of the curvature, after scaling its diagonal to 1
     converged: bool
-    at_bound: tuple[str, ...]
-    """Parameters that ended at a bound of the search."""
+    at_bound: tuple[str, ...]  # parameters that ended at a bound of the search
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A law fitted to a sample by `loss`, valid over the range of the sample."""
+    """A law fitted to a sample under `loss`. It holds over the range of the sample."""
 
     law: Law
     sample: Sample
     loss: Loss
-    theta: Floats
-    """Coordinates [P] (see `slm.scaling.forms.Law`)."""
+    theta: Floats  # coordinates [P] (see `slm.scaling.forms.Law`)
     certificate: Certificate
 
     @property
@@ -133,10 +124,10 @@ def minimise_held(
 ) -> tuple[Floats, Floats]:
     """Refit from starts [R, P] with H linear functions of the coordinates held: `vectors` [H, P] @ theta = `values`.
 
-    `values` is [H] or [R, H]. Returns coordinates [R, P] and objectives [R].
+    Vectors are from `Law.projection`; `values` is [H] or [R, H]. Returns coordinates [R, P] and objectives [R].
     """
     P = vectors.shape[1]
-    held = np.argmax(np.abs(vectors) > 0.5, axis=1)  # the coordinate of each coefficient or exponent
+    held = np.argmax(np.abs(vectors) > 0.5, axis=1)  # the first nonzero entry is a 1, at the parameter's own coordinate
     free = np.setdiff1d(np.arange(P), held)
     # Solve for the held coordinates: theta = offset + matrix @ theta[free].
     inverse = np.linalg.inv(vectors[:, held])
@@ -160,9 +151,11 @@ def refusal(law: Law, sample: Sample) -> str | None:
     if sample.num_points <= len(law.parameters):
         counts = f"{sample.num_points} distinct sizes for {len(law.parameters)} parameters"
         return f"not fitted: {counts} leave nothing to estimate the scatter from"
-    design = np.column_stack([np.ones(len(sample.log_x)), sample.centred / sample.centred.std(axis=0)])
-    if len(law.variables) > 1 and np.linalg.svd(design, compute_uv=False)[-1] < 1e-3 * np.sqrt(len(design)):
-        return f"not fitted: {' and '.join(law.variables)} change together, so their effects cannot be separated"
+    if len(law.variables) > 1:
+        design = np.column_stack([np.ones(len(sample.log_x)), sample.centred / sample.centred.std(axis=0)])
+        smallest_singular_value = np.linalg.svd(design, compute_uv=False)[-1]
+        if smallest_singular_value < 1e-3 * np.sqrt(len(design)):
+            return f"not fitted: {' and '.join(law.variables)} change together, so their effects cannot be separated"
     return None
 
 
@@ -175,22 +168,23 @@ def fit_sample(law: Law, sample: Sample, *, loss: Loss = Loss()) -> Fit:  # noqa
     optimum = minimise([block], sample.log_y, starts, (low, high), loss=loss, tolerance=FINE_TOLERANCE)
     best = optimum.best
     theta, objective = optimum.phi[best], float(optimum.objective[best])
+    max_objective = objective * (1 + AGREEMENT) + 1e-20  # of starts that agree; 1e-20 for objectives of 0
     is_at_bound = (theta <= low + BOUND_MARGIN) | (theta >= high - BOUND_MARGIN)
     _, gradient_RPI, _ = law.derivatives(theta[None], sample.centred)
     certificate = Certificate(
         objective=objective,
         starts=len(starts),
-        starts_agreeing=float((optimum.objective <= objective * (1 + AGREEMENT) + 1e-20).mean()),
+        starts_agreeing=float((optimum.objective <= max_objective).mean()),
         gradient_norm=float(optimum.gradient_norm[best]),
         condition_number=_condition_number(gradient_RPI[0][~is_at_bound]),
         converged=bool(optimum.converged[best]),
-        at_bound=tuple(name for name, at in zip(law.parameters, is_at_bound, strict=True) if at),
+        at_bound=tuple(np.array(law.parameters)[is_at_bound].tolist()),
     )
     return Fit(law, sample, loss, theta, certificate)
 
 
 def _condition_number(gradient: Floats) -> float:
-    """Condition number of the squared loss in the free coordinates, from their gradients [free, I]."""
+    """Condition number of the curvature of the squared loss, from the gradients [free, I] of free coordinates."""
     lengths = np.linalg.norm(gradient, axis=1, keepdims=True)
     if not (len(gradient) and np.isfinite(lengths).all() and (lengths > 0).all()):
         return np.inf
@@ -221,8 +215,7 @@ def fit(
 class LackOfFit:
     """F test of the law against a free mean per cell (Draper & Smith 1998, section 2.1)."""
 
-    pure_sigma: float
-    """Standard deviation of log targets between seeds of one cell."""
+    pure_sigma: float  # standard deviation of log targets between seeds of one cell
     pure_df: int
     f: float
     df: int
@@ -230,9 +223,9 @@ class LackOfFit:
 
 
 def lack_of_fit(fitted: Fit, runs: Sample) -> LackOfFit | None:
-    """Test if cells deviate from the law by more than seeds deviate from each other; None without repeated cells.
+    """Test if cells deviate from the law by more than seeds deviate from each other.
 
-    `fitted` was fitted to the means of cells or to single runs; `runs` are the single runs.
+    `fitted` was fitted to means of cells or to single runs; `runs` are the single runs. None if nothing can be tested.
     """
     means, cell_of_row, pure_squares = runs.by_cell()
     pure_df, df = len(cell_of_row) - len(means), len(means) - len(fitted.theta)
@@ -240,4 +233,5 @@ def lack_of_fit(fitted: Fit, runs: Sample) -> LackOfFit | None:
         return None
     lack_squares = float(((means[cell_of_row] - fitted.log_value(runs.log_x)) ** 2).sum())
     f = (lack_squares / df) / (pure_squares / pure_df)
-    return LackOfFit(float(np.sqrt(pure_squares / pure_df)), pure_df, float(f), df, float(stats.f.sf(f, df, pure_df)))
+    pure_sigma, p = float(np.sqrt(pure_squares / pure_df)), float(stats.f.sf(f, df, pure_df))
+    return LackOfFit(pure_sigma=pure_sigma, pure_df=pure_df, f=float(f), df=df, p=p)

@@ -7,8 +7,8 @@ A sum of powers is, in logs and about the centre of the data,
 which is smooth, with a softmax as gradient and a closed form of the Hessian.
 
 Axes, as letters in shapes and after the names of arrays (`x_IV`): R parameter vectors fitted at once, I rows of data,
-V variables, P coordinates: K of coefficients and S others. I comes last where possible: sums over the data then run
-over contiguous memory, which is several times faster.
+V variables, P coordinates (K of coefficients, then S others). I comes last where possible, because sums over the data
+are several times faster over contiguous memory.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ GRIDS = {
     3: (0.1, 0.3, 0.6, 1.2),
 }
 """Number of exponents -> the values of each exponent at which searches start."""
-EXPONENT_BOUNDS = (1e-3, 5.0)
-"""Bounds of exponents, except for laws that are straight lines in logs."""
+EXPONENT_BOUNDS = (1e-3, 5.0)  # except for laws that are straight lines in logs
 
 
 class Law(ABC):
@@ -46,32 +45,21 @@ class Law(ABC):
     centre of the data), then other parameters, and last the exponents.
     """
 
-    name: str
-    """Key in `slm.scaling.laws.LAWS`."""
-    equation: str
-    """The formula as text."""
-    source: str
-    """Paper and equation."""
-    variables: tuple[str, ...]
-    """Keys of `VARIABLES`; in a formula also columns of the table."""
-    parameters: tuple[str, ...]
-    """The parameters as papers quote them, in the order of the coordinates."""
-    exponents: tuple[str, ...]
-    """The parameters that are exponents; families are ranked by the first."""
-    floor: int | None
-    """Index of the coordinate of the floor E, if the law has a floor."""
-    is_linear: bool
-    """Whether log L is linear in the coordinates, so that fits and t intervals are exact."""
-    num_coefficients: int
-    """K; 0 if the law is not linear in any parameter."""
+    name: str  # key in `slm.scaling.laws.LAWS`
+    equation: str  # the formula as text
+    source: str  # paper and equation
+    variables: tuple[str, ...]  # keys of `VARIABLES`; in a formula also columns of the table
+    parameters: tuple[str, ...]  # as papers quote them, in the order of the coordinates
+    exponents: tuple[str, ...]  # the parameters that are exponents; families are ranked by the first
+    floor: int | None  # index of the coordinate of the floor E, if the law has a floor
+    is_linear: bool  # whether log L is linear in the coordinates, so that fits and t intervals are exact
+    num_coefficients: int  # K; 0 if the law is not linear in any parameter
     powers: Mapping[str, tuple[tuple[str, str], ...]]
     """Coefficient -> (variable, exponent) of each power that the coefficient multiplies."""
-    variable_of: Mapping[str, str]
-    """Exponent -> its variable or variables, in words."""
+    variable_of: Mapping[str, str]  # exponent -> its variable or variables, in words
     not_logged: frozenset[str]
     """Parameters that are their own coordinates. All others are above 0, and their coordinates are logarithms."""
-    is_uncentred = False
-    """Whether the law takes log variables that are not centred (`refs` are then 0)."""
+    is_uncentred = False  # whether the law takes log variables that are not centred (`refs` are then 0)
 
     def prepared_for(self, log_x: Floats) -> Law:
         """The law prepared for a table with log variables [I, V]; `self` if it needs no preparation."""
@@ -93,10 +81,10 @@ class Law(ABC):
 
     @abstractmethod
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
-        """At exponents [R, S], basis [R, I, K] @ coefficients approximates target [R, I]; both divided by the data."""
+        """For exponents [R, S]: basis [R, I, K] @ coefficients approximates target [R, I], both divided by the data."""
 
     def log_slopes(self, refs: Floats) -> Floats:
-        """Derivatives [K, S] of the logs of quoted coefficients by the other coordinates, if `refs` is the centre."""
+        """Derivatives [K, S] of the logs of quoted coefficients with respect to the other coordinates."""
         return np.zeros((self.num_coefficients, len(self.parameters) - self.num_coefficients))
 
     def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:
@@ -153,23 +141,23 @@ class SumOfPowers(Law):
 
     def __init__(self, name: str, equation: str, source: str, *terms: Term) -> None:
         self.name, self.equation, self.source = name, equation, source
-        powers = [term for term in terms if term.variable]
-        self.variables = tuple(term.variable for term in powers)
-        self.exponents = tuple(term.exponent for term in powers)
+        power_terms = [term for term in terms if term.variable]
+        self.variables = tuple(term.variable for term in power_terms)
+        self.exponents = tuple(term.exponent for term in power_terms)
         self.parameters = (*(term.coefficient for term in terms), *self.exponents)
         self.not_logged = frozenset(self.exponents)
         self.num_coefficients = len(terms)
         self.floor = next((k for k, term in enumerate(terms) if not term.variable), None)
         self.is_linear = len(terms) == 1
-        self.powers = {term.coefficient: ((term.variable, term.exponent),) for term in powers}
+        self.powers = {term.coefficient: ((term.variable, term.exponent),) for term in power_terms}
         self.variable_of = dict(zip(self.exponents, self.variables, strict=True))
         # Indices of the terms that are powers. The v-th power has variable v, and its exponent is coordinate K + v.
-        self._powers = [k for k, term in enumerate(terms) if term.variable]
+        self._power_indices = [k for k, term in enumerate(terms) if term.variable]
 
     def _log_terms(self, theta: Floats, x_IV: Floats) -> Floats:
         K = self.num_coefficients
         z_KRI = np.repeat(theta.T[:K, :, None], len(x_IV), axis=2)
-        for v, k in enumerate(self._powers):
+        for v, k in enumerate(self._power_indices):
             z_KRI[k] -= theta[:, [K + v]] * x_IV[:, v]
         return z_KRI
 
@@ -177,21 +165,21 @@ class SumOfPowers(Law):
         return log_sum(self._log_terms(theta, x_IV))[0]
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        K, powers = self.num_coefficients, self._powers
+        K, powers = self.num_coefficients, self._power_indices
         value, share_KRI = log_sum(self._log_terms(theta, x_IV))
         gradient = np.empty((*theta.shape, len(x_IV)))
         gradient[:, :K] = share_KRI.transpose(1, 0, 2)
-        by_exponent = gradient[:, K:]
+        by_exponent = gradient[:, K:]  # a view, so the next line fills `gradient`
         np.multiply(gradient[:, powers], -x_IV.T, out=by_exponent)
 
         def curvature(weights: Floats) -> Floats:
             hessian = -gram(gradient, weights)
-            k, e = np.arange(K), K + np.arange(len(powers))
+            coefficients, exponents = np.arange(K), K + np.arange(len(powers))
             weighted_gradient = moment(gradient, weights)
-            hessian[:, k, k] += weighted_gradient[:, :K]
-            hessian[:, powers, e] += weighted_gradient[:, K:]
-            hessian[:, e, powers] += weighted_gradient[:, K:]
-            hessian[:, e, e] -= moment(by_exponent * x_IV.T, weights)
+            hessian[:, coefficients, coefficients] += weighted_gradient[:, :K]
+            hessian[:, powers, exponents] += weighted_gradient[:, K:]
+            hessian[:, exponents, powers] += weighted_gradient[:, K:]
+            hessian[:, exponents, exponents] -= moment(by_exponent * x_IV.T, weights)
             return hessian
 
         return value, gradient, curvature
@@ -203,7 +191,7 @@ class SumOfPowers(Law):
 
     def log_slopes(self, refs: Floats) -> Floats:
         slopes = np.zeros((self.num_coefficients, len(refs)))
-        slopes[self._powers, range(len(refs))] = refs
+        slopes[self._power_indices, range(len(refs))] = refs
         return slopes
 
 

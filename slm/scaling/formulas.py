@@ -36,12 +36,11 @@ _FUNCTIONS = {"exp": sp.exp, "log": sp.log, "sqrt": sp.sqrt, "min": _smallest, "
 
 @dataclass(frozen=True)
 class _ParsedFormula:
-    """A formula of a user, parsed without knowledge of the columns of a table."""
+    """A formula of a user. Which names are variables depends on the columns of a table, which are not known yet."""
 
     text: str
     expression: sp.Expr
-    names: tuple[str, ...]
-    """Variables and parameters in order of appearance."""
+    names: tuple[str, ...]  # of variables and parameters, in order of appearance
     exponents: tuple[str, ...]
     real: tuple[str, ...]
     floor: str | None
@@ -49,7 +48,7 @@ class _ParsedFormula:
 
 
 def check_formula(name: str, entry: Any) -> None:
-    """Raise `ValueError` for an entry of `analysis.formulas` that is wrong whatever the columns of the table are."""
+    """Raise `ValueError` if an entry of `analysis.formulas` is wrong for every table."""
     try:
         _parse_entry(entry)
     except NotComputable as error:
@@ -78,7 +77,7 @@ def _parse_entry(entry: Any) -> _ParsedFormula:
     if floor is not None and not isinstance(floor, str):
         raise NotComputable("must have the name of one parameter as floor")
     exponents, real = _as_names(keys.get("exponents"), "exponents"), _as_names(keys.get("real"), "real")
-    names: dict[str, None] = {}
+    names: dict[str, None] = {}  # an ordered set
 
     def symbol(name: str) -> sp.Symbol:
         if name in _FUNCTIONS:
@@ -98,9 +97,10 @@ def _parse_entry(entry: Any) -> _ParsedFormula:
         expression = sp.nan
     if expression.has(sp.oo, -sp.oo, sp.zoo, sp.nan, sp.I):
         raise NotComputable("has a number that is not finite")
-    integers = {number: sp.Integer(int(number)) for number in expression.atoms(sp.Float) if number == int(number)}
+    # The exponent 2.0 becomes 2, which sympy simplifies.
+    integer_of = {number: sp.Integer(int(number)) for number in expression.atoms(sp.Float) if number == int(number)}
     source = str(keys.get("source") or "a formula of analysis.formulas")
-    return _ParsedFormula(text, expression.xreplace(integers), tuple(names), exponents, real, floor, source)
+    return _ParsedFormula(text, expression.xreplace(integer_of), tuple(names), exponents, real, floor, source)
 
 
 def _apply(operation: Callable[..., Any], *operands: Any) -> Any:
@@ -119,7 +119,9 @@ def _as_names(names: Any, key: str) -> tuple[str, ...]:
 
 
 def _check_names(parsed: _ParsedFormula, columns: set[str], variables: Sequence[str], parameters: list[str]) -> None:
-    declared = {*parsed.exponents, *parsed.real} | ({parsed.floor} if parsed.floor else set())
+    declared = {*parsed.exponents, *parsed.real}
+    if parsed.floor:
+        declared.add(parsed.floor)
     for name in parameters:
         column = next((other for other in columns if other.lower() == name.lower()), None)
         if column and name not in declared:
@@ -161,7 +163,8 @@ def _to_law(law_name: str, parsed: _ParsedFormula, column_names: set[str]) -> Fo
     others = [name for name in parameters if name not in exponents]
     slopes = {symbol.name: sp.diff(expression, symbol) for symbol in expression.free_symbols}
     coefficients: list[str] = []  # the expression is linear in all of them together
-    for name in (name for name in others if name not in parsed.real):
+    for name in [name for name in others if name not in parsed.real]:
+        # The slope in a coefficient depends neither on the coefficient itself nor on those found so far.
         symbols = [symbol for symbol in expression.free_symbols if symbol.name in (name, *coefficients)]
         if all(vanishes(sp.diff(slopes[name], symbol)) for symbol in symbols):
             coefficients.append(name)

@@ -1,8 +1,8 @@
 """The registry of laws, and Kaplan's joint law, which is not a sum of powers.
 
 Laws are fitted in coordinates in which they are well-behaved: coefficients as logarithms, centred at the geometric mean
-of the data. In A N^-alpha, the coefficient A is the value at N = 1, ten decades away from any data, so it could hardly
-be separated from alpha. `Law.canonical` converts coordinates to quoted parameters. Axes as in `slm.scaling.forms`.
+of the data. In A N^-alpha, A is the value at N = 1, so far from any data that A and alpha could hardly be estimated
+separately. `Law.canonical` converts coordinates to quoted parameters. Axes as in `slm.scaling.forms`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from slm.scaling.forms import Curvature, Floats, Law, SumOfPowers, Term, gram, l
 class KaplanJoint(Law):
     """L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D.
 
-    The loss is 1 at N_c parameters with unlimited data, and at D_c tokens with unlimited size.
+    The loss is 1 for N_c parameters with unlimited data, and for D_c tokens with unlimited size.
     Coordinates: n = alpha_N log(N_c/ref_N), d = log(D_c/ref_D), alpha_N, alpha_D.
     """
 
@@ -61,10 +61,10 @@ class KaplanJoint(Law):
             # g d2total + d(g) dtotal' + dtotal d(g)', where d2total = sum_k s_k (du du' + d2u) - dtotal dtotal'.
             hessian = gram(du, g * weights * s) - gram(dtotal, g * weights)
             hessian[:, 1, 1] += (g * weights * (1 - s)).sum(1)
-            # g d2u/dtheta dg, except that (g, g) has half: row and column g are both added to the Hessian.
+            # g d2u/dtheta dg, but half of it for (g, g), to which both the row and the column of g are added.
             ws = weights * s
-            second = np.stack([-ws / g, zero, ws * x / g, ws * u / g], axis=1).sum(2)
-            row_of_g = moment(dtotal, weights) + second
+            g_times_d2u = np.stack([-ws / g, zero, ws * x / g, ws * u / g], axis=1).sum(2)
+            row_of_g = moment(dtotal, weights) + g_times_d2u
             hessian[:, 3, :] += row_of_g
             hessian[:, :, 3] += row_of_g
             return hessian
@@ -94,7 +94,7 @@ class KaplanJoint(Law):
         return np.eye(4)[self.parameters.index(name)] if name in self.exponents else None
 
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
-        # L^(1/alpha_D) is linear in two coefficients. Times alpha_D, its relative residuals are about those of log L.
+        # L^(1/alpha_D) is linear in two coefficients. Its relative residuals times alpha_D are about those of log L.
         alpha_n, alpha_d = exponents[:, [0]], exponents[:, [1]]
         terms = np.stack(np.broadcast_arrays(-alpha_n / alpha_d * x_IV[:, 0], -x_IV[:, 1]), axis=2)
         relative_terms = np.exp(terms - (log_y / alpha_d)[:, :, None])

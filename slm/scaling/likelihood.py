@@ -36,8 +36,8 @@ def information_criteria(deviance: float, rows: int, parameters: int) -> Criteri
 def criteria(fits: Sequence[Fit]) -> Criteria:
     """Information criteria of one law fitted to one or more samples, with one scatter for all.
 
-    Criteria can be compared only between fits to the same rows and target by the same loss, which defines the
-    likelihood (see `deviance`). The scatter and the correlation within clusters count as parameters.
+    Criteria can be compared only between fits to the same rows and target under the same loss, because the loss
+    defines the likelihood (see `deviance`). The scatter and the correlation within clusters count as parameters.
     """
     rows = sum(len(fit.sample.log_y) for fit in fits)
     num_correlations = 0 if all(fit.sample.is_independent for fit in fits) else 1
@@ -64,10 +64,10 @@ def deviance(fits: Sequence[Fit]) -> float:
 
     def gaussian_deviance(rho: float) -> float:
         # The correlation matrix of a cluster of m rows has the eigenvalues 1 - rho (m - 1 times) and 1 + (m - 1) rho.
-        largest = 1 + (counts - 1) * rho
-        within = (residuals**2).sum() - (sums**2 / counts).sum()
-        variance = (within / (1 - rho) + (sums**2 / counts / largest).sum()) / n
-        log_determinant = ((counts - 1) * np.log(1 - rho) + np.log(largest)).sum()
+        largest_eigenvalues = 1 + (counts - 1) * rho
+        squares_within = (residuals**2).sum() - (sums**2 / counts).sum()
+        variance = (squares_within / (1 - rho) + (sums**2 / counts / largest_eigenvalues).sum()) / n
+        log_determinant = ((counts - 1) * np.log(1 - rho) + np.log(largest_eigenvalues)).sum()
         return float(n * (np.log(2 * np.pi * variance) + 1) + log_determinant)
 
     rho = 0.0
@@ -97,10 +97,11 @@ def parameter_test(fit: Fit, given: Mapping[str, float]) -> Entry | None:
     """A likelihood-ratio test of the parameters `given` against the free fit; None if the law lacks one of them.
 
     The held fit is the best fit in which the parameters `given` are fixed; `params` are all its parameters. `statistic`
-    is the deviance of the held fit minus the deviance of the free fit, each at its best scale. Least squares:
-    n log(SSE_held / SSE_free), with p from an F test, which is exact for laws that are linear in logs and as accurate
-    as profile intervals for others. Huber's loss: see `huber_deviance`, with p from chi-squared. If rows are not
-    `independent`, p is too small. `refused` is the reason if there is no test.
+    is the deviance of the held fit minus the deviance of the free fit, each at its best scale:
+    - Least squares: n log(SSE_held / SSE_free). p is from an F test, which is exact for laws that are linear in logs,
+      and as accurate as profile intervals for others.
+    - Huber's loss: the difference of `huber_deviance`. p is from chi-squared.
+    If rows are not `independent`, p is too small. If there is no test, `refused` is the reason.
     """
     if not given or not set(given) <= set(fit.law.parameters):
         return None
@@ -110,14 +111,15 @@ def parameter_test(fit: Fit, given: Mapping[str, float]) -> Entry | None:
         return head | {"refused": "there is no scatter to test against"}
     theta = _held_coordinates(fit, given)
     if theta is None:
-        return head | {"refused": "some of these can be fixed only with all other parameters: give all parameters"}
+        return head | {"refused": "some of these can be fixed only if all parameters are fixed: give all of them"}
     held = Fit(fit.law, fit.sample, fit.loss, theta, fit.certificate)
     loss, log_y = fit.loss, fit.sample.log_y
     if np.isinf(loss.delta):
         sse_held, sse_free = (float((loss.residuals(each.residuals, log_y) ** 2).sum()) for each in (held, fit))
         statistic = n * float(np.log(sse_held / sse_free))
-        p = float(stats.f.sf(np.expm1(statistic / n) * df / len(given), len(given), df))
-        # Exact if the law is linear in logs and the residuals are those of logs.
+        f = np.expm1(statistic / n) * df / len(given)  # expm1(statistic / n) = SSE_held / SSE_free - 1
+        p = float(stats.f.sf(f, len(given), df))
+        # The test is exact if the law is linear in logs and the loss squares log residuals.
         method = "F" if fit.law.is_linear and not loss.linear else "F, approximate"
     else:
         statistic = huber_deviance(held.residuals, loss) - huber_deviance(fit.residuals, loss)

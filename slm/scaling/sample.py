@@ -24,14 +24,12 @@ class Sample:
     """The I rows to which a law with V variables is fitted."""
 
     log_y: Floats
-    log_x: Floats
-    """Natural logarithms [I, V], not centred."""
+    log_x: Floats  # natural logarithms [I, V], not centred
     clusters: np.ndarray
-    """Integers [I]. Rows of one cluster share a run or a shape, so they are not independent."""
+    """The cluster of each row [I], an integer. Rows of one cluster share a run or a shape: they are not independent."""
     cells: np.ndarray
-    """Integers [I]. Rows of one cell differ only in the seed."""
-    is_uncentred: bool = False
-    """Whether log variables are not centred: see `Law.is_uncentred`."""
+    """The cell of each row [I], an integer. Rows of one cell differ only in the seed."""
+    is_uncentred: bool = False  # see `Law.is_uncentred`
 
     @property
     def refs(self) -> Floats:
@@ -66,7 +64,7 @@ class Sample:
     def cell_means(self) -> Sample:
         """One row per cell, with the mean of its log targets over seeds.
 
-        More seeds show how much runs of one cell scatter; only more cells show how well a law fits.
+        With single runs, many seeds of few cells would look like much evidence for a law, but only cells are evidence.
         """
         means, cell_of_row, _ = self.by_cell()
         first = np.unique(cell_of_row, return_index=True)[1]
@@ -75,15 +73,17 @@ class Sample:
 
 def connected_groups(*groupings: np.ndarray) -> np.ndarray:
     """Number the sets of connected rows [I]; two rows are connected if they share a group in any of `groupings` [I]."""
+    # The nodes of the graph are the rows, then the groups of each grouping. An edge joins each row and its group.
     edges = []
-    nodes = count = len(groupings[0])
+    num_rows = len(groupings[0])
+    num_nodes = num_rows
     for grouping in groupings:
-        group = np.unique(grouping, return_inverse=True)[1]
-        edges.append(np.stack([np.arange(count), nodes + group]))
-        nodes += int(group.max()) + 1
-    row, column = np.concatenate(edges, axis=1)
-    graph = coo_array((np.ones(len(row)), (row, column)), shape=(nodes, nodes))
-    return np.asarray(connected_components(graph, directed=False)[1][:count])
+        group_of_row = np.unique(grouping, return_inverse=True)[1]
+        edges.append(np.stack([np.arange(num_rows), num_nodes + group_of_row]))
+        num_nodes += int(group_of_row.max()) + 1
+    row, group = np.concatenate(edges, axis=1)
+    graph = coo_array((np.ones(len(row)), (row, group)), shape=(num_nodes, num_nodes))
+    return np.asarray(connected_components(graph, directed=False)[1][:num_rows])
 
 
 def column_of(variable: str, size: str) -> str:
@@ -92,7 +92,7 @@ def column_of(variable: str, size: str) -> str:
 
 
 def missing_columns(table: Table, law: Law, target: str, size: str) -> list[str]:
-    """Columns that the fit needs, but that the table lacks or that have no number above 0 in some row."""
+    """Columns that the fit needs, but that are not in the table with a number above 0 in every row."""
 
     def is_usable(name: str) -> bool:
         column = table.frame.get(name)
@@ -105,20 +105,24 @@ def missing_columns(table: Table, law: Law, target: str, size: str) -> list[str]
 def take_sample(table: Table, law: Law, target: str, size: str, *, unit: Unit = "cell") -> Sample:
     """The sample that `law` is fitted to, from a table of one family. `ValueError` names missing columns.
 
-    Rows of one run, or of runs branched off one trunk, are one cluster. If the table has several shapes of model, rows
-    of one shape are one cluster too, because they deviate from the law together. `unit="cell"` takes means over seeds.
+    Rows of one run, or of runs branched off one run, are one cluster. If the table has several shapes of model, rows of
+    one shape are one cluster too, because they deviate from the law together. `unit="cell"` takes means over seeds.
     """
     if missing := missing_columns(table, law, target, size):
         raise ValueError(f"{law.name} of {target} needs the column {', '.join(missing)}, which the table lacks")
     frame = table.frame
     log_x = np.log(np.stack([frame[column_of(v, size)].to_numpy(float) for v in law.variables], axis=1))
-    # The table numbers its cells without the columns that only formulas have as variables.
-    added = [v for v in law.variables if v != "N" and v not in COLUMNS]
-    cells = group_numbers(frame, ["cell", *added]).to_numpy()
+    # The cells of the table do not know the columns that a formula has as variables.
+    formula_columns = [v for v in law.variables if v != "N" and v not in COLUMNS]
+    cells = group_numbers(frame, ["cell", *formula_columns]).to_numpy()
     # Models of one shape agree in all counts of parameters, width and depth.
     shapes = group_numbers(frame, [*SIZES, "width", "depth"]).to_numpy()
     clusters = np.unique(frame["cluster"].astype(str), return_inverse=True)[1]
-    groupings = [clusters, *([cells] if unit == "cell" else []), *([shapes] if shapes.any() else [])]
+    groupings = [clusters]
+    if unit == "cell":
+        groupings.append(cells)
+    if shapes.max() > 0:  # several shapes
+        groupings.append(shapes)
     if len(groupings) > 1:
         clusters = connected_groups(*groupings)
     sample = Sample(np.log(frame[target].to_numpy(float)), log_x, clusters, cells, law.is_uncentred)

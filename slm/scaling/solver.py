@@ -34,24 +34,25 @@ class Loss:
     """
 
     delta: float = np.inf
-    linear: bool = False
-    """Least squares of the target itself instead: with r = log y - log L, the loss is y^2 (1 - exp(-r))^2 / 2."""
+    linear: bool = False  # least squares of y - L, not of r = log y - log L: the loss is y^2 (1 - exp(-r))^2 / 2
 
     @property
     def name(self) -> str:
         """The name of the loss in settings and files."""
-        return "linear" if self.linear else "least_squares" if np.isinf(self.delta) else "huber"
+        if self.linear:
+            return "linear"
+        return "least_squares" if np.isinf(self.delta) else "huber"
 
     def residuals(self, r: Floats, log_y: Floats) -> Floats:
         """The residuals that the loss squares: log residuals `r`, or y - L if `linear`."""
         return np.asarray(-np.exp(log_y) * np.expm1(-r)) if self.linear else r
 
     def weight(self, log_y: Floats) -> Floats:
-        """The weight of each row: y^2 if `linear`, which makes relative residuals those of the target itself."""
+        """The weight of each row: y^2 if `linear`, which turns the square of 1 - L/y into that of y - L."""
         return np.exp(2 * log_y) if self.linear else np.ones_like(log_y)
 
     def value(self, r: Floats) -> Floats:
-        """The loss of each log residual."""
+        """The loss of each log residual, without the factor `weight`."""
         if self.linear:
             return 0.5 * np.expm1(-r) ** 2
         if np.isinf(self.delta):
@@ -72,7 +73,7 @@ class Loss:
         return (np.abs(r) <= self.delta).astype(np.float64)
 
     def scale(self, r: Floats) -> Floats:
-        """`first_derivative` / r, the weight in iteratively reweighted least squares; it sets the scale of damping."""
+        """The weights of iteratively reweighted least squares (`first_derivative` / r), which scale the damping."""
         if self.linear:
             return np.exp(-2 * r)
         return np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300))
@@ -94,11 +95,9 @@ class Block:
 
     law: Curve
     x_IV: Floats
-    rows: np.ndarray
-    """Indices of the block's rows among all rows."""
-    matrix: Floats
-    offset: Floats
-    """[P], or [R, P] if it differs between replicates."""
+    rows: np.ndarray  # indices of the block's rows among all rows
+    matrix: Floats  # [P, Q]
+    offset: Floats  # [P], or [R, P] if it differs between replicates
 
     def theta(self, phi: Floats, replicates: np.ndarray) -> Floats:
         """Coordinates [R, P] for free parameters `phi` [R, Q] of some replicates, given by their indices [R]."""
@@ -112,10 +111,8 @@ class Optimum:
 
     phi: Floats
     objective: Floats
-    decrement: Floats
-    """Newton's estimate of how much lower the objective can still get."""
-    gradient_norm: Floats
-    """Largest slope along a coordinate, with residuals and coordinates both scaled to the data (no units)."""
+    decrement: Floats  # Newton's estimate of how much lower the objective can still get
+    gradient_norm: Floats  # largest slope along a coordinate; residuals and coordinates are scaled to the data
     converged: np.ndarray
 
     @property
@@ -189,10 +186,11 @@ class _Problem(NamedTuple):
 
 
 def _newton(problem: _Problem, start: Floats, bounds: _Bounds, max_steps: int, tolerance: float) -> Optimum:
+    """Take damped Newton steps until each replicate has converged, or no step lowers its objective any more."""
     low, high = bounds
     R = len(start)
     phi, objective = np.clip(start, low, high), np.zeros(R)
-    decrement, norm, converged = np.full(R, np.inf), np.full(R, np.inf), np.zeros(R, dtype=bool)
+    decrement, gradient_norm, converged = np.full(R, np.inf), np.full(R, np.inf), np.zeros(R, dtype=bool)
     replicates = np.arange(R)  # the replicates that still improve; `state` and `damping` have only these
     # Objectives below this consist of the rounding errors of log_y.
     rounding = 1e-26 * max(1, problem.log_y.shape[-1])
@@ -200,16 +198,16 @@ def _newton(problem: _Problem, start: Floats, bounds: _Bounds, max_steps: int, t
         state = problem.state_at(phi.copy(), replicates)
         damping = np.full(R, 1e-3)
         for _ in range(max_steps):
-            held_low = (state.phi <= low) & (state.gradient > 0)
-            held_high = (state.phi >= high) & (state.gradient < 0)
-            step, decrement[replicates], norm[replicates] = _step(state, damping, ~(held_low | held_high))
+            is_held_low = (state.phi <= low) & (state.gradient > 0)
+            is_held_high = (state.phi >= high) & (state.gradient < 0)
+            step, decrement_now, norm_now = _step(state, damping, ~(is_held_low | is_held_high))
+            decrement[replicates], gradient_norm[replicates] = decrement_now, norm_now
             phi[replicates], objective[replicates] = state.phi, state.value
-            is_possible, decrement_now = np.isfinite(state.value), decrement[replicates]
-            is_finished = is_possible & (decrement_now <= tolerance * state.value + rounding)
+            is_finite, is_stuck = np.isfinite(state.value), damping >= 1e12
+            is_finished = is_finite & (decrement_now <= tolerance * state.value + rounding)
             # If no step lowers the objective any more, only rounding errors are left, even above `tolerance`.
-            is_stuck = (damping >= 1e12) & (decrement_now <= 1e-9 * state.value)
-            converged[replicates] = is_finished | is_stuck
-            is_active = is_possible & ~is_finished & (damping < 1e12)
+            converged[replicates] = is_finished | (is_stuck & (decrement_now <= 1e-9 * state.value))
+            is_active = is_finite & ~is_finished & ~is_stuck
             if not is_active.any():
                 break
             replicates, damping, step = replicates[is_active], damping[is_active], step[is_active]
@@ -219,20 +217,21 @@ def _newton(problem: _Problem, start: Floats, bounds: _Bounds, max_steps: int, t
             damping = np.where(is_better, damping / 5, damping * 4)
             for part, trial_part in zip(state, trial, strict=True):
                 part[is_better] = trial_part[is_better]
-    return Optimum(phi, objective, decrement, norm, converged)
+    return Optimum(phi, objective, decrement, gradient_norm, converged)
 
 
-def _step(state: _State, damping: Floats, free: np.ndarray) -> tuple[Floats, Floats, Floats]:
+def _step(state: _State, damping: Floats, is_free: np.ndarray) -> tuple[Floats, Floats, Floats]:
     """Damped Newton step [R, Q], decrement of the undamped step [R], and scaled gradient norm [R]."""
     scale = state.damping_scale
-    unit = np.sqrt(np.maximum(scale, 1e-16 * scale.max(axis=1, keepdims=True) + 1e-300))
-    gradient = np.where(free, state.gradient / unit, 0.0)
-    free_pairs = free[:, :, None] & free[:, None, :]
-    hessian = np.where(free_pairs, state.hessian / (unit[:, :, None] * unit[:, None, :]), 0.0)
-    hessian += np.where(free, 0.0, 1.0)[:, :, None] * np.eye(free.shape[1])
-    values, vectors = np.linalg.eigh(np.nan_to_num(hessian))
-    projected = np.einsum("rqk,rq->rk", vectors, np.nan_to_num(gradient))
-    curvatures = np.maximum(np.abs(values), 1e-10)  # a negative curvature is reversed
-    step = -np.einsum("rqk,rk->rq", vectors, projected / (curvatures + damping[:, None])) / unit
+    unit = np.sqrt(np.maximum(scale, 1e-16 * scale.max(axis=1, keepdims=True) + 1e-300))  # of each coordinate
+    # A coordinate that is not free gets a gradient of 0 and a row of the identity as Hessian, so it does not move.
+    gradient = np.where(is_free, state.gradient / unit, 0.0)
+    is_free_pair = is_free[:, :, None] & is_free[:, None, :]
+    hessian = np.where(is_free_pair, state.hessian / (unit[:, :, None] * unit[:, None, :]), 0.0)
+    hessian += np.where(is_free, 0.0, 1.0)[:, :, None] * np.eye(is_free.shape[1])
+    eigenvalues, eigenvectors = np.linalg.eigh(np.nan_to_num(hessian))
+    projected = np.einsum("rqk,rq->rk", eigenvectors, np.nan_to_num(gradient))
+    curvatures = np.maximum(np.abs(eigenvalues), 1e-10)  # a negative curvature is reversed
+    step = -np.einsum("rqk,rk->rq", eigenvectors, projected / (curvatures + damping[:, None])) / unit
     decrement = 0.5 * (projected**2 / curvatures).sum(axis=1)
     return step, decrement, np.abs(gradient).max(axis=1) / np.sqrt(2 * state.value + 1e-300)

@@ -1,7 +1,7 @@
 """Starts and bounds of the search for a fit, by variable projection over a grid of exponents (Golub & Pereyra 1973).
 
-For given exponents, a law is linear in its coefficients. At every point of the grid, the coefficients come from
-non-negative least squares on relative residuals, which equal log residuals to first order. Axes: `slm.scaling.forms`.
+For given exponents, a law is linear in its coefficients. So at every point of the grid, the coefficients come from
+non-negative least squares of relative residuals, which are log residuals to first order. Axes: `slm.scaling.forms`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from slm.scaling.forms import Floats, Law
 from slm.scaling.sample import Sample
 
 MIN_TERM_SHARE = 1e-5
-"""A term below this share of the smallest target, at the centre of the data, counts as absent."""
-MIN_STARTING_SHARE = 0.03
-"""The smallest share of a term, relative to the smallest target, at the start of a search."""
+"""A term is absent from a fit if, at the centre of the data, it is below this share of the smallest target."""
+MIN_STARTING_SHARE = 0.03  # of a term, relative to the smallest target, at the start of a search
 
 
 def grid_starts(law: Law, sample: Sample) -> Floats:
@@ -30,7 +29,7 @@ def grid_starts(law: Law, sample: Sample) -> Floats:
 
 
 def raise_small_terms(law: Law, sample: Sample, theta: Floats) -> Floats:
-    """The starts with small terms raised: the gradient of a term is its share of the loss, so a tiny term is stuck."""
+    """Raise small terms of starts. The gradient of a term is its share of the loss, so a tiny term would not move."""
     raised = theta.copy()
     if (K := law.num_coefficients) > 1:
         raised[..., :K] = np.maximum(theta[..., :K], sample.log_y.min() + np.log(MIN_STARTING_SHARE))
@@ -38,15 +37,16 @@ def raise_small_terms(law: Law, sample: Sample, theta: Floats) -> Floats:
 
 
 def coordinate_bounds(law: Law, sample: Sample) -> tuple[Floats, Floats]:
-    """Lower and upper bounds [P] of the coordinates, so wide that an estimate at a bound is not identified."""
+    """Lower and upper bounds [P] of the coordinates. They are wide: an estimate at a bound is not identified."""
     P = len(law.parameters)
     if law.is_linear:  # a straight line in logs needs no bound, and may slope either way
         return np.full(P, -np.inf), np.full(P, np.inf)
     low, high, _ = law.bounds_and_starts(sample.log_y)
     lowest, highest = sample.log_y.min() + np.log(MIN_TERM_SHARE), sample.log_y.max() + 5.0
-    if not law.num_coefficients:  # joint forms: log terms are not in units of the target
+    if law.num_coefficients == 0:  # as in Kaplan's joint law, whose log terms are not in units of the target
         lowest, highest = -60.0, 60.0
-    return np.append(np.full(P - len(low), lowest), low), np.append(np.full(P - len(high), highest), high)
+    num_others = P - len(low)
+    return np.append(np.full(num_others, lowest), low), np.append(np.full(num_others, highest), high)
 
 
 def _non_negative(basis: Floats, target: Floats) -> Floats:
@@ -54,6 +54,7 @@ def _non_negative(basis: Floats, target: Floats) -> Floats:
     R, _, K = basis.shape
     gram = np.matmul(basis.transpose(0, 2, 1), basis)
     moment = np.einsum("rik,ri->rk", basis, target)
+    # The value of a solution is its sum of squared residuals minus that of the zero solution.
     best, best_value = np.zeros((R, K)), np.zeros(R)
     for size in range(1, K + 1):
         for columns in combinations(range(K), size):

@@ -1,8 +1,8 @@
 """A law made of a sympy expression, with derivatives by sympy. `slm.scaling.formulas` reads such laws from text.
 
-Notable: a formula may change its form with the units (max(N, 1e6)), so its log variables are not centred
-(`Law.is_uncentred`). The law instead has the centre of the table, which all families share, and at which the
-coordinates of coefficients are centred. Axes as in `slm.scaling.forms`.
+Notable: the variables of a formula keep their units, because it may compare them with numbers (max(N, 1e6)). So the
+law takes log variables that are not centred (`Law.is_uncentred`). Its coefficients are centred all the same, at the
+centre of the table, which all families share. Axes as in `slm.scaling.forms`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from sympy.core.relational import Relational
 
 from slm.scaling.forms import EXPONENT_BOUNDS, GRIDS, Curvature, Floats, Law, gram
 
-MAX_LOG_DISTANCE = 25.0
-"""Bound of |log(parameter / its scale in the data)|, for parameters that are neither coefficients nor exponents."""
-SCATTERED_STARTS = 400
-"""The number of starts for laws that would need too large a grid."""
+MAX_LOG_DISTANCE = 25.0  # bound of |log(parameter / typical size)|, except for coefficients and exponents
+SCATTERED_STARTS = 400  # for laws that would need too large a grid
 TYPICAL_EXPONENT = 0.4
 
 
@@ -34,14 +32,12 @@ class Formula(Law):
     source: str
     expression: sp.Expr
     variables: tuple[str, ...]
-    parameters: tuple[str, ...]
-    """Coefficients, then other parameters, then exponents."""
+    parameters: tuple[str, ...]  # coefficients, then other parameters, then exponents
     num_coefficients: int
     exponents: tuple[str, ...]
     not_logged: frozenset[str]
     floor: int | None
-    centre: tuple[float, ...]
-    """Means [V] of the log variables of the table; 0 until `prepared_for` sets them."""
+    centre: tuple[float, ...]  # means [V] of the log variables of the table; 0 until `prepared_for` sets them
 
     is_uncentred = True
 
@@ -55,18 +51,18 @@ class Formula(Law):
 
     @cached_property
     def _in_coordinates(self) -> tuple[sp.Expr, tuple[sp.Symbol, ...], tuple[sp.Symbol, ...]]:
-        """The expression in terms of coordinates q, not centred, and log variables x; the symbols q; the symbols x."""
+        """The expression as a function of coordinates q, not centred, and log variables x; and the symbols q and x."""
         q = sp.symbols(f"q:{len(self.parameters)}", real=True)
         x = sp.symbols(f"x:{len(self.variables)}", real=True)
-        replaced = {positive(name): sp.exp(log) for name, log in zip(self.variables, x, strict=True)}
+        replacement = {positive(name): sp.exp(log) for name, log in zip(self.variables, x, strict=True)}
         for symbol, coordinate, is_logged in zip(self._symbols, q, self._is_logged, strict=True):
-            replaced[symbol] = sp.exp(coordinate) if is_logged else coordinate
-        return self.expression.xreplace(replaced), q, x
+            replacement[symbol] = sp.exp(coordinate) if is_logged else coordinate
+        return self.expression.xreplace(replacement), q, x
 
     @cached_property
     def is_linear(self) -> bool:  # type: ignore[override]
         expression, q, _ = self._in_coordinates
-        return all(vanishes(sp.diff(sp.log(expression), a, b)) for a in q for b in q)
+        return all(vanishes(sp.diff(sp.log(expression), first, second)) for first in q for second in q)
 
     @cached_property
     def powers(self) -> Mapping[str, tuple[tuple[str, str], ...]]:  # type: ignore[override]
@@ -90,7 +86,7 @@ class Formula(Law):
             for name in self.exponents
         }
 
-    def _values(self, scales: Iterable[float]) -> dict[sp.Symbol, float]:
+    def _typical_values(self, scales: Iterable[float]) -> dict[sp.Symbol, float]:
         """The centre of the table for variables, a typical value for exponents, and `scales` for other parameters."""
         values = {positive(v): float(np.exp(c)) for v, c in zip(self.variables, self.centre, strict=True)}
         return values | {
@@ -100,13 +96,13 @@ class Formula(Law):
 
     @cached_property
     def _scales(self) -> list[float]:
-        values = self._values([1.0] * len(self._symbols))
-        return [_scale(self.expression, symbol, values, self.variables) for symbol in self._symbols]
+        values = self._typical_values([1.0] * len(self._symbols))
+        return [_usual_size(self.expression, symbol, values, self.variables) for symbol in self._symbols]
 
     @cached_property
     def _uncentring(self) -> Floats:
-        """The matrix [P, P] that turns centred coordinates of coefficients into logs, and keeps other coordinates."""
-        values = self._values(self._scales)
+        """The matrix [P, P] that turns the centred coordinate of a coefficient into its log, and keeps the others."""
+        values = self._typical_values(self._scales)
         matrix = np.eye(len(self.parameters))
         for k, coefficient in enumerate(self._symbols[: self.num_coefficients]):
             log_term = sp.log(sp.diff(self.expression, coefficient))
@@ -125,7 +121,7 @@ class Formula(Law):
         return [*q_RP.T[:, :, None], *x_IV.T[:, None, :]]
 
     def _value_and_gradient(self, theta: Floats, x_IV: Floats) -> list[Floats]:
-        """L and its derivatives by each coordinate of `_in_coordinates`, all [R, I]."""
+        """L and its derivative with respect to each coordinate of `_in_coordinates`, all [R, I]."""
         with np.errstate(all="ignore"):
             parts = _compiled(*self._in_coordinates)[0](*self._arguments(theta, x_IV))
         return [np.broadcast_to(np.asarray(part, float), (len(theta), len(x_IV))) for part in parts]
@@ -154,8 +150,9 @@ class Formula(Law):
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
         theta = np.concatenate([np.zeros((len(exponents), self.num_coefficients)), exponents], axis=1)
         value, *value_by_q = (part / np.exp(log_y) for part in self._value_and_gradient(theta, x_IV))
-        # A law without coefficients has no columns, but np.stack needs one: the zeros, which are then cut off.
+        # np.stack needs at least one array, but a law may have no coefficients: stack zeros as well, and cut them off.
         basis = np.stack([*value_by_q[: self.num_coefficients], np.zeros_like(value)], axis=2)[:, :, :-1]
+        # At coefficients of 1, the part of L that is not linear in them is value - basis.sum.
         return np.nan_to_num(basis), np.nan_to_num(1 - (value - basis.sum(axis=2)))
 
     def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
@@ -167,7 +164,7 @@ class Formula(Law):
         return np.array(lows), np.array(highs), np.stack([rng.permutation(values) for values in starts], axis=1)
 
     def _bounds_and_values(self, symbol: sp.Symbol, log_y: Floats) -> tuple[float, float, Floats]:
-        """Bounds of a coordinate that is not of a coefficient, and starts spread evenly over its plausible values."""
+        """Bounds of the coordinate of a parameter that is no coefficient, and starts spread over plausible values."""
         fraction = (np.arange(SCATTERED_STARTS) + 0.5) / SCATTERED_STARTS
         if symbol.name in self.exponents:
             if not symbol.is_positive:
@@ -191,10 +188,10 @@ def _compiled(
     expression: sp.Expr, q: tuple[sp.Symbol, ...], x: tuple[sp.Symbol, ...]
 ) -> tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, int]]]:
     """Compile L with its gradient, and the nonzero entries of the Hessian's lower triangle, with their indices."""
-    first = [sp.diff(expression, symbol) for symbol in q]
-    second = {(i, j): sp.diff(first[i], q[j]) for i in range(len(q)) for j in range(i + 1)}
-    nonzero = {indices: entry for indices, entry in second.items() if entry != 0}
-    value_and_gradient = sp.lambdify([*q, *x], [expression, *first], modules="numpy", cse=True)
+    gradient = [sp.diff(expression, symbol) for symbol in q]
+    lower_triangle = {(i, j): sp.diff(gradient[i], q[j]) for i in range(len(q)) for j in range(i + 1)}
+    nonzero = {indices: entry for indices, entry in lower_triangle.items() if entry != 0}
+    value_and_gradient = sp.lambdify([*q, *x], [expression, *gradient], modules="numpy", cse=True)
     hessian = sp.lambdify([*q, *x], list(nonzero.values()), modules="numpy", cse=True)
     return value_and_gradient, hessian, list(nonzero)
 
@@ -210,15 +207,19 @@ def bases_of_exponents(expression: sp.Expr, variables: Sequence[str]) -> dict[st
     """Parameter in an exponent -> the variables in the bases of its powers."""
     bases: dict[str, set[str]] = {}
     for power in expression.atoms(sp.Pow):
-        if names := {symbol.name for symbol in power.base.free_symbols} & {*variables}:
+        base_variables = {symbol.name for symbol in power.base.free_symbols} & {*variables}
+        if base_variables:
             for parameter in {symbol.name for symbol in power.exp.free_symbols} - {*variables}:
-                bases.setdefault(parameter, set()).update(names)
+                bases.setdefault(parameter, set()).update(base_variables)
     return bases
 
 
-def _scale(expression: sp.Expr, symbol: sp.Symbol, values: dict[sp.Symbol, float], variables: Sequence[str]) -> float:
-    """The size at which a parameter equals terms with variables that it is added to, compared with or divided by."""
-    scale = 1.0
+def _usual_size(expression: sp.Expr, symbol: sp.Symbol, values: dict[sp.Symbol, float], names: Sequence[str]) -> float:
+    """A size of a parameter that fits the size of the variables `names`.
+
+    In a sum or comparison with variables, its power then equals the rest; in a product, the whole product is 1.
+    """
+    usual_size = 1.0
     for node in sp.preorder_traversal(expression):
         if isinstance(node, Relational):
             node = node.lhs - node.rhs
@@ -226,10 +227,11 @@ def _scale(expression: sp.Expr, symbol: sp.Symbol, values: dict[sp.Symbol, float
             continue
         rest, term = node.as_independent(symbol, as_Add=isinstance(node, sp.Add))
         power = term.as_coeff_exponent(symbol)[1]
-        if not power.is_Number or power == 0 or not {s.name for s in rest.free_symbols} & {*variables}:
+        rest_has_variables = any(s.name in names for s in rest.free_symbols)
+        if not power.is_Number or power == 0 or not rest_has_variables:
             continue
-        size = abs(complex(rest.subs(values).evalf()))
-        if size > 0:
-            solution = (size if isinstance(node, sp.Add) else 1 / size) ** (1 / float(power))
-            scale = float(solution) if 0 < solution < 1e200 else scale
-    return scale
+        rest_size = abs(complex(rest.subs(values).evalf()))
+        if rest_size > 0:
+            solution = (rest_size if isinstance(node, sp.Add) else 1 / rest_size) ** (1 / float(power))
+            usual_size = float(solution) if 0 < solution < 1e200 else usual_size
+    return usual_size

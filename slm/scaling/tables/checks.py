@@ -1,7 +1,7 @@
 """Refuse tables that cannot hold training runs, and note units that are suspicious.
 
-Missing columns, impossible values and contradictory units are errors. High losses of early checkpoints (9 to 3) and
-tiny models are real, so a unit is called wrong only if no training can explain the value: for example, if the loss
+Missing columns, impossible values and contradictory units are errors. Tables may have early checkpoints (losses of 3
+to 9) and tiny models. So a unit is called wrong only if no training can explain the value: for example, if the loss
 would fall faster with size and tokens than any loss does.
 """
 
@@ -16,36 +16,34 @@ from slm.runtime.words import shortlist
 from slm.scaling.tables.columns import QUANTITIES, SIZES, TARGETS, Columns, first_complete, is_complete
 from slm.scaling.tables.values import as_operand, format_value, is_blank, parse_number
 
-# ln 100,000 = 11.5 is the loss of a uniform guess over a large vocabulary. Untrained models are slightly worse.
+# The loss of a uniform guess over a large vocabulary, ln 100,000, limits losses in a table without `vocab_size`.
 MAX_LOSS = 11.5
-MAX_ABOVE_GUESS = 0.5
+MAX_ABOVE_GUESS = 0.5  # with `vocab_size`: an untrained model is slightly worse than a uniform guess
 MAX_BITS_PER_BYTE = 16  # a uniform guess among 256 bytes has 8
 REMEDY = "put perplexities in a column named perplexity, and mark diverged runs with true in a column named diverged"
-MIN_PARAMS = 1000  # an embedding of 260 bytes with a width of 8 has 2,080 parameters
-MIN_LARGEST_COUNT = 10_000
-MAX_COUNT_RATIO = 300
-"""Counts above and below a larger gap are in different units, unless the smaller counts have much higher losses."""
-MIN_LOSS_RATIO = 1.8
-"""A perplexity is at least this multiple of the next lower loss (docs/tables.md)."""
+MIN_PARAMS = 1000  # the embedding of 260 tokens (bytes) with a width of 8 has 2,080 parameters
+MIN_LARGEST_COUNT = 10_000  # if all counts are lower, they are in thousands, millions or billions
+MAX_COUNT_RATIO = 300  # a larger jump in sorted counts is a change of units, unless the losses below it are much higher
+MIN_LOSS_RATIO = 1.8  # between a perplexity in a column of losses and the highest loss below it (docs/tables.md)
 # No loss falls faster than N^-0.5 D^-1 (Hoffmann et al. 2022 find N^-0.34 and D^-0.28 above a floor).
 STEEPEST_N, STEEPEST_D = 0.5, 1.0
 # FLOPs / (N D) is 6, and up to 20 with attention. It is several times higher if blocks are repeated or N excludes
 # embeddings, and lower if only some experts are active.
-USUAL_FLOPS, POSSIBLE_FLOPS = (1.0, 60.0), (1e-4, 1e6)
-MAX_FLOPS_DEVIATION = 5.0
-"""FLOPs / (N D) of a row is noted if it differs from the median of similar rows by a larger factor."""
+USUAL_FLOPS_RATIO = (1.0, 60.0)
+POSSIBLE_FLOPS_RATIO = (1e-4, 1e6)
+MAX_FLOPS_DEVIATION = 5.0  # between FLOPs / (N D) of a row and the median of similar rows
 PF_DAY = 8.64e19
 # Over-trained small models reach 15,000 (SmolLM2 135M), and first checkpoints are below 1.
 USUAL_TOKENS_PER_PARAM = (0.1, 1e6)
-_IN_FULL = "write all values in full, as in 1.2e8"
+_WRITE_IN_FULL = "write all values in full, as in 1.2e8"
 
 
 def check_columns(raw: pd.DataFrame, columns: Columns) -> None:
     """Raise `ValueError` if the table has no column with sizes, or none with results."""
-    for what, names in (("size", SIZES), ("result", TARGETS)):
+    for kind, names in (("size", SIZES), ("result", TARGETS)):
         if not any(name in raw for name in names):
             raise ValueError(
-                f"{columns.table} has no column of the {what} ({', '.join(names)}): name one of its columns, as in "
+                f"{columns.table} has no column of the {kind} ({', '.join(names)}): name one of its columns, as in "
                 f"columns.{names[0]}=NAME; it has {shortlist(raw.columns, 12)}"
             )
 
@@ -73,12 +71,15 @@ def check_values(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> No
 
 
 def _check_gaps(frame: pd.DataFrame, columns: Columns) -> None:
-    """Every row needs a result, its tokens if the table has this column, and a size that all other rows have too."""
+    """Every row needs a result, and tokens if the table has this column. One column of sizes must be complete."""
+    required = []  # each entry is a list of columns: every row must have a value in at least one of them
     sizes = [name for name in SIZES if name in frame]
-    results = [name for name in ("loss", "perplexity") if name in frame] or ["bits_per_byte"]
-    incomplete_size = [] if any(is_complete(frame, name) for name in sizes) else sizes[:1]
-    tokens = ["tokens"] if "tokens" in frame else []
-    for names in filter(None, (incomplete_size, tokens, results)):
+    if not any(is_complete(frame, name) for name in sizes):
+        required.append(sizes[:1])
+    if "tokens" in frame:
+        required.append(["tokens"])
+    required.append([name for name in ("loss", "perplexity") if name in frame] or ["bits_per_byte"])
+    for names in required:
         for row in frame.index[frame[names].isna().all(axis=1)]:
             raise columns.error(row, names[0], "the cell", "is empty: fill it in or leave the row out")
 
@@ -90,10 +91,12 @@ def _check_results(frame: pd.DataFrame, columns: Columns) -> None:
             raise columns.error(row, "perplexity", value, "is impossible: a perplexity is above 1; is it a loss?")
     for row, loss in results["loss"].items():
         vocab_size = parse_number(frame.at[row, "vocab_size"]) if "vocab_size" in frame else None
-        guess = math.log(vocab_size) if vocab_size is not None and vocab_size > 1 else None
-        if loss > (MAX_LOSS if guess is None else guess + MAX_ABOVE_GUESS):
-            limit = "" if guess is None else f" (a uniform guess has ln {vocab_size:.0f} = {guess:.2f})"
-            raise columns.error(row, "loss", loss, f"cannot be nats per token{limit}: {REMEDY}")
+        max_loss, guess_text = MAX_LOSS, ""
+        if vocab_size is not None and vocab_size > 1:
+            guess = math.log(vocab_size)
+            max_loss, guess_text = guess + MAX_ABOVE_GUESS, f" (a uniform guess has ln {vocab_size:.0f} = {guess:.2f})"
+        if loss > max_loss:
+            raise columns.error(row, "loss", loss, f"cannot be nats per token{guess_text}: {REMEDY}")
     for row, bits in results["bits_per_byte"].items():
         if bits > MAX_BITS_PER_BYTE:
             raise columns.error(row, "bits_per_byte", bits, "cannot be bits per byte: a uniform guess of a byte has 8")
@@ -115,14 +118,16 @@ def _check_agreement(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -
 def _rounding_error(written: object) -> float:
     """Half a unit of the last decimal place of a number as the file writes it; 0 for scientific notation."""
     text = str(written).strip().lower()
-    return 0.0 if "e" in text or is_blank(written) else 0.5 * 10.0 ** -len(text.partition(".")[2])
+    num_decimals = len(text.partition(".")[2])
+    return 0.0 if "e" in text or is_blank(written) else 0.5 * 10.0**-num_decimals
 
 
 def check_units(frame: pd.DataFrame, columns: Columns, *, loss_was_given: bool, flops_were_given: bool) -> None:
     """Raise `ValueError` for a column that mixes units, or whose counts are in millions or billions."""
     ratio = _flops_ratio(frame) if flops_were_given and is_complete(frame, "tokens") else None
     # If FLOPs are about 6 N D, then N and D are plain counts, however small they are.
-    min_largest = 0 if ratio is not None and _is_within(ratio.median(), USUAL_FLOPS) else MIN_LARGEST_COUNT
+    are_plain_counts = ratio is not None and _is_within(ratio.median(), USUAL_FLOPS_RATIO)
+    min_largest = 0 if are_plain_counts else MIN_LARGEST_COUNT
     for name in (*SIZES, "tokens"):
         if name in frame and frame[name].notna().any():
             _check_counts(frame, name, columns, min_largest)
@@ -133,24 +138,25 @@ def check_units(frame: pd.DataFrame, columns: Columns, *, loss_was_given: bool, 
 
 
 def note_units(frame: pd.DataFrame, columns: Columns, *, flops_were_given: bool) -> list[str]:
-    """Sentences on possible but suspicious units: unusual numbers of tokens per parameter, FLOPs far from 6 N D."""
+    """Sentences on suspicious units: an unusual number of tokens per parameter, or FLOPs far from 6 N D."""
     if not is_complete(frame, "tokens"):
         return []
     notes = []
     tokens_per_param = frame["tokens"] / frame[first_complete(frame, SIZES)]
     if not _is_within(tokens_per_param.median(), USUAL_TOKENS_PER_PARAM):
-        original = as_operand(columns.original_name("tokens"))
-        remedy = f": if tokens are in other units, such as millions, give columns.tokens='{original}*1e6'"
-        remedy = remedy if tokens_per_param.median() < USUAL_TOKENS_PER_PARAM[0] else ""
+        remedy = ""
+        if tokens_per_param.median() < USUAL_TOKENS_PER_PARAM[0]:
+            original = as_operand(columns.original_name("tokens"))
+            remedy = f": if tokens are in other units, such as millions, give columns.tokens='{original}*1e6'"
         notes.append(f"Suspicious: runs saw {_range(tokens_per_param)} tokens per parameter{remedy}.")
     if flops_were_given:
         ratio = _flops_ratio(frame)
-        if not _is_within(ratio.median(), USUAL_FLOPS):
+        if not _is_within(ratio.median(), USUAL_FLOPS_RATIO):
             notes.append(f"Suspicious: flops are {_range(ratio)} times N D, and 6 N D is usual.")
         if len(outliers := _flops_outliers(frame, ratio)):
-            rows = shortlist(f"{row} ({_three_digits(ratio[row])} N D)" for row in outliers.index)
-            count = len(outliers)
-            notes.append(f"Suspicious: flops / (N D) of {count} rows differs from similar rows (6 is usual): {rows}.")
+            rows = shortlist(f"{row} ({_short_number(ratio[row])} N D)" for row in outliers.index)
+            differs = f"flops / (N D) of {len(outliers)} rows differs from similar rows"
+            notes.append(f"Suspicious: {differs} (6 is usual): {rows}.")
     return notes
 
 
@@ -158,26 +164,26 @@ def _is_within(value: float, limits: tuple[float, float]) -> bool:
     return limits[0] <= value <= limits[1]
 
 
-def _three_digits(value: float) -> str:
+def _short_number(value: float) -> str:
     """The number as people write it: 6000, 1e18."""
     return f"{value:.0f}" if 1000 <= value < 1e6 else f"{value:.3g}".replace("e+", "e")
 
 
 def _range(values: pd.Series) -> str:
-    low, high = _three_digits(values.min()), _three_digits(values.max())
+    low, high = _short_number(values.min()), _short_number(values.max())
     return low if low == high else f"{low} to {high}"
 
 
 def _flops_ratio(frame: pd.DataFrame) -> pd.Series:
-    """FLOPs as a multiple of N D."""
+    """FLOPs / (N D) of each row that has both numbers."""
     return (frame["flops"] / frame[first_complete(frame, SIZES)] / frame["tokens"]).dropna()
 
 
 def _flops_outliers(frame: pd.DataFrame, ratio: pd.Series) -> pd.Series:
-    """The ratio / the median of similar rows (in family and size), for rows that differ by `MAX_FLOPS_DEVIATION`."""
-    octave = np.floor(np.log2(frame[first_complete(frame, SIZES)]))
-    similar = frame["family"].astype(str) + octave.astype(str)
-    multiples = ratio / ratio.groupby(similar[ratio.index]).transform("median")
+    """The outliers of `ratio` as multiples of the median of similar rows: of one family and size (to a factor of 2)."""
+    power_of_2 = np.floor(np.log2(frame[first_complete(frame, SIZES)]))
+    group = frame["family"].astype(str) + power_of_2.astype(str)
+    multiples = ratio / ratio.groupby(group[ratio.index]).transform("median")
     return multiples[np.abs(np.log(multiples)) > math.log(MAX_FLOPS_DEVIATION)]
 
 
@@ -185,60 +191,61 @@ def _check_flops(frame: pd.DataFrame, ratio: pd.Series, columns: Columns) -> Non
     """Refuse FLOPs that are in other units in all rows, or in some rows by a power of 1,000."""
     flops, tokens = as_operand(columns.original_name("flops")), as_operand(columns.original_name("tokens"))
     median, first_row = float(ratio.median()), ratio.index[0]
-    if not _is_within(median, POSSIBLE_FLOPS):
+    if not _is_within(median, POSSIBLE_FLOPS_RATIO):
         remedy = "write the FLOPs of the whole training"
         units = {"in PF-days": PF_DAY} | {f"in units of 1e{power}": 10.0**power for power in range(-24, 25, 3)}
-        for unit, factor in reversed(units.items()):  # of several units that fit, the first is suggested
-            if _is_within(median * factor, USUAL_FLOPS):
-                remedy = f"if it is {unit}, give columns.flops='{flops}*{_three_digits(factor)}'"
-        if _is_within((ratio * frame["tokens"]).median(), USUAL_FLOPS):
+        for unit, factor in reversed(units.items()):  # reversed: if several units fit, the first one is suggested
+            if _is_within(median * factor, USUAL_FLOPS_RATIO):
+                remedy = f"if it is {unit}, give columns.flops='{flops}*{_short_number(factor)}'"
+        if _is_within((ratio * frame["tokens"]).median(), USUAL_FLOPS_RATIO):
             remedy = f"if it is per token, give columns.flops='{flops}*{tokens}'"
-        problem = f"is {_three_digits(ratio[first_row])} N D, but training takes about 6 N D: {remedy}"
+        problem = f"is {_short_number(ratio[first_row])} N D, but training takes about 6 N D: {remedy}"
         raise columns.error(first_row, "flops", float(frame.at[first_row, "flops"]), problem)
     for row, multiple in _flops_outliers(frame, ratio).items():
         power = round(math.log(multiple, 1000))
-        if power and abs(math.log(multiple) - power * math.log(1000)) < math.log(1.3):
-            others = f"that of similar rows {_three_digits(ratio[row] / multiple)} N D"
-            problem = f"is {_three_digits(ratio[row])} N D and {others}: units differ, so write all as in 1e19"
+        is_near_power_of_1000 = abs(math.log(multiple) - power * math.log(1000)) < math.log(1.3)
+        if power != 0 and is_near_power_of_1000:
+            others = f"that of similar rows {_short_number(ratio[row] / multiple)} N D"
+            problem = f"is {_short_number(ratio[row])} N D and {others}: units differ, so write all as in 1e19"
             raise columns.error(row, "flops", float(frame.at[row, "flops"]), problem)
 
 
 def _check_counts(frame: pd.DataFrame, name: str, columns: Columns, min_largest: float) -> None:
-    """Refuse counts that are all below `min_largest`, and counts below a gap if their results are not much higher."""
+    """Refuse counts that are all below `min_largest`, and the counts below a jump if their losses are not higher."""
     counts = frame[name].dropna().sort_values(kind="stable")
     smallest_row, smallest = counts.index[0], float(counts.iloc[0])
     if counts.iloc[-1] < min_largest:
-        original = as_operand(columns.original_name(name))
-        remedy = f"{_IN_FULL}, or give columns.{name}='{original}*1e6' for millions or '{original}*1e9' for billions"
+        source = as_operand(columns.original_name(name))
+        remedy = f"{_WRITE_IN_FULL}, or give columns.{name}='{source}*1e6' for millions or '{source}*1e9' for billions"
         raise columns.error(smallest_row, name, smallest, f"is too small for {name}, as are all others: {remedy}")
     ratios = counts.to_numpy()[1:] / counts.to_numpy()[:-1]
-    has_gap = len(ratios) > 0 and ratios.max() >= MAX_COUNT_RATIO
-    num_below = int(ratios.argmax()) + 1 if has_gap else 0
-    # The first step of a long run is real, and has a far higher loss.
+    has_jump = len(ratios) > 0 and ratios.max() >= MAX_COUNT_RATIO
+    num_below = int(ratios.argmax()) + 1 if has_jump else 0  # counts below the jump
+    # A first checkpoint really has so few tokens, but its loss is far higher.
     results = frame[first_complete(frame, TARGETS)]
     max_result = 1.5 * float(results[counts.index[num_below:]].median())
-    mixed = [row for row, value in counts.iloc[:num_below].items() if value < 1e5 and results[row] < max_result]
-    if mixed:
-        larger = f"{format_value(float(counts.iloc[num_below]))} in row {counts.index[num_below]}"
-        problem = f"is in other units than {larger}: {_IN_FULL}"
-        raise columns.error(mixed[0], name, frame.at[mixed[0], name], problem)
+    for row, count in counts.iloc[:num_below].items():
+        if count < 1e5 and results[row] < max_result:
+            larger = f"{format_value(float(counts.iloc[num_below]))} in row {counts.index[num_below]}"
+            problem = f"is in other units than {larger}: {_WRITE_IN_FULL}"
+            raise columns.error(row, name, frame.at[row, name], problem)
     if name in SIZES and smallest < MIN_PARAMS:
-        raise columns.error(smallest_row, name, smallest, f"is too small for a number of parameters: {_IN_FULL}")
+        raise columns.error(smallest_row, name, smallest, f"is too small for a number of parameters: {_WRITE_IN_FULL}")
 
 
 def _check_losses(frame: pd.DataFrame, columns: Columns) -> None:
-    """Refuse perplexities among losses: values that no training explains, but whose logarithms fit the other rows."""
+    """Refuse perplexities among losses. No training explains such a value, but its logarithm is like the others."""
     losses = frame["loss"].sort_values(kind="stable")
     ratios = losses.to_numpy()[1:] / losses.to_numpy()[:-1]
     if not len(ratios) or ratios.max() < MIN_LOSS_RATIO:
         return
-    num_low = int(ratios.argmax()) + 1
+    num_low = int(ratios.argmax()) + 1  # losses below the largest jump
     low, high = losses.iloc[:num_low], losses.iloc[num_low:]
     for row, value in high.items():
         is_log_near_low = 0.8 * low.min() <= math.log(value) <= 1.25 * low.max()
         if not (is_log_near_low and _is_too_steep(frame, row, low)):
             continue
-        if len(high) > len(low):
+        if len(high) > len(low):  # most rows have perplexities, so the error is about a loss
             perplexities = f"values that look like perplexities ({format_value(float(high.iloc[0]))} and more)"
             raise columns.error(low.index[0], "loss", float(low.iloc[0]), f"is a loss among {perplexities}: {REMEDY}")
         logarithm = f"but its logarithm {math.log(value):.3g} is not, so it looks like a perplexity"
@@ -247,15 +254,15 @@ def _check_losses(frame: pd.DataFrame, columns: Columns) -> None:
 
 
 def _is_too_steep(frame: pd.DataFrame, row: int, low: pd.Series) -> bool:
-    """Whether size and tokens cannot explain the fall of the loss from this row to one of the losses `low`.
+    """Whether the loss falls faster, from this row to one of the rows of `low`, than size and tokens can explain.
 
-    Losses of different tokenizers differ (bytes: about 1 nat, words: about 3), so a row is compared with other
-    families only if its loss is above 6, like that of a barely trained model.
+    The row is compared with its own family, because tokenizers differ (bytes: about 1 nat, words: about 3). A loss
+    above 6, like that of a barely trained model, is compared with all families.
     """
     value, size = float(frame.at[row, "loss"]), first_complete(frame, SIZES)
     others = frame.loc[low.index]
     others = others[(others["family"] == frame.at[row, "family"]) | (value > 6)]
-    growth = STEEPEST_N * np.log(others[size] / frame.at[row, size]).clip(lower=0)
+    max_fall = STEEPEST_N * np.log(others[size] / frame.at[row, size]).clip(lower=0)
     if "tokens" in frame:
-        growth += STEEPEST_D * np.log(others["tokens"] / frame.at[row, "tokens"]).clip(lower=0)
-    return bool((np.log(value / others["loss"]) > growth).any())
+        max_fall += STEEPEST_D * np.log(others["tokens"] / frame.at[row, "tokens"]).clip(lower=0)
+    return bool((np.log(value / others["loss"]) > max_fall).any())

@@ -15,19 +15,17 @@ from slm.scaling.tables.values import compute_column, format_value, has_statuses
 
 SIZES = ("params_total", "params_non_embedding", "N")
 TARGETS = ("loss", "perplexity", "bits_per_byte")
-QUANTITIES = (*SIZES, "tokens", *TARGETS, "flops", "width", "depth", "lr")
-"""Columns that hold numbers above 0."""
-ALIASES = {"tokens": "D", "flops": "C", "perplexity": "ppl", "bits_per_byte": "bpb"}
-"""Canonical name -> another header that is read as this name."""
+QUANTITIES = (*SIZES, "tokens", *TARGETS, "flops", "width", "depth", "lr")  # numbers above 0
+ALIASES = {"tokens": "D", "flops": "C", "perplexity": "ppl", "bits_per_byte": "bpb"}  # canonical name -> other header
 CELL = (
     "family", *SIZES, "tokens", "width", "depth", "lr", "budget", "isoflop", "vocab_size", "steps", "schedule",
     "context_length", "sequence_length", "batch_tokens", "batch_seqs", "batch_size", "parametrization", "precision",
     "data_fingerprint", "tokenizer_fingerprint", "document_masking", "optimizer", "ema_decay",
 )  # fmt: skip
-"""Rows that agree in these columns, where the table has them, are one cell: they differ only in seed and results."""
+"""Columns that define a cell: rows of one cell agree in all of them, and differ only in seed and results."""
 CANONICAL_NAMES = dict.fromkeys(("run_id", "trunk", "seed", "status", *QUANTITIES, *CELL, "lr_rule", "eval_set"))
 LIKELY_NAMES = {"state": "status", "name": "name", "diverged": "diverged"}
-"""Header in lower case -> the name that it gets if only one column has it: W&B exports `State` and `Name`."""
+"""Header in lower case -> the column that it is read as, if this header occurs once. W&B exports `State` and `Name`."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,13 @@ def convert_types(raw: pd.DataFrame) -> pd.DataFrame:
         if name in QUANTITIES:
             columns[name] = pd.Series([math.nan if n is None else n for n in numbers], raw.index, dtype=float)
         elif name in ("family", "run_id", "trunk") or str(name).endswith("fingerprint"):
-            # Text even if it looks like a number, as 16 hex digits may: a float would be rounded.
+            # These stay text: 16 hex digits may look like a number, which a float would round.
             text = [None if is_blank(value) else str(value).strip() for value in raw[name]]
             columns[name] = pd.Series(text, raw.index, dtype=object)
-        elif None in numbers and (booleans := parse_booleans(raw[name])) is not None:
-            columns[name] = booleans
-        elif None in numbers or all(math.isnan(n) for n in numbers if n is not None):
+        elif None in numbers:  # a value is not a number
+            booleans = parse_booleans(raw[name])
+            columns[name] = raw[name] if booleans is None else booleans
+        elif all(n is None or math.isnan(n) for n in numbers):  # all values are blank
             columns[name] = raw[name]
         else:
             is_whole = all(n is not None and n.is_integer() and abs(n) < 2**53 for n in numbers)
@@ -72,11 +71,12 @@ def convert_types(raw: pd.DataFrame) -> pd.DataFrame:
 def add_canonical_columns(
     raw: pd.DataFrame, columns: Mapping[str, str], table: str, notes: list[str]
 ) -> tuple[pd.DataFrame, Columns]:
-    """Add canonical columns to the table; `ValueError` if `columns` needs a column that the table lacks.
+    """Add columns under their canonical names; `ValueError` if `columns` needs a column that the table lacks.
 
-    `columns` maps canonical names to the table's own names or to expressions of these, which are computed. A header
-    that differs from a canonical name only in case, spaces and hyphens (`Family`) is read as that name, with a note, if
-    the table lacks it. If `columns` uses a name that the table has too, the table's own column becomes `table_NAME`.
+    - `columns`: canonical name -> the table's own name of the column, or arithmetic of such names, which is computed.
+    - Columns that the table still lacks may come from `ALIASES`, or, with a note, from a header that differs from the
+      canonical name only in case, spaces and hyphens (`Family`).
+    - A column of the table with the name of an added column is renamed to `table_NAME`.
     """
     original = {name: source for name, source in columns.items() if name != source}
     computed = {}
@@ -90,36 +90,37 @@ def add_canonical_columns(
     similar = _similar_headers(raw, columns, table)
     notes += [f"The column {header} was read as {name}." for name, header in similar.items()]
     original |= similar
-    values = {name: computed[name] if name in computed else raw[source] for name, source in original.items()}
+    added = {name: computed[name] if name in computed else raw[source] for name, source in original.items()}
     renamed = {}
     for name in (name for name in original if name in raw.columns):
-        new = f"table_{name}"
-        while new in raw.columns:
-            new = f"table_{new}"
-        renamed[name] = new
-        notes.append(f"The table's own column {name} is {new} here, because {name} is {format_value(original[name])}.")
-    return raw.rename(columns=renamed).assign(**values), Columns(table, original)
+        new_name = f"table_{name}"
+        while new_name in raw.columns:
+            new_name = f"table_{new_name}"
+        renamed[name] = new_name
+        reason = f"{name} is {format_value(original[name])}"
+        notes.append(f"The table's own column {name} is {new_name} here, because {reason}.")
+    return raw.rename(columns=renamed).assign(**added), Columns(table, original)
 
 
 def _similar_headers(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> dict[str, str]:
     """Canonical name that the table lacks -> the header that differs from it only in case, spaces and hyphens."""
     existing = {*columns, *raw.columns}
-    names = {name: name for name in CANONICAL_NAMES} | {alias: name for name, alias in ALIASES.items()}
+    canonical = {name: name for name in CANONICAL_NAMES} | {alias: name for name, alias in ALIASES.items()}
     similar: dict[str, str] = {}
-    headers = {
+    normalised_headers = {
         header: re.sub(r"[\s-]+", "_", header.strip().lstrip("#").strip().lower())
         for header in map(str, raw.columns)
         if header not in columns.values()
     }
-    for header, normalised in headers.items():
-        name = names.get(normalised)
+    for header, normalised in normalised_headers.items():
+        name = canonical.get(normalised)
         if name is None or header == normalised or name in existing or ALIASES.get(name) in existing:
             continue
         if name in similar:
             raise ValueError(f"{table} has columns {similar[name]} and {header}, both of which mean {name}: rename one")
         similar[name] = header
     for likely, name in LIKELY_NAMES.items():
-        candidates = [header for header, normalised in headers.items() if normalised == likely and header != name]
+        candidates = [header for header, text in normalised_headers.items() if text == likely and header != name]
         # A column `state` may also describe the state of a recurrent model.
         is_clear = len(candidates) == 1 and (name != "status" or has_statuses(raw[candidates[0]]))
         if is_clear and name not in existing and name not in similar:
@@ -130,11 +131,11 @@ def _similar_headers(raw: pd.DataFrame, columns: Mapping[str, str], table: str) 
 def derive_columns(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Add columns that follow from others: `loss` and `perplexity` from each other, `flops` from N and tokens."""
     unknown = pd.Series(math.nan, frame.index)
-    for name, other, function, word in (("loss", "perplexity", np.log, "ln"), ("perplexity", "loss", np.exp, "exp")):
-        if other in frame:
+    for name, source, function, word in (("loss", "perplexity", np.log, "ln"), ("perplexity", "loss", np.exp, "exp")):
+        if source in frame:
             if name not in frame:
-                notes.append(f"The column {name} was computed as {word}({other}).")
-            frame = frame.assign(**{name: frame.get(name, unknown).fillna(function(frame[other]))})
+                notes.append(f"The column {name} was computed as {word}({source}).")
+            frame = frame.assign(**{name: frame.get(name, unknown).fillna(function(frame[source]))})
     size = first_complete(frame, SIZES)
     if "tokens" not in frame:
         notes.append("The table has no column tokens: the training budget of its runs is unknown.")
@@ -163,15 +164,12 @@ def run_ids(frame: pd.DataFrame, *columns: str) -> pd.Series:
 
 
 def add_clusters_and_cells(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Add `cluster` and `cell` (one number for rows that differ only in seed and results).
-
-    The cluster is the run of the row, or the run (`trunk`) from which that run was branched.
-    """
+    """Add `cluster` (the run of a row, or the `trunk` it branched from) and `cell` (rows that differ only by seed)."""
     cluster = run_ids(frame, "run_id", "trunk")
-    is_shared = frame["family"].groupby(cluster).transform("nunique") > 1
-    if is_shared.any():
+    has_several_families = frame["family"].groupby(cluster).transform("nunique") > 1
+    if has_several_families.any():
         notes.append("A run_id that occurs in several families was taken as a separate run in each.")
-        cluster = cluster.where(~is_shared, frame["family"] + "/" + cluster)
+        cluster = cluster.where(~has_several_families, frame["family"] + "/" + cluster)
     return frame.assign(cluster=cluster.astype(object), cell=group_numbers(frame, CELL))
 
 
@@ -180,6 +178,7 @@ def group_numbers(frame: pd.DataFrame, names: Collection[str]) -> pd.Series:
     numbers = np.zeros(len(frame), dtype=np.int64)
     for name in (name for name in names if name in frame):
         # As text, values of any kind can be compared, lists too, and numbers keep all their digits.
-        values = pd.factorize(frame[name].astype(object).map(repr))[0]
-        numbers = pd.factorize(numbers * (values.max(initial=0) + 1) + values)[0]
+        numbers_of_values = pd.factorize(frame[name].astype(object).map(repr))[0]
+        # Each pair of a number so far and the number of a value gets one number.
+        numbers = pd.factorize(numbers * (numbers_of_values.max(initial=0) + 1) + numbers_of_values)[0]
     return pd.Series(numbers, frame.index)

@@ -1,4 +1,4 @@
-"""Read a file of runs, or the table that slm ships, as rows of unconverted values, numbered from 1 as in the file.
+"""Read a file of runs, or the table that slm ships. Values are not converted, and rows are numbered from 1.
 
 Text is read by the standard library and not by `pandas.read_csv`, which shifts or drops the fields of a ragged row.
 """
@@ -22,7 +22,7 @@ from slm.scaling.tables.values import format_value, is_blank, parse_number
 
 
 def read_rows(source: str | Path, notes: list[str]) -> tuple[pd.DataFrame, str]:
-    """Return the rows of a file or of the shipped table, unconverted and indexed from 1, and the name of the table.
+    """The rows of a file or of the shipped table, indexed from 1, with values as written; and the name of the table.
 
     Raises `ValueError` if the file cannot be read as a table. Adds a sentence on skipped lines to `notes`.
     """
@@ -43,7 +43,7 @@ def read_rows(source: str | Path, notes: list[str]) -> tuple[pd.DataFrame, str]:
 
 
 def from_records(values: Iterable[Sequence[Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Make a frame of unconverted values, with rows indexed from 1."""
+    """Make a frame, with rows indexed from 1, of values that are not converted."""
     rows = [list(row) for row in values]
     index = range(1, len(rows) + 1)
     # dtype=object keeps each value as it was written, so that messages can quote it.
@@ -53,14 +53,17 @@ def from_records(values: Iterable[Sequence[Any]], columns: Sequence[str]) -> pd.
 
 def _suffix(path: Path) -> str:
     """The suffix in lower case, without the .gz of compressed text: `.csv` for `runs.csv.gz`."""
-    inner = Path(path.stem).suffix.lower()
-    return inner if path.suffix.lower() == ".gz" and inner != ".parquet" else path.suffix.lower()
+    suffix, inner_suffix = path.suffix.lower(), Path(path.stem).suffix.lower()
+    is_compressed_text = suffix == ".gz" and inner_suffix != ".parquet"
+    return inner_suffix if is_compressed_text else suffix
 
 
 def _read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix.lower() == ".gz" else content).decode("utf-8-sig")
+        if path.suffix.lower() == ".gz":
+            content = gzip.decompress(content)
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except (EOFError, gzip.BadGzipFile, zlib.error):
@@ -82,7 +85,7 @@ def _read_delimited(path: Path, delimiter: str, notes: list[str]) -> pd.DataFram
     rows = []
     for number, line in enumerate(lines[1:], start=1):
         fields = [field.strip() or None for field in line]
-        while len(fields) > len(header) and fields[-1] is None:
+        while len(fields) > len(header) and fields[-1] is None:  # delimiters at the end of the line
             fields.pop()
         if len(fields) != len(header):
             counts = f"{len(fields)} fields, but the header has {len(header)}"
@@ -96,20 +99,20 @@ def _read_delimited(path: Path, delimiter: str, notes: list[str]) -> pd.DataFram
 def _without_comments(text: str, delimiter: str, path: Path, notes: list[str]) -> str:
     """The text from the header on. Lines above the header that begin with # are skipped, with a note.
 
-    The last of these lines is the header (`# N,tokens,loss`) if the line below has a number, as rows of values have.
+    The header may begin with # too (`# N,tokens,loss`): it does if the first line without # has a number.
     """
     lines = text.splitlines(keepends=True)
-    not_blank = [i for i, line in enumerate(lines) if line.strip()]
-    is_comment = [lines[i].lstrip().startswith("#") for i in not_blank]
+    line_numbers = [i for i, line in enumerate(lines) if line.strip()]  # of lines that are not blank
+    is_comment = [lines[i].lstrip().startswith("#") for i in line_numbers]
     num_comments = is_comment.index(False) if False in is_comment else 0
-    if not num_comments:
+    if num_comments == 0:
         return text
-    (fields,) = csv.reader([lines[not_blank[num_comments]]], delimiter=delimiter)
+    (fields,) = csv.reader([lines[line_numbers[num_comments]]], delimiter=delimiter)
     if any(parse_number(field) is not None and not is_blank(field) for field in fields):
-        num_comments -= 1
+        num_comments -= 1  # the last of them is the header
     if num_comments:
         notes.append(f"{count_with_was(num_comments, 'line')} skipped above the header of {path}: comments with #.")
-    return "".join(lines[not_blank[num_comments] :])
+    return "".join(lines[line_numbers[num_comments] :])
 
 
 def _check_header(header: list[str], path: Path) -> None:

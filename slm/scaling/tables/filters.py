@@ -22,33 +22,33 @@ TUNED_SETTINGS = (
 )  # fmt: skip
 """Settings that people tune: they try several values and keep the best."""
 NOT_SETTINGS = (*SIZES, *TARGETS, "family", "tokens", "flops", "seed", "run_id", "trunk", "status", "budget", "isoflop")
-DIVERGED_RATIO = 1.5
-"""A run has diverged at this multiple of the loss at a lower learning rate: if training works, losses differ less."""
+DIVERGED_RATIO = 1.5  # of the loss of a diverged run to the loss at a lower learning rate; working runs differ less
 
 
 def select_rows(raw: pd.DataFrame, where: str | None, columns: Columns, notes: list[str]) -> pd.DataFrame:
     """The rows for which the pandas query `where` is true; `ValueError` if it fails or keeps no row."""
     if where is None or not where.strip():
         return raw
-    query_text, columns_text = f"where={shortened(where, 200)}", f"its columns are {shortlist(raw.columns, 12)}"
+    query_text = f"where={shortened(where, 200)}"
+    columns_text = f"its columns are {shortlist(raw.columns, 12)}"
     frame = convert_types(raw)
     if re.search(r"""(["'])(true|false)\1""", where, re.IGNORECASE):
         # The query quotes "true" or "false", so it must see booleans as the text of the file.
         booleans = [name for name in frame if parse_booleans(raw[name]) is not None]
         frame = frame.assign(**{name: raw[name] for name in booleans})
     try:
-        kept = frame.eval(where, engine="python")
+        answers = frame.eval(where, engine="python")
     except Exception as error:  # a query can go wrong in every way that Python can
         reason = shortened(error, 120) or type(error).__name__
         raise ValueError(f"{query_text} does not work on {columns.table}: {reason}; {columns_text}") from None
-    if not isinstance(kept, pd.Series) or not all(isinstance(v, (bool, np.bool_)) or is_blank(v) for v in kept):
+    if not isinstance(answers, pd.Series) or not all(isinstance(v, (bool, np.bool_)) or is_blank(v) for v in answers):
         raise ValueError(f"{query_text} must be a condition that is true or false for a row, such as: tokens > 1e9")
-    kept = kept.map(_is_true).astype(bool)
-    if not kept.any():
+    is_kept = answers.map(_is_true).astype(bool)
+    if not is_kept.any():
         raise ValueError(f"{query_text} leaves no row of {columns.table}; {columns_text}")
-    if not kept.all():
-        notes.append(f"{int(kept.sum())} of {len(raw)} rows were kept: those where {shortened(where, 200)}.")
-    return raw[kept]
+    if not is_kept.all():
+        notes.append(f"{int(is_kept.sum())} of {len(raw)} rows were kept: those where {shortened(where, 200)}.")
+    return raw[is_kept]
 
 
 def _is_true(value: Any) -> bool:
@@ -56,7 +56,7 @@ def _is_true(value: Any) -> bool:
 
 
 def keep_completed(raw: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.DataFrame:
-    """The rows whose status is a word for a complete run; all rows of a table without `status`."""
+    """The rows whose status is one of `COMPLETED`; all rows if the table has no `status`."""
     if "status" not in raw:
         return raw
     status = raw["status"].map(status_word)
@@ -78,7 +78,7 @@ def keep_completed(raw: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.
 
 
 def drop_duplicates(raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """The rows that differ, in some column, from every row above them."""
+    """All rows except exact copies of a row above them."""
     is_repeat = group_numbers(raw, list(raw.columns)).duplicated()
     if is_repeat.any():
         left_out = count_with_was(int(is_repeat.sum()), "row")
@@ -88,31 +88,31 @@ def drop_duplicates(raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 
 def rows_not_diverged(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.Index:
-    """The rows of runs that did not diverge, according to a column `diverged` or else to their results.
+    """The index of rows whose run did not diverge. A column `diverged` decides, or else the results do.
 
-    A run diverged if its loss is `DIVERGED_RATIO` times that of a run that differs only in a lower `lr`, or if its
-    result in the file (`raw`) is `nan` or `inf` and the table has statuses.
+    A run diverged if its loss is at least `DIVERGED_RATIO` times that of a run that differs only in a lower `lr`. In a
+    table with statuses, a run also diverged if its result in the file (`raw`) is `nan` or `inf`.
     """
     result = _results(frame)
     if "diverged" in frame and all(value in (True, False) or is_blank(value) for value in frame["diverged"]):
-        out = frame["diverged"].map(_is_true).astype(bool)
-        why = f"the column {columns.original_name('diverged')} says so"
+        is_diverged = frame["diverged"].map(_is_true).astype(bool)
+        reason = f"the column {columns.original_name('diverged')} says so"
     else:
-        out = _far_above_lower_rates(frame, result) | _no_finite_result(raw)
-        why = (
+        is_diverged = _is_far_above_lower_rates(frame, result) | _has_no_finite_result(raw)
+        reason = (
             f"a loss that is not finite, or {DIVERGED_RATIO:g} times that of a lower lr at the same size and tokens; "
             "to keep them, add a column diverged that is false for them"
         )
-    if out.all():
-        raise ValueError(f"all runs of {columns.table} diverged: {why}")
-    if out.any():
-        which = shortlist(f"{row} ({format_value(result[row])})" for row in out.index[out])
-        notes.append(f"{count_with_was(int(out.sum()), 'row')} left out as diverged: {which} ({why}).")
-    return frame.index[~out]
+    if is_diverged.all():
+        raise ValueError(f"all runs of {columns.table} diverged: {reason}")
+    if is_diverged.any():
+        which = shortlist(f"{row} ({format_value(result[row])})" for row in frame.index[is_diverged])
+        notes.append(f"{count_with_was(int(is_diverged.sum()), 'row')} left out as diverged: {which} ({reason}).")
+    return frame.index[~is_diverged]
 
 
 def _results(frame: pd.DataFrame) -> pd.Series:
-    """The loss of each row, else the logarithm of its perplexity; bits per byte in tables without either."""
+    """The loss of each row, or the logarithm of its perplexity. In tables without either column, the bits per byte."""
     unknown = pd.Series(math.nan, frame.index)
     if "loss" not in frame and "perplexity" not in frame:
         return frame.get("bits_per_byte", unknown)
@@ -120,29 +120,31 @@ def _results(frame: pd.DataFrame) -> pd.Series:
     return frame.get("loss", unknown).fillna(np.log(perplexity.where(perplexity > 1)))
 
 
-def _far_above_lower_rates(frame: pd.DataFrame, result: pd.Series) -> pd.Series:
-    """Which rows have `DIVERGED_RATIO` times the result of a row that differs only in a lower `lr`."""
-    out = pd.Series(False, frame.index)
+def _is_far_above_lower_rates(frame: pd.DataFrame, result: pd.Series) -> pd.Series:
+    """Whether each row has `DIVERGED_RATIO` times the result of a row that differs only in a lower `lr`."""
+    is_far_above = pd.Series(False, frame.index)
     if "lr" not in frame:
-        return out
+        return is_far_above
     setting = group_numbers(frame, [name for name in CELL if name != "lr"])
     is_suspect = result >= DIVERGED_RATIO * result.groupby(setting).transform("min")
     has_suspect = is_suspect.groupby(setting).transform("any")
     for _, rows in result[has_suspect].groupby(setting):
         rates = frame.loc[rows.index, "lr"]
+        # cummin gives the lowest result up to each rate, and shift moves it on to the next rate.
         lowest_at_lower_rates = rows.groupby(rates).min().cummin().shift(1)
-        out[rows.index] = rows >= DIVERGED_RATIO * rates.map(lowest_at_lower_rates)
-    return out
+        is_far_above[rows.index] = rows >= DIVERGED_RATIO * rates.map(lowest_at_lower_rates)
+    return is_far_above
 
 
-def _no_finite_result(raw: pd.DataFrame) -> pd.Series:
-    """Which rows have `nan` or `inf` as a result in the file; none in a table without `status`."""
+def _has_no_finite_result(raw: pd.DataFrame) -> pd.Series:
+    """Whether each row has `nan` or `inf` as a result in the file. Without `status`, such a result may be missing."""
 
     def is_nan_or_infinite(value: Any) -> bool:
         return (isinstance(value, str) and value.strip().lower() == "nan") or math.isinf(parse_number(value) or 0.0)
 
-    names = [name for name in TARGETS if name in raw] if "status" in raw else []
-    return raw[names].map(is_nan_or_infinite).any(axis=1) if names else pd.Series(False, raw.index)
+    if "status" not in raw:
+        return pd.Series(False, raw.index)
+    return raw[[name for name in TARGETS if name in raw]].map(is_nan_or_infinite).any(axis=1)
 
 
 def ranking_target(frame: pd.DataFrame) -> str:
@@ -182,20 +184,21 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
     ordered = frame.sort_values("tokens", kind="stable") if "tokens" in frame else frame
     is_last = ~run[ordered.index].duplicated(keep="last")
     last_rows = frame.loc[ordered.index[is_last]].sort_index()
-    group, setting = group_numbers(last_rows, columns_held_fixed(names)), group_numbers(last_rows, names)
+    group = group_numbers(last_rows, columns_held_fixed(names))
+    setting = group_numbers(last_rows, names)
     means = last_rows[ranking_target(frame)].groupby([group, setting]).mean()
-    tried = means.groupby(level=0).size()
-    max_tried, best_of = int(tried.max()), ",".join(names)
+    num_tried = means.groupby(level=0).size()  # settings in each group
+    max_tried, best_of = int(num_tried.max()), ",".join(names)
     if max_tried == 1:
         notes.append(f"best_of={best_of} had nothing to choose from: no rows differ only in this setting.")
         return frame
-    best = set(means.groupby(level=0).idxmin())
-    is_best = [pair in best for pair in zip(group, setting, strict=True)]
+    best_pairs = set(means.groupby(level=0).idxmin())  # (group, setting)
+    is_best = [pair in best_pairs for pair in zip(group, setting, strict=True)]
     kept = frame[run.isin(run[last_rows.index[is_best]])]
     tried_text, bias_text = f"{max_tried}", ""
-    if tried.nunique() > 1:
+    if num_tried.nunique() > 1:
         family_of_group = last_rows["family"].groupby(group).first()
-        spans = tried.groupby(family_of_group, sort=False).agg(["min", "max"])
+        spans = num_tried.groupby(family_of_group, sort=False).agg(["min", "max"])
         texts = [f"{name} {low} to {high}" if low < high else f"{name} {low}" for name, low, high in spans.itertuples()]
         tried_text, bias_text = shortlist(texts, 4), ", and families that tried more values gain more"
     notes += [
@@ -215,7 +218,7 @@ def columns_held_fixed(names: Sequence[str]) -> list[str]:
     return fixed
 
 
-def expected_luck(tried: int) -> float:
-    """How many standard deviations the lowest of `tried` independent normal values lies below their mean on average."""
+def expected_luck(num_tried: int) -> float:
+    """The mean of the highest of `num_tried` standard normal values: how far the best of equal runs is low by luck."""
     norm = stats.norm
-    return float(integrate.quad(lambda x: x * tried * norm.pdf(x) * norm.cdf(x) ** (tried - 1), -10, 10)[0])
+    return float(integrate.quad(lambda x: x * num_tried * norm.pdf(x) * norm.cdf(x) ** (num_tried - 1), -10, 10)[0])

@@ -10,20 +10,19 @@ from slm.scaling.tables.columns import CELL, SIZES, Columns, first_complete, gro
 from slm.scaling.tables.filters import TUNED_SETTINGS, columns_held_fixed, expected_luck, ranking_target
 from slm.scaling.tables.values import format_value
 
-MAX_PAIRED_CELLS = 1000
-"""Most cells of a family that are compared with each other."""
+MAX_PAIRED_CELLS = 1000  # at most so many cells of a family are compared, each with each
 STEP_COLUMNS = ("step", "_step", "global_step", "checkpoint", "checkpoint_step", "ckpt", "iteration", "iter", "epoch")
 """Columns that may hold the training step at which a row was measured."""
 RUN_COLUMNS = ("run", "run_name", "run_number", "id", "wandb_id", "experiment", "exp")
 """Columns that may name the run of a row."""
-SMALL_TABLE, MIN_DECIMALS_SMALL, MIN_DECIMALS_LARGE = 50, 4, 6
-"""Decimals to which two families share no result by chance, in tables of at most 50 rows and in larger tables. In
-simulated honest tables (losses spread over 1 nat), families share a result to 4 decimals in 5% of tables of 50 rows and
-in 62% of tables of 200 rows, and to 6 decimals in 1% of tables of 200 rows."""
+SMALL_TABLE = 50  # rows
+MIN_DECIMALS_SMALL, MIN_DECIMALS_LARGE = 4, 6  # in small tables and in larger ones
+"""If two families agree to so many decimals, the result was probably copied. In simulated honest tables (losses spread
+over 1 nat), families agree to 4 decimals in 5% of tables of 50 rows but 62% of 200 rows; to 6, in 1% of 200 rows."""
 
 
 def note_rising_results(frame: pd.DataFrame) -> list[str]:
-    """A sentence on families whose result rises with N, at no fewer tokens, in most pairs of sizes."""
+    """A sentence on families whose result rises with N in most pairs of sizes whose larger one saw as many tokens."""
     target, size = ranking_target(frame), first_complete(frame, SIZES)
     families, num_rising, num_pairs = [], 0, 0
     for family, rows in frame.groupby("family", sort=False):
@@ -32,11 +31,12 @@ def note_rising_results(frame: pd.DataFrame) -> list[str]:
         places = np.linspace(0, len(cells) - 1, min(len(cells), MAX_PAIRED_CELLS)).astype(int)
         cells = cells.iloc[places]
         N, D = (cells.index.get_level_values(level).to_numpy(float) for level in (0, 1))
-        is_pair = (N[:, None] < 0.95 * N) & (D[:, None] <= 1.01 * D)
+        is_pair = (N[:, None] < 0.95 * N) & (D[:, None] <= 1.01 * D)  # [smaller model, larger model]
         is_rising = is_pair & (cells.to_numpy()[:, None] < cells.to_numpy())
         if is_pair.sum() >= 3 and is_rising.sum() > 2 / 3 * is_pair.sum():
             families.append(family)
-            num_rising, num_pairs = num_rising + int(is_rising.sum()), num_pairs + int(is_pair.sum())
+            num_rising += int(is_rising.sum())
+            num_pairs += int(is_pair.sum())
     if not families:
         return []
     where = f"in {num_rising} of {num_pairs} pairs of sizes of {shortlist(families, 3)}"
@@ -48,26 +48,26 @@ def note_rising_results(frame: pd.DataFrame) -> list[str]:
 
 def note_untuned_settings(frame: pd.DataFrame, columns: Columns) -> list[str]:
     """A sentence if most sizes and budgets have runs with several values of a setting; it suggests `best_of`."""
-    tried = [name for name in TUNED_SETTINGS if name in frame and pd.api.types.is_numeric_dtype(frame[name])]
-    group = group_numbers(frame, columns_held_fixed(tried))
-    counts = {name: frame[name].groupby(group).nunique() for name in tried}
-    grids = [name for name, values in counts.items() if 2 * (values > 1).sum() > len(values)]
-    if not grids:
+    settings = [name for name in TUNED_SETTINGS if name in frame and pd.api.types.is_numeric_dtype(frame[name])]
+    group = group_numbers(frame, columns_held_fixed(settings))
+    num_values = {name: frame[name].groupby(group).nunique() for name in settings}
+    untuned = [name for name, counts in num_values.items() if 2 * (counts > 1).sum() > len(counts)]
+    if not untuned:
         return []
-    largest = [f"{int(counts[name].max())} values of {columns.original_name(name)}" for name in grids]
-    setting = grids[0] if len(grids) == 1 else f"[{','.join(grids)}]"
-    max_tried = int(group_numbers(frame, grids).groupby(group).nunique().max())
+    counts_text = [f"{int(num_values[name].max())} values of {columns.original_name(name)}" for name in untuned]
+    best_of = untuned[0] if len(untuned) == 1 else f"[{','.join(untuned)}]"
+    max_tried = int(group_numbers(frame, untuned).groupby(group).nunique().max())
     return [
-        f"Runs of one size and budget differ in a setting (up to {shortlist(largest, 3)}), so laws describe their "
-        f"average: best_of={setting} keeps the best run of each. The best of {max_tried} is low by luck, by up to "
+        f"Runs of one size and budget differ in a setting (up to {shortlist(counts_text, 3)}), so laws describe their "
+        f"average: best_of={best_of} keeps the best run of each. The best of {max_tried} is low by luck, by up to "
         f"{expected_luck(max_tried):.2f} times the scatter between seeds."
     ]
 
 
-def note_repeated_results(frame: pd.DataFrame, file_target: str) -> list[str]:
+def note_repeated_results(frame: pd.DataFrame, given_target: str) -> list[str]:
     """Sentences on rows of one cell, or of two families, whose results agree to all digits.
 
-    `file_target` is a result that the file has, not one that was computed.
+    `given_target` is a target that the file has, not one that was computed: only its digits show its precision.
     """
     target, notes = ranking_target(frame), []
     repeated = frame.index[frame.duplicated(["cell", target], keep=False)]
@@ -75,19 +75,20 @@ def note_repeated_results(frame: pd.DataFrame, file_target: str) -> list[str]:
         notes.append(
             f"Suspicious: rows {shortlist(repeated)} have the settings and, to all digits, the {target} of another row."
         )
-    values = frame[file_target].dropna()
-    decimals = values.map(lambda value: len(np.format_float_positional(value, trim="-").partition(".")[2]))
-    # A value may end in zeros, which are not printed, so one value with all decimals shows the precision of the others.
-    has_all_decimals = decimals.max() >= (MIN_DECIMALS_SMALL if len(frame) <= SMALL_TABLE else MIN_DECIMALS_LARGE)
-    values = values[(decimals >= MIN_DECIMALS_SMALL) & has_all_decimals]
-    family = frame["family"][values.index]
-    copies = values[family.groupby(values).transform("nunique") > 1]
+    results = frame[given_target].dropna()
+    decimals = results.map(lambda value: len(np.format_float_positional(value, trim="-").partition(".")[2]))
+    min_decimals = MIN_DECIMALS_SMALL if len(frame) <= SMALL_TABLE else MIN_DECIMALS_LARGE
+    # Zeros at the end are not printed, so one result with enough decimals shows the precision of the others.
+    is_precise = decimals.max() >= min_decimals
+    results = results[(decimals >= MIN_DECIMALS_SMALL) & is_precise]
+    family = frame["family"][results.index]
+    copies = results[family.groupby(results).transform("nunique") > 1]
     if len(copies):
         first = copies.index[0]
         copies_of_first = copies.index[copies == copies[first]]
         other = next(row for row in copies_of_first if family[row] != family[first])
         notes.append(
-            f"Suspicious: {len(copies)} rows have the {file_target} of a row of another family to all digits, such as "
+            f"Suspicious: {len(copies)} rows have the {given_target} of a row of another family to all digits, such as "
             f"rows {first} and {other} ({family[first]} and {family[other]}: {format_value(float(copies[first]))})."
         )
     return notes
@@ -99,23 +100,26 @@ def note_checkpoints(frame: pd.DataFrame, columns: Columns) -> list[str]:
         return []
     normalised = {name: str(name).strip().lower().replace(" ", "_").rsplit("/", 1)[-1] for name in frame}
     step = next((name for name in frame if normalised[name] in STEP_COLUMNS), None)
+    # Columns with these names usually hold the length of a run, but may hold the step of a checkpoint.
     order_column = step or next((name for name in frame if normalised[name] in ("steps", "iterations", "epochs")), None)
     run_columns = RUN_COLUMNS if order_column is None else (*RUN_COLUMNS, "name")
     for run_column in (name for name in frame if normalised[name] in run_columns):
         runs, order = _checkpointed_runs(frame, [run_column], order_column) or (None, None)
         if runs is not None and runs.nunique() > 1:
-            first, count = format_value(frame[run_column][runs.index[0]]), int((runs == runs.iloc[0]).sum())
+            first_run, num_rows = format_value(frame[run_column][runs.index[0]]), int((runs == runs.iloc[0]).sum())
             return [
                 f"Each row counts as a run, and by {run_column} and {order} the rows look like checkpoints of "
-                f"{runs.nunique()} runs ({first} has {count} of {len(frame)} rows): if so, "
+                f"{runs.nunique()} runs ({first_run} has {num_rows} of {len(frame)} rows): if so, "
                 f"columns.run_id={columns.original_name(run_column)} makes the rows of a run one cluster; without it "
                 "intervals are too narrow."
             ]
         if frame[run_column].is_unique:
             return []
-    if step is None or (checkpoints := _checkpointed_runs(frame, ["seed"], step)) is None:
+    checkpointed = None if step is None else _checkpointed_runs(frame, ["seed"], step)
+    if checkpointed is None:
         return []
-    last_steps = frame[step].groupby(checkpoints[0]).max()
+    run_of_row, _ = checkpointed
+    last_steps = frame[step].groupby(run_of_row).max()
     condition = f"{step} == {format_value(last_steps.iloc[0])}"
     filter_hint = f", or keep only the last rows by where='{condition}'" if last_steps.nunique() == 1 else ""
     return [
@@ -125,15 +129,16 @@ def note_checkpoints(frame: pd.DataFrame, columns: Columns) -> list[str]:
     ]
 
 
-def _checkpointed_runs(frame: pd.DataFrame, by: list[str], step: str | None) -> tuple[pd.Series, str] | None:
+def _checkpointed_runs(frame: pd.DataFrame, run_columns: list[str], step: str | None) -> tuple[pd.Series, str] | None:
     """The run of each row that is one of several checkpoints of a run, and the column that orders the checkpoints.
 
-    None if most rows are not checkpoints. Rows of a run agree in the columns `by`, family, size and settings, and
-    tokens do not fall as the step rises.
+    None if at most half of the rows are checkpoints. Rows of a run agree in `run_columns`, family, size and settings,
+    and tokens do not fall as the step rises.
     """
-    changing = ("tokens", "steps", "budget", "isoflop", step)
-    run = group_numbers(frame, [*(name for name in CELL if name not in changing), *by])
-    if by != ["seed"] and run.groupby(group_numbers(frame, by)).nunique().max() > 1:
+    columns_of_checkpoint = ("tokens", "steps", "budget", "isoflop", step)
+    run = group_numbers(frame, [*(name for name in CELL if name not in columns_of_checkpoint), *run_columns])
+    runs_per_name = run.groupby(group_numbers(frame, run_columns)).nunique()
+    if run_columns != ["seed"] and runs_per_name.max() > 1:  # the columns do not name runs
         return None
     order = step if step is not None and pd.api.types.is_numeric_dtype(frame[step]) else "tokens"
     if order not in frame:

@@ -70,9 +70,9 @@ class Options(TypedDict, total=False):
     where: str | None
     """A pandas query that is true for rows to keep."""
     best_of: str | Sequence[str] | None
-    """Columns of tuned settings (`lr`): of rows that differ only in these columns, the best are kept."""
+    """Columns of tuned settings, such as `lr`: of rows that differ only in these columns, the best are kept."""
     drop_worst: int
-    """The number of rows left out because they have the highest loss."""
+    """The number of rows to leave out: those with the highest loss."""
 
 
 def read_table(source: str | Path, **options: Unpack[Options]) -> Table:
@@ -97,12 +97,13 @@ def _checked_table(rows: pd.DataFrame, source: str, name: str, notes: list[str],
     raw, names = columns.add_canonical_columns(rows, options.get("columns") or {}, source, notes)
     checks.check_columns(raw, names)
     raw = filters.select_rows(raw, options.get("where"), names, notes)
-    copied = set(names.original.values()) - set(names.original)  # also present under their canonical names
+    # The query may use a column under the table's own name; from here on only the canonical copy is needed.
+    copied = set(names.original.values()) - set(names.original)
     raw = raw.drop(columns=sorted(copied), errors="ignore")
     raw = filters.drop_duplicates(filters.keep_completed(raw, names, notes), notes)
     frame = columns.convert_types(raw)
-    kept = filters.rows_not_diverged(raw, frame, names, notes)
-    raw, frame = raw.loc[kept], frame.loc[kept]
+    kept_rows = filters.rows_not_diverged(raw, frame, names, notes)
+    raw, frame = raw.loc[kept_rows], frame.loc[kept_rows]
     checks.check_values(raw, frame, names)
     if "family" not in frame:
         frame.insert(0, "family", "all")

@@ -47,7 +47,9 @@ def is_blank(value: Any) -> bool:
     """Whether there is no value: None, NaN, or text such as `NA`."""
     if isinstance(value, str):
         return value.strip().lower() in _BLANKS
-    return value is None or (not isinstance(value, (list, dict, tuple)) and bool(np.all(pd.isna(value))))
+    if isinstance(value, (list, dict, tuple)):
+        return False
+    return value is None or bool(np.all(pd.isna(value)))
 
 
 def parse_number(value: Any) -> float | None:
@@ -65,7 +67,7 @@ def parse_number(value: Any) -> float | None:
 def parse_booleans(values: pd.Series) -> pd.Series | None:
     """Convert a column of true and false in any case to booleans (None where blank); None if it has other values."""
     words = [None if is_blank(value) else str(value).strip().lower() for value in values]
-    if not set(words) - {None} or set(words) - {None, "true", "false"}:
+    if set(words) <= {None} or not set(words) <= {None, "true", "false"}:
         return None
     booleans = [None if word is None else word == "true" for word in words]
     return pd.Series(booleans, values.index, dtype=object if None in words else bool)
@@ -77,7 +79,7 @@ def status_word(value: Any) -> str:
 
 
 def has_statuses(values: pd.Series) -> bool:
-    """Whether most values of a column are statuses of runs, such as `finished`."""
+    """Whether most values are statuses of runs, such as `finished`, or `CANCELLED+` and `CANCELLED by 7` of SLURM."""
     words = [status_word(value).split()[0].rstrip("+") for value in values if not is_blank(value)]
     return 2 * sum(word in COMPLETED or word in _NOT_COMPLETED for word in words) > len(words)
 
@@ -123,7 +125,7 @@ def evaluate(
             case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in functions:
                 try:
                     return apply(functions[name], *map(compute, arguments))
-                except TypeError:  # wrong number of arguments
+                except TypeError:  # wrong number of arguments: refused below
                     pass
         raise NotComputable(f"it has {shortened(ast.unparse(node), 40)}")
 
@@ -135,20 +137,20 @@ def names_in(expression: str) -> list[str]:
 
     A name that is not an identifier must be in backticks, as in pandas: `` `params total` * 1e6 ``.
     """
-    names: dict[str, None] = {}
+    names: dict[str, None] = {}  # an ordered set
 
     def record(name: str) -> Any:
         names[name] = None
         return np.float64(1)
 
-    _compute(expression, record)
+    _compute(expression, record)  # with 1 for every column: only the names matter
     if not names:
         raise NotComputable("it names no column")
     return list(names)
 
 
 def source_columns(source: str, existing: Container[str]) -> list[str]:
-    """The columns that `columns.NAME=source` reads: `source` itself if it is a column, else those in the expression."""
+    """The columns that `columns.NAME=source` reads: `source` if it is a column, else the names in the expression."""
     try:
         return [source] if source in existing else names_in(source)
     except NotComputable:
@@ -167,7 +169,7 @@ def as_operand(source: str) -> str:
 
 
 def compute_column(raw: pd.DataFrame, name: str, expression: str, table: str) -> pd.Series:
-    """Compute an expression in each row of `raw`. The result is the operand itself in rows where it is not a number.
+    """Compute an expression in each row of `raw`. If an operand is not a number, the result in this row is the operand.
 
     Raises a `ValueError` of one sentence if `expression` is neither a column nor arithmetic of columns.
     """
@@ -176,7 +178,7 @@ def compute_column(raw: pd.DataFrame, name: str, expression: str, table: str) ->
     except NotComputable as error:
         needed, reason = [], f", and it is not arithmetic of columns ({error}; it may have {_ALLOWED})"
     missing = [column for column in needed if column not in raw]
-    if missing and missing != [expression.strip()]:
+    if missing and missing != [expression.strip()]:  # not just a wrong name of a column
         reason = f", and no column {shortlist(missing)} to compute it with"
     if missing or reason:
         raise ValueError(
@@ -190,20 +192,20 @@ def compute_column(raw: pd.DataFrame, name: str, expression: str, table: str) ->
     has_operands = np.all([~np.isnan(operand) for operand in operands.values()], axis=0)
     result = pd.Series(np.where(has_operands & np.isnan(values), np.inf, values), raw.index, dtype=object)
     for column, parsed in numbers.items():
-        for place, number in enumerate(parsed):
+        for position, number in enumerate(parsed):
             if number is None:
-                result.iloc[place] = raw[column].iloc[place]
+                result.iloc[position] = raw[column].iloc[position]
     return result
 
 
 def _compute(expression: str, value_of: Callable[[str], Any]) -> Any:
     """`evaluate` for an expression with names that may be in backticks."""
-    identifiers: dict[str, str] = {}
+    identifier_of: dict[str, str] = {}
 
-    def identifier(match: re.Match[str]) -> str:
-        return identifiers.setdefault(match[1], f"column_{len(identifiers)}_")
+    def as_identifier(match: re.Match[str]) -> str:
+        return identifier_of.setdefault(match[1], f"column_{len(identifier_of)}_")
 
-    tree = parse(re.sub(r"`([^`]+)`", identifier, expression.strip()), MAX_CHARACTERS)
-    column_of = {identifier: column for column, identifier in identifiers.items()}
+    tree = parse(re.sub(r"`([^`]+)`", as_identifier, expression.strip()), MAX_CHARACTERS)
+    column_of = {identifier: column for column, identifier in identifier_of.items()}
     with np.errstate(all="ignore"):
         return evaluate(tree, lambda name: value_of(column_of.get(name, name)), _FUNCTIONS)
