@@ -111,7 +111,7 @@ def parameter_test(fit: Fit, given: Mapping[str, float]) -> Entry | None:
         return head | {"refused": "there is no scatter to test against"}
     theta = _held_coordinates(fit, given)
     if theta is None:
-        return head | {"refused": "some of these can be fixed only if all parameters are fixed: give all of them"}
+        return head | {"refused": "some of these can be fixed only together with all others: give all parameters"}
     held = Fit(fit.law, fit.sample, fit.loss, theta, fit.certificate)
     loss, log_y = fit.loss, fit.sample.log_y
     if np.isinf(loss.delta):
