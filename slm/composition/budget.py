@@ -13,11 +13,11 @@ from slm.runtime.settings import COUNT, as_typed
 IDENTITY = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
 """Groups that determine the numbers of a run. Devices, logging and checkpoint intervals may change during a run."""
 LATER_KEYS = {"train": ("val_tokens",)}
-"""Keys that were added to these groups later: the hashes that name the cells of older sweeps do not include them."""
+"""Group -> keys that were added to it later. The hashes that name the cells of older sweeps do not include them."""
 BUDGETS = ("tokens", "tokens_per_param", "flops")
 """Keys of the group `train` that set the budget; a run uses one of them."""
 MAX_PADDING = 0.05
-"""If devices cannot share a step evenly, empty sequences are added: fewer than this fraction of its sequences."""
+"""If devices cannot share a step evenly, empty sequences are added: less than this fraction of the step's sequences."""
 BASE_SHAPE = {
     "standard": (),
     "mup": ("base_width", "base_head_dim"),
@@ -27,10 +27,7 @@ BASE_SHAPE = {
 
 
 def shape_and_steps(config: Mapping[str, Any], *, devices: int = 1) -> tuple[ModelConfig, int]:
-    """Returns the shape and the number of optimizer steps of a config that `check_settings` accepts.
-
-    Raises `ValueError` for settings that do not fit together.
-    """
+    """The shape and number of steps of a checked config. Raises `ValueError` if its settings do not fit together."""
     check_parametrization(config["parametrization"])
     model = model_config(config["model"])
     check_family(config, model)
@@ -87,16 +84,16 @@ def count_steps(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 
         )
     batch_tokens = int(train["batch_tokens"])
     _check_batch(batch_tokens, length, devices)
-    given = [key for key in BUDGETS[1:] if train[key] is not None]
+    given = [key for key in ("tokens_per_param", "flops") if train[key] is not None]
     if len(given) == 2:
         raise ValueError("train.tokens_per_param and train.flops are both set: set one of them to null")
     key = given[0] if given else "tokens"
-    tokens = train[key]
+    budget = train[key]
     if key == "tokens_per_param":
-        tokens *= num_params(model)
+        budget *= num_params(model)
     if key == "flops":
-        tokens *= 1 / flops_per_token(model, 1, convention="6n")
-    tokens = int(tokens)
+        budget *= 1 / flops_per_token(model, 1, convention="6n")
+    tokens = int(budget)
     if tokens < batch_tokens:
         raise ValueError(
             f"train.{key}={train[key]} gives {tokens} tokens, fewer than one step of "
@@ -106,16 +103,17 @@ def count_steps(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 
 
 
 def _check_batch(batch_tokens: int, length: int, devices: int) -> None:
-    unit = length * devices
-    below = batch_tokens // unit * unit
-    nearest = f"{below} or {below + unit}" if below else f"{unit}"
+    divisor = length * devices
+    rounded_down = batch_tokens // divisor * divisor
+    nearest = f"{rounded_down} or {rounded_down + divisor}" if rounded_down else f"{divisor}"
     if batch_tokens % length:
         raise ValueError(
             f"train.batch_tokens={batch_tokens} is not a multiple of train.sequence_length={length} x "
             f"{devices} device(s): try {nearest}"
         )
     sequences = batch_tokens // length
-    if (padding := -sequences % devices) >= MAX_PADDING * sequences:
+    padding = -sequences % devices  # up to the next multiple of devices
+    if padding >= MAX_PADDING * sequences:
         raise ValueError(
             f"train.batch_tokens={batch_tokens} is {sequences} sequences of train.sequence_length={length}. For equal "
             f"shares, {devices} devices need {padding} additional empty sequences ({padding / sequences:.0%}, but less "

@@ -1,4 +1,4 @@
-"""Refuse keys that a script does not read: keys neither in its conf/SCRIPT.yaml nor in the choices of its groups.
+"""Refuse keys that a script does not read: keys in neither conf/SCRIPT.yaml nor the choices of the script's groups.
 
 For a misspelt key Hydra recommends a `+`, which adds a key that nothing reads. So all keys of the composed config are
 checked, including keys from a user's own file. The keys of a group depend on its choice: `optim.momentum` belongs to
@@ -28,7 +28,7 @@ CHOICE_KEYS = {"data": "source", "tokenizer": "kind"}
 CHOICE_KEYS |= dict.fromkeys(("optim", "schedule", "parametrization", "launcher"), "name")
 """Group -> the key of the group whose value says which choice was made, such as `optim.name`."""
 UNCHECKED_GROUPS = {"sweep": ("columns", "sweep", "analysis")}
-"""Script -> groups whose keys the user makes up, or whose keys are checked where they are read."""
+"""Script -> groups whose keys the user invents, or whose keys are checked where they are read."""
 MIN_SIMILARITY = 0.6
 """Lowest ratio of `SequenceMatcher` at which a key is suggested; the default of difflib."""
 
@@ -79,7 +79,7 @@ def dotted_keys(tree: Tree, prefix: str = "") -> Iterator[str]:
 
 @contextmanager
 def explain_unknown_keys(script: str) -> Iterator[None]:
-    """Replace Hydra's error for a key that `script` does not have, which recommends a `+`, by our own `ValueError`."""
+    """Raise our own `ValueError` for a key that `script` does not have; Hydra's error would recommend a `+`."""
     try:
         yield
     except ConfigCompositionException as error:
@@ -121,14 +121,15 @@ def _keys_read_by(script: str, config: Mapping[str, Any]) -> Tree:
     file = _config_file(f"{script}.yaml")
     tree = dict(_merged([file]))
     groups = [name for entry in file["defaults"] if isinstance(entry, dict) for name in entry]
-    for group in (name for name in groups if not name.startswith("override ")):
+    for group in (name for name in groups if not name.startswith("override ")):  # an override is of Hydra's groups
         choices = list(_choices(group).values())
         settings = config.get(group)
         if group in CHOICE_KEYS and isinstance(settings, Mapping):
             choice_key = CHOICE_KEYS[group]
             matching = [choice for choice in choices if choice.get(choice_key) == settings.get(choice_key)]
             # A data source that an extension adds checks its own keys.
-            choices = matching or ([] if group == "data" else choices)
+            if matching or group == "data":
+                choices = matching
         tree[group] = _merged([*choices, tree.get(group) or {}])
     return tree
 

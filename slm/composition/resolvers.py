@@ -17,13 +17,13 @@ from slm.model.families import RULES
 from slm.runtime.command_line import cache_home, new_folder_path
 
 SET_BY_MODEL_GROUP = ("max_position_embeddings",)
-"""Fields with a default that a family does not set, but the `model` group. It also sets the vocabulary size."""
+"""Fields with a default that the `model` group sets and families do not. The group also sets the vocabulary size."""
 
 
 def register() -> None:
     """Register the nodes `model/base` and `family_options` (defaults of ModelConfig), and all resolvers of `conf/`."""
     fields = dataclasses.fields(ModelConfig)
-    defaults = {f.name: MISSING if f.default is dataclasses.MISSING else f.default for f in fields}
+    defaults = {field.name: MISSING if field.default is dataclasses.MISSING else field.default for field in fields}
     store = ConfigStore.instance()
     store.store(group="model", name="base", node={"family": MISSING, **defaults})
     options = {
@@ -48,11 +48,8 @@ def _model_name(width: int | None = None, depth: int | None = None) -> str:
 
 
 def _run_dir(width: int | None, depth: int | None) -> str:
-    """A new folder under `outputs/`, or the folder of this job in a multirun.
-
-    Processes that DDP starts get the folder of their parent through SLM_RUN_DIR.
-    """
-    if "SLM_RUN_DIR" in os.environ:
+    """A new folder under `outputs/`, or the folder of this job in a multirun."""
+    if "SLM_RUN_DIR" in os.environ:  # a process that DDP started uses the folder of its parent
         return os.environ["SLM_RUN_DIR"]
     if in_multirun():
         return str(HydraConfig.get().runtime.output_dir)

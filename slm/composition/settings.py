@@ -1,4 +1,4 @@
-"""Check the kind of each value in a train config by one table, before any value is used."""
+"""Check the kind of each value in a train config against one table, before any value is used."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
 """Kinds of the keys that only some choices of a group have, or that configs of older runs lack."""
 
 LEGACY_VALUES: dict[str, Any] = {"train.document_masking": False, "train.val_tokens": None}
-"""Key that was added later -> the value with which a run does the same as older runs without the key."""
+"""Key that was added later -> the value at which runs do what runs did before the key existed."""
 
 REQUIRED_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
     "optim": {"muon": ("momentum", "iterations")},

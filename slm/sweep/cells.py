@@ -1,8 +1,8 @@
 """A cell is one training run of a sweep. A trunk is a cell from whose checkpoints other cells, its branches, start.
 
-Under `wsd`, a run with a shorter token budget equals the longest run until its own decay begins. The longest run is the
-trunk, and the other runs skip the steps that they share with it. The result of a branch equals that of a run from step
-0, bit for bit on one CPU (docs/training.md), so a cell has the same key and name whether it is a branch or not.
+Under the schedule `wsd`, runs that differ only in their token budget are equal until the shorter run begins to decay.
+So the run with the largest budget is the trunk, and the others skip the shared steps. A branch has the same result as
+a run from step 0, bit for bit on one CPU (docs/training.md), so both have the same key and name.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class Cell:
 
     @property
     def flops_trained(self) -> float:
-        """The part of `flops` that this run itself computes."""
+        """The part of `flops` that this run itself computes; a branch skips the steps that it shares."""
         return self.flops * (1 - self.shared_tokens / self.tokens) if self.shared_tokens else self.flops
 
 
 def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: Callable[[str], str]) -> pd.DataFrame:
     """One row (`slm.analysis.runs`) for each cell that has a result, with its `budget`, `lr_rule` and `trunk`.
 
-    `trunk` is the planned trunk, even if the run was trained from step 0 in the end: both give the same bits.
+    `trunk` is the planned trunk, even if the branch had to be trained from step 0, which gives the same result.
     """
     rows = []
     for cell in cells:
@@ -97,8 +97,8 @@ def check_trunk(schedule: Mapping[str, Any]) -> None:
 def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cell]:
     """Turn the shorter of the `cells` of one shape into branches of the longest with the same learning rate and seed.
 
-    `settings` is the resolved config of the shape. A branch leaves its trunk at the last step before its own decay, and
-    this step is added to the trunk's `checkpoint.keep_steps`. A run that decays from its first step is not a branch.
+    `settings` is the resolved config of the shape. A branch starts at the last step before the branch's decay, and this
+    step is added to the trunk's `checkpoint.keep_steps`. A run that decays from its first step is not a branch.
     """
     groups: dict[tuple[float, int], list[Cell]] = defaultdict(list)
     for cell in cells:
@@ -110,9 +110,9 @@ def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cel
     for group in groups.values():
         trunk = max(group, key=lambda cell: cell.tokens)
         keep_steps = set(settings["checkpoint"]["keep_steps"])
-        for cell in (cell for cell in group if cell.tokens < trunk.tokens):
+        for cell in group:
             step = math.floor((1 - decay_fraction) * (cell.tokens // batch_tokens))
-            if step:
+            if cell.tokens < trunk.tokens and step > 0:
                 shared = step * batch_tokens
                 changed[cell.name] = replace(cell, trunk=trunk.name, branch_step=step, shared_tokens=shared)
                 keep_steps.add(step)
@@ -125,7 +125,7 @@ def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cel
 def reset_missed_branches(cells: Sequence[Cell], runs: Path) -> list[Cell]:
     """Let a branch train from step 0 if its trunk passed the branch step without keeping a checkpoint.
 
-    This happens when the trunk had passed that step before the budget was added. `runs` holds the run directories.
+    This happens if the branch was added to the design after the trunk had passed that step. The runs are in `runs`.
     """
     return [
         replace(cell, branch_step=0, shared_tokens=0) if cell.branch_step and _missed_branch_step(cell, runs) else cell

@@ -15,7 +15,7 @@ from slm.runtime.command_line import new_folder_path
 from slm.scaling.published import NAME as SHIPPED_TABLE
 
 SWEEP_GROUPS = ("sweep", "launcher")
-"""Groups without effect on an analysis of `runs`."""
+"""Groups that the analysis of a finished table (`runs`) does not read. Overrides begin with the name of their group."""
 KINDS: dict[str, kinds.Kind] = {
     **{key: kinds.or_null(kinds.NAME) for key in ("runs", "output_dir", "overlay", "overlay_column")},
     "dry_run": kinds.SWITCH,
@@ -34,10 +34,10 @@ COLUMN = kinds.or_null(kinds.Kind("a column of the table, or arithmetic of its c
 
 
 def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Returns the checked settings, without `columns` that are null, and with `best_of` as a list or null.
+    """Check the settings; returns them without `columns` that are null, and with `best_of` as a list or null.
 
-    `overrides` come from the command line. If `runs` is null, a sweep is trained. If it is set, its table is analysed,
-    in a new folder unless `output_dir` is set. Raises `ValueError` naming the first key that is wrong.
+    `overrides` come from the command line. If `runs` is null, a sweep is trained. If `runs` is set, that table is
+    analysed, in a new folder unless `output_dir` is set. Raises `ValueError` naming the first key that is wrong.
     """
     kinds.check_kinds(config, KINDS)
     for name, expression in config["columns"].items():
@@ -83,7 +83,7 @@ def check_column_names(config: Mapping[str, Any], columns: Collection[str], pref
     from slm.runtime.words import shortlist
     from slm.scaling.tables.values import source_columns
 
-    def check(setting: str, name: str) -> None:
+    def check_column(setting: str, name: str) -> None:
         if name not in columns and not name.startswith(tuple(prefixes)):
             similar = get_close_matches(name, columns, n=1)
             hint = f"did you mean {similar[0]}?" if similar else f"they have {shortlist(columns, 12)}"
@@ -91,16 +91,16 @@ def check_column_names(config: Mapping[str, Any], columns: Collection[str], pref
 
     for canonical, expression in config["columns"].items():
         for name in source_columns(expression, columns):
-            check(f"columns.{canonical}={expression}", name)
+            check_column(f"columns.{canonical}={expression}", name)
     for name in config["best_of"] or []:
         if name not in config["columns"]:
-            check(f"best_of={name}", name)
+            check_column(f"best_of={name}", name)
     where = config["where"] or "True"
     try:
         parsed = ast.parse(where.strip().replace("`", ""), mode="eval")  # pandas allows backticks around a column name
     except SyntaxError as error:
         raise ValueError(f"where={where} must be a condition such as tokens > 1e9 ({error.msg})") from None
-    functions = {id(node.func) for node in ast.walk(parsed) if isinstance(node, ast.Call)}
+    functions = {id(node.func) for node in ast.walk(parsed) if isinstance(node, ast.Call)}  # these are no columns
     for node in ast.walk(parsed):
         if isinstance(node, ast.Name) and id(node) not in functions and node.id not in config["columns"]:
-            check(f"where={where}", node.id)
+            check_column(f"where={where}", node.id)

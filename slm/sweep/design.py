@@ -21,7 +21,7 @@ BASE_SHAPE = ("base_width", "base_depth", "base_head_dim")
 GRIDS = ({"widths", "depths"}, {"shapes"}, {"sizes"})
 """A grid must set exactly the keys of one of these sets."""
 MIN_RATES = 3
-"""Fewest learning rates between which the best is interpolated: a parabola has three parameters."""
+"""Fewest learning rates from which the best is interpolated: a parabola has three parameters."""
 SET_BY_DESIGN = {
     **dict.fromkeys(("width", "depth"), "sweep.grid"),
     **dict.fromkeys(("train.tokens", "train.tokens_per_param", "train.flops", "branch_from"), "sweep.budget"),
@@ -44,9 +44,7 @@ def _one_or_several(kind: Kind) -> Kind:
     return Kind(f"{kind.words}, or a list of them", accepts)
 
 
-NAME_OF_FOLDER = Kind(
-    "the name of a folder, without /", lambda value: kinds.NAME.accepts(value) and Path(value).name == value
-)
+NAME_OF_FOLDER = Kind("a folder name without /", lambda value: kinds.NAME.accepts(value) and Path(value).name == value)
 SHAPE = Kind(
     "WIDTHxDEPTH", lambda value: kinds.TEXT.accepts(value) and bool(re.fullmatch(r"0*[1-9]\d*x0*[1-9]\d*", value))
 )
@@ -96,10 +94,10 @@ class Design:
     name: str
     families: tuple[str, ...]
     grid: Mapping[str, Any]
-    budget: str
+    budget_key: str
     """The key of `BUDGETS` that sets the budget."""
     budgets: tuple[float, ...]
-    trunk: bool
+    has_trunks: bool
     """Whether the runs of one shape, learning rate and seed branch off the longest of them (`cells.py`)."""
     lr: Mapping[str, Any]
     seeds: tuple[int, ...]
@@ -122,9 +120,10 @@ class Design:
         rule, parametrization = self.lr["rule"], self.lr["parametrization"]
         value = self.lr_value(family)
         words = rule
-        if value is not None:
-            is_per_family = isinstance(self.lr["value"], Mapping)
-            words += " about each family's own rate" if is_per_family and rule == "tuned" else f" {value:g}"
+        if rule == "tuned" and isinstance(self.lr["value"], Mapping):
+            words += " about each family's own rate"
+        elif value is not None:
+            words += f" {value:g}"
         if rule == "tuned":
             words += f" over {len(self.lr['factors'])} rates"
         return words if parametrization is None else f"{words} by {parametrization}"
@@ -158,20 +157,21 @@ def check_design(sweep: Any) -> Design:
         _check_overrides(f"sweep.{key}", sweep[key])
     evaluations = sweep["evaluation"] or {}
     check_evaluations(evaluations)
-    budgets = sweep["budget"][given[0]]
+    (budget_key,) = given
+    budgets = sweep["budget"][budget_key]
     budgets = tuple(budgets) if isinstance(budgets, list) else (budgets,)
     if sweep["budget"]["trunk"] and len(budgets) == 1:
         raise ValueError(
-            f"sweep.budget.trunk=true needs several budgets, but sweep.budget.{given[0]} has only {budgets[0]:g}: "
+            f"sweep.budget.trunk=true needs several budgets, but sweep.budget.{budget_key} has only {budgets[0]:g}: "
             f"give a list, such as [{budgets[0] / 2:g},{budgets[0]:g}], or set sweep.budget.trunk=false"
         )
     return Design(
         name=sweep["name"],
         families=tuple(sweep["families"]),
         grid=sweep["grid"],
-        budget=given[0],
+        budget_key=budget_key,
         budgets=budgets,
-        trunk=sweep["budget"]["trunk"],
+        has_trunks=sweep["budget"]["trunk"],
         lr=sweep["lr"],
         seeds=tuple(sweep["seeds"]),
         overrides=(*sweep["overrides"], *sweep["also"]),
@@ -212,20 +212,20 @@ def _describe_set_keys(keys: Collection[str]) -> str:
 
 def _check_lr(lr: Mapping[str, Any], families: list[str]) -> None:
     rule, parametrization = lr["rule"], lr["parametrization"]
-    has_transfer = parametrization not in (None, "standard")
-    if rule == "transferred" and not has_transfer:
+    transfers_rates = parametrization not in (None, "standard")
+    if rule == "transferred" and not transfers_rates:
         given = as_typed(parametrization)
         raise ValueError(f"sweep.lr.rule=transferred needs sweep.lr.parametrization=mup or completep, not {given}")
     if rule == "tuned" and lr["factors"] is None:
         raise ValueError("sweep.lr.rule=tuned needs sweep.lr.factors to multiply rates by, such as [0.25,0.5,1,2,4]")
     if rule != "tuned" and lr["factors"] is not None:
         raise ValueError(f"sweep.lr.factors={lr['factors']} needs sweep.lr.rule=tuned, but the rule is {rule}")
-    if rule == "fixed" and has_transfer:
+    if rule == "fixed" and transfers_rates:
         raise ValueError(
             f"sweep.lr.parametrization={parametrization} needs sweep.lr.rule=transferred or tuned, not {rule}"
         )
     for key in BASE_SHAPE:
-        if lr[key] is not None and not has_transfer:
+        if lr[key] is not None and not transfers_rates:
             raise ValueError(f"sweep.lr.{key}={lr[key]} needs sweep.lr.parametrization=mup or completep")
     _check_distinct("sweep.lr.factors", lr["factors"] or [])
     if isinstance(lr["value"], Mapping) and set(lr["value"]) != set(families):

@@ -1,8 +1,8 @@
 """Run evaluate.py on every completed run of a sweep, and add its results to the table of runs as columns.
 
-Evaluations are separate jobs after all training, with the same launcher and the same rules: a completed evaluation is
-never repeated; a failed evaluation is recorded and stops no other job. The folder of an evaluation is
-RUN/evaluation/NAME-HASH, with a hash of its overrides, so that changed overrides make another evaluation.
+Evaluations are separate jobs after all training, with the launcher and the rules of training jobs: a completed
+evaluation is never repeated; a failed evaluation is recorded and stops no other job. The folder of an evaluation is
+RUN/evaluation/NAME-HASH, with a hash of its overrides, so changed overrides start a new evaluation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Evaluations = Mapping[str, Sequence[str]]
 
 EVALUATE = Path(__file__).parents[2] / "evaluate.py"
 DEFAULTS = ("logger=csv", "speed.enabled=false", "perplexity.protocols=[non_overlapping]")
-"""No tracker run per evaluation, no speed that other jobs would slow down, and losses as train.py computes them."""
+"""No tracker run per evaluation, no speed (which other jobs would reduce), and losses as train.py computes them."""
 SET_BY_SWEEP = ("checkpoint", "checkpoints", "revision", "output_dir", "cache_dir", "prompt", "export", "logger")
 SCORES = ("loss", "perplexity", "bits_per_byte")
 FINGERPRINT = "eval_data_fingerprint"
@@ -35,7 +35,7 @@ FINGERPRINT = "eval_data_fingerprint"
 
 
 def is_evaluations(value: Any) -> bool:
-    """Whether `value` maps names, with which a column name may start, to lists of overrides."""
+    """Whether `value` maps names that are valid as the start of a column name to lists of overrides."""
     return isinstance(value, Mapping) and all(
         TEXT.accepts(name) and re.fullmatch(r"[A-Za-z]\w*", name) and TEXTS.accepts(items)
         for name, items in value.items()
@@ -58,7 +58,7 @@ def evaluation_cells(cells: Iterable[Cell], evaluations: Evaluations, runs: Path
     return [
         replace(
             cell,
-            name=str(_folder(Path(cell.name), name, overrides)),
+            name=str(_evaluation_folder(Path(cell.name), name, overrides)),
             overrides=(f"checkpoint={in_quotes(runs.resolve() / cell.name)}", *common, *overrides),
             trunk=None,
             branch_step=0,
@@ -70,7 +70,7 @@ def evaluation_cells(cells: Iterable[Cell], evaluations: Evaluations, runs: Path
 
 
 def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) -> pd.DataFrame:
-    """Returns the table of runs with the columns of each evaluation NAME, empty for runs without this evaluation.
+    """Returns the table of runs with additional columns for each evaluation NAME; empty for runs without a result.
 
     The first protocol has the columns `NAME_loss`, `NAME_perplexity`, `NAME_bits_per_byte` and
     `NAME_eval_data_fingerprint`; further protocols have `NAME_PROTOCOL_loss` and so on. A task has `NAME_TASK` and
@@ -82,7 +82,7 @@ def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) 
     for run_id in table["run_id"]:
         row: dict[str, Any] = {}
         for name, overrides in evaluations.items():
-            row |= _columns(name, read_evaluation(_folder(runs / str(run_id), name, overrides)))
+            row |= _scores_by_column(name, read_evaluation(_evaluation_folder(runs / str(run_id), name, overrides)))
         rows.append(row)
     return table.join(pd.DataFrame(rows, index=table.index)) if any(rows) else table
 
@@ -90,15 +90,16 @@ def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) 
 def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
     """Returns the runs that have a value in every column that `columns` uses, and a sentence that names the others.
 
-    If `columns` uses columns of evaluations, `eval_fingerprint` identifies their texts for the audit.
+    If `columns` uses scores of evaluations, a column `eval_fingerprint` identifies their texts for the analysis.
     """
     # Imported here, because importing scipy takes a second, and an error in the design should not wait for it.
     from slm.runtime.words import shortlist
     from slm.scaling.tables.values import source_columns
 
     used = [name for column in columns.values() for name in source_columns(column, table) if name in table]
+    # NAME_loss -> NAME_eval_data_fingerprint. A column that is not a score keeps its name and is subtracted.
     score_at_end = f"({'|'.join(SCORES)})$"
-    fingerprints = {re.sub(score_at_end, FINGERPRINT, name) for name in used} - {*used}  # others keep their name
+    fingerprints = {re.sub(score_at_end, FINGERPRINT, name) for name in used} - {*used}
     if present := sorted(fingerprints & {*table}):
         table = table.assign(eval_fingerprint=table[present].fillna("").astype(str).agg(" ".join, axis=1))
     is_unmeasured = table[used].isna().any(axis=1)
@@ -108,11 +109,11 @@ def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple
     return table[~is_unmeasured], [f"These runs have no {' or no '.join(used)} and are left out: {left_out}."]
 
 
-def _folder(run: Path, name: str, overrides: Sequence[str]) -> Path:
+def _evaluation_folder(run: Path, name: str, overrides: Sequence[str]) -> Path:
     return run / "evaluation" / f"{name}-{digest(list(overrides))[:8]}"
 
 
-def _columns(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _scores_by_column(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for number, score in enumerate(entry.get("perplexity_results", [])):
         prefix = name if number == 0 else f"{name}_{score['protocol']}"

@@ -1,13 +1,14 @@
-"""The master of a sweep starts the cells that have no result, the longest first, until each has an outcome.
+"""The master, the process of sweep.py, starts a job for each cell without a result until every cell has an outcome.
 
-All state is in the run directories (`ledger.py`), so the master can be killed and started again at any time:
+A cell is one training run, and a job is the process that trains it. The longest cells start first. All state is in the
+run directories (`ledger.py`), so the master can be killed and started again at any time:
 
 - A completed cell is never started again; a failed or diverged cell is started again only with `retry="failed"`.
-- Running jobs of an earlier master are adopted: the master waits for them, and stops them with the others.
+- Running jobs of an earlier master are adopted: the new master waits for them, or stops them, like its own jobs.
 - A job that is killed is started again and continues from its checkpoint. After `tries` deaths without a new checkpoint
   the cell has failed (after two if the kernel killed it for lack of memory).
 - If a job exits by itself without a result, its cell has failed and is not tried again.
-- If a trunk fails or diverges, a branch is still trained if the trunk has kept the checkpoint that the branch needs.
+- A branch starts from a checkpoint of its trunk (`cells.py`), even if the trunk failed or diverged after saving it.
 - On SIGINT or SIGTERM the jobs save and end, and `Interrupted` says how to continue; a second SIGINT kills them.
 """
 
@@ -44,7 +45,7 @@ class CellStatus:
     """The current status of a cell."""
 
     cell: Cell
-    running: bool
+    is_running: bool
     outcome: Outcome
     """The final outcome, or the outcome that the run directory has so far."""
     progress: RunProgress | None = None
@@ -75,7 +76,7 @@ def execute(
     `ValueError`, before any job starts, for an invalid launcher setting, and `Interrupted` if a signal ended the call.
     """
     folder = folder.resolve()
-    engine = open_launcher(launcher, folder, jobs=sum(cell.impossible is None for cell in cells))
+    engine = open_launcher(launcher, folder, num_jobs=sum(cell.impossible is None for cell in cells))
     command = (sys.executable, str(script), *inherited_overrides())
     jobs = {}
     for cell in cells:
@@ -96,10 +97,10 @@ def execute(
 
 
 class Signals:
-    """While entered, SIGINT and SIGTERM are noted and do not end the process."""
+    """While entered, SIGINT and SIGTERM set `received` and do not end the process; a second SIGINT sets `force`."""
 
     def __init__(self) -> None:
-        self.received = self.force = False
+        self.received, self.force = False, False
         self._old_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -123,7 +124,7 @@ class _Master:
         self.final_outcomes: dict[str, Outcome] = {}
         self.running: set[str] = set()
         self.tries = {name: Tries(job.folder, tries) for name, job in jobs.items()}
-        self.lengths = _lengths(cells)
+        self.work = _work_to_the_end(cells)
 
     def adopt_running_jobs(self, *, retry: bool) -> None:
         """Take over the outcomes and the running jobs of an earlier master."""
@@ -141,11 +142,11 @@ class _Master:
     def run(self, signals: Signals) -> None:
         """Start jobs and record their ends until nothing runs and nothing can be started."""
         shown_at = 0.0
-        stopping = forced = False
+        stopping, forced = False, False
         try:
             while True:
-                for name, code in self.engine.ended().items():
-                    self._settle(name, code, stopping=stopping)
+                for name, code in self.engine.collect_ended().items():
+                    self._record_end(name, code, stopping=stopping)
                 if (signals.received and not stopping) or (signals.force and not forced):
                     stopping, forced = True, signals.force
                     self._stop(force=forced)
@@ -168,26 +169,26 @@ class _Master:
         """
         if cell.name in self.final_outcomes:
             return self.final_outcomes[cell.name]
-        trunk_end = self.final_outcomes.get(cell.trunk or "")
-        if trunk_end is not None and not self._can_start(cell):
-            return Outcome("not_started", f"it needs a checkpoint of {cell.trunk}, whose status is {trunk_end.status}")
+        trunk = self.final_outcomes.get(cell.trunk or "")
+        if trunk is not None and not self._can_start(cell):
+            return Outcome("not_started", f"it needs a checkpoint of {cell.trunk}, whose status is {trunk.status}")
         return ledger.read_outcome(self.jobs[cell.name].folder)
 
     def _can_start(self, cell: Cell) -> bool:
-        """Whether the trunk of a branch has ended and has kept the checkpoint from which the branch starts."""
+        """Whether the cell is not a branch, or its trunk has ended and kept the checkpoint from which it starts."""
         if cell.trunk is None:
             return True
-        trunk_end = self.final_outcomes.get(cell.trunk)
+        trunk = self.final_outcomes.get(cell.trunk)
         runs = self.jobs[cell.name].folder.parent
-        return trunk_end is not None and (trunk_end.status == "completed" or has_branch_checkpoint(cell, runs))
+        return trunk is not None and (trunk.status == "completed" or has_branch_checkpoint(cell, runs))
 
     def _waiting_cells(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.name not in self.final_outcomes and cell.name not in self.running]
 
     def _start_ready(self) -> None:
         ready = [cell for cell in self._waiting_cells() if self._can_start(cell)]
-        ready.sort(key=lambda cell: -self.lengths[cell.name])
-        chosen = [cell.name for cell in ready[: self.engine.free()]]
+        ready.sort(key=lambda cell: -self.work[cell.name])
+        chosen = [cell.name for cell in ready[: self.engine.num_free()]]
         for name in chosen:
             self.tries[name].note_start()
         if chosen:
@@ -199,26 +200,28 @@ class _Master:
         say(f"\n{len(self.running)} running: {action}")
         self.engine.stop(force=force)
 
-    def _settle(self, name: str, code: int | None, *, stopping: bool) -> None:
+    def _record_end(self, name: str, code: int | None, *, stopping: bool) -> None:
         self.running.discard(name)
         folder = self.jobs[name].folder
         outcome = ledger.read_outcome(folder)
         if outcome.status in FINAL_STATUSES:
             self.final_outcomes[name] = outcome
-        elif not stopping and (why := self.tries[name].why_failed(code)):
-            ledger.record_failure(folder, why=why, exit_code=code, starts=self.tries[name].count)
-            self.final_outcomes[name] = Outcome("failed", why)
         elif not stopping:
-            say(f"{name}: {ledger.how_it_ended(code)}; it will be started again")
+            tries = self.tries[name]
+            if why := tries.why_failed(code):
+                ledger.record_failure(folder, why=why, exit_code=code, starts=tries.starts)
+                self.final_outcomes[name] = Outcome("failed", why)
+            else:
+                say(f"{name}: {ledger.how_it_ended(code)}; it will be started again")
 
     def _status(self, cell: Cell) -> CellStatus:
-        running = cell.name in self.running
-        progress = ledger.read_progress(self.jobs[cell.name].folder) if running else None
-        return CellStatus(cell=cell, running=running, outcome=self.outcome(cell), progress=progress)
+        is_running = cell.name in self.running
+        progress = ledger.read_progress(self.jobs[cell.name].folder) if is_running else None
+        return CellStatus(cell=cell, is_running=is_running, outcome=self.outcome(cell), progress=progress)
 
 
-def _lengths(cells: Sequence[Cell]) -> dict[str, float]:
-    """FLOPs of each cell plus FLOPs of its longest branch, so that a trunk starts before other cells of its length."""
+def _work_to_the_end(cells: Sequence[Cell]) -> dict[str, float]:
+    """FLOPs of each cell plus, for a trunk, FLOPs of its longest branch, which can only start after the trunk."""
     branch_flops: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
         if cell.trunk is not None:

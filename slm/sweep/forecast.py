@@ -24,13 +24,13 @@ from slm.sweep.cells import Cell
 
 SPEEDS = "speeds.json"
 MIN_STEPS = 50
-"""The speed of a run with fewer steps is not kept."""
+"""Fewest steps of a run whose speed is stored."""
 BYTES_PER_PARAMETER = 28
 """Disk of a finished run: two checkpoints (weights and Adam's two moments) and the exported model, all float32."""
 BYTES_PER_PARAMETER_OF_BRANCH = 12
 """Disk of the checkpoint that a trunk keeps for a branch."""
 FIELDS = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
-"""Variable of a law, except N -> field of a cell with its value."""
+"""Variable of a law -> field of a cell with its value. The field of N depends on the definition of N."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,20 @@ class Speeds:
         return f"at an assumed {self.assumed:.3g} FLOP/s per job (sweep.assume.flops_per_second)"
 
     def seconds(self, cell: Cell) -> float:
-        """Training time at the speed of the measured shape (of its family if possible) nearest in FLOPs per token."""
+        """Training time at the speed of the measured shape nearest in FLOPs per token, of this family if possible."""
         if cell.impossible:
             return 0.0
         same_family = [speed for name, speed in self.measured.items() if name.rpartition("_")[0] == cell.family]
         speeds = same_family or list(self.measured.values())
         if not speeds:
             return cell.flops_trained / self.assumed
-        log_flops = math.log(cell.flops / cell.tokens)
-        _, nearest_speed = min(speeds, key=lambda speed: abs(math.log(speed[0]) - log_flops))
+        log_flops_per_token = math.log(cell.flops / cell.tokens)
+        _, nearest_speed = min(speeds, key=lambda measured: abs(math.log(measured[0]) - log_flops_per_token))
         return cell.flops_trained / nearest_speed
 
 
 def read_speeds(cache_dir: Path, assumed: float) -> Speeds:
-    """Read the speeds that `remember_speeds` has written. If the file cannot be read, no speed is known."""
+    """Read the speeds that `remember_speeds` has written; no speeds if the file cannot be read."""
     try:
         stored = json.loads((cache_dir / SPEEDS).read_text(encoding="utf-8"))
         speeds = {name: (float(flops), float(speed)) for name, (flops, speed) in stored.items()}
@@ -94,8 +94,8 @@ class Power:
     """The power of a design, for the pair of families whose difference is hardest to detect."""
 
     exponent: str
-    pairs: int
-    """Number of pairs of families."""
+    num_pairs: int
+    """Number of pairs of families that are compared."""
     detectable: Mapping[int, float | None]
     """Number of seeds -> smallest detectable difference of exponents; None if the cells do not determine it."""
     size_mismatch: float | None
@@ -122,37 +122,40 @@ def find_power(
         return None
     pairs = list(combinations(families, 2)) or [(name, name) for name in families]
     sizes = {name: {getattr(cell, size) for cell in family} for name, family in families.items()}
-    matched = [_matched_sizes(sizes[a], sizes[b]) for a, b in pairs]
-    is_paired = assume["law"] == "power" and all(matched)
+    matched_of_pairs = [_matched_sizes(sizes[first], sizes[second]) for first, second in pairs]
+    is_paired = assume["law"] == "power" and all(matched_of_pairs)
     designs = {name: _family_design(family, size, assume, seeds) for name, family in families.items()}
-    comparisons: list[Comparison] = [
-        _paired_design(common, families[a], assume, seeds) if is_paired else UnpairedDesigns(designs[a], designs[b])
-        for (a, b), common in zip(pairs, matched, strict=True)
-    ]
+    comparisons: list[Comparison] = [UnpairedDesigns(designs[first], designs[second]) for first, second in pairs]
+    if is_paired:
+        paired = zip(pairs, matched_of_pairs, strict=True)
+        comparisons = [_paired_design(matched, families[name], assume, seeds) for (name, _), matched in paired]
     test: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": len(pairs)}
 
     def smallest(comparison: Comparison, seeds: int) -> float:
         difference = comparison.changed(seeds=seeds).detectable(**test)
         return math.inf if difference is None else difference
 
-    detectable = {n: max(smallest(c, n) for c in comparisons) for n in range(seeds, seeds + assume["more_seeds"] + 1)}
+    seed_counts = range(seeds, seeds + assume["more_seeds"] + 1)
+    detectable = {count: max(smallest(comparison, count) for comparison in comparisons) for count in seed_counts}
     with_given_seeds = detectable[seeds]
+    size_ratios = [max(sizes) / min(sizes) for matched in matched_of_pairs for sizes in matched]
     hardest = max(comparisons, key=lambda comparison: smallest(comparison, seeds))
     return Power(
         exponent=next(iter(designs.values())).law.exponents[0],
-        pairs=len(pairs),
-        detectable={n: value if math.isfinite(value) else None for n, value in detectable.items()},
-        size_mismatch=max(max(a / b, b / a) - 1 for common in matched for a, b in common) if is_paired else None,
+        num_pairs=len(pairs),
+        detectable={n: difference if math.isfinite(difference) else None for n, difference in detectable.items()},
+        size_mismatch=max(size_ratios) - 1 if is_paired else None,
         advice=hardest.advice(with_given_seeds / 2, **test) if 0 < with_given_seeds < math.inf else None,
     )
 
 
-def _matched_sizes(a: Collection[int], b: Collection[int]) -> list[tuple[int, int]]:
+def _matched_sizes(first: Collection[int], second: Collection[int]) -> list[tuple[int, int]]:
     """Pairs of sizes as the analysis matches them (`slm.scaling.matching`); empty if too few for the paired test."""
-    a, b = sorted(a), sorted(b)
-    gap = abs(np.log(a)[:, None] - np.log(b))
+    first, second = sorted(first), sorted(second)
+    gap = abs(np.log(first)[:, None] - np.log(second))
+    # Two sizes match if each is the nearest to the other and they are nearly equal.
     pairs = [
-        (a[i], b[j])
+        (first[i], second[j])
         for i, j in enumerate(gap.argmin(axis=1))
         if gap[:, j].argmin() == i and gap[i, j] <= math.log1p(SAME_SIZE)
     ]
@@ -162,25 +165,25 @@ def _matched_sizes(a: Collection[int], b: Collection[int]) -> list[tuple[int, in
 def _paired_design(
     matched: Sequence[tuple[int, int]], cells: Sequence[Cell], assume: Mapping[str, Any], seeds: int
 ) -> PairedDesign:
-    log_N = np.log([math.sqrt(a * b) for a, b in matched])
+    log_N = np.log([math.sqrt(first * second) for first, second in matched])
     # The analysis averages over the budgets of a size. This reduces the noise, except between branches of one trunk,
     # which share its noise. It does not reduce the misfit, which all budgets of a size share.
-    independent = 1 if any(cell.trunk for cell in cells) else len({cell.budget for cell in cells})
-    return PairedDesign(log_N, assume["sigma"] / math.sqrt(independent), assume["misfit"], seeds)
+    num_independent = 1 if any(cell.trunk for cell in cells) else len({cell.budget for cell in cells})
+    return PairedDesign(log_N, assume["sigma"] / math.sqrt(num_independent), assume["misfit"], seeds)
 
 
 def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], seeds: int) -> Fitted:
     """The design of one family, with a row for each shape and budget.
 
-    The budgets of a shape share its misfit, and branches of a trunk its noise too, so an exponent in N is as uncertain
-    as with one budget. Each further variable of a law takes two parameters, which the budgets of a shape determine.
+    The budgets of a shape share its misfit, and branches of a trunk also share its noise, so several budgets leave an
+    exponent in N as uncertain as one. Each further variable takes two parameters, which the budgets determine.
     """
     fields = {"N": size, **FIELDS}
     points = dict.fromkeys(tuple(getattr(cell, field) for field in fields.values()) for cell in cells)
     columns = dict(zip(fields, zip(*points, strict=True), strict=True))
-    shapes = len({(cell.width, cell.depth, cell.params_total) for cell in cells})
+    num_shapes = len({(cell.width, cell.depth, cell.params_total) for cell in cells})
     # Averaging the points of a shape does not reduce what they share, so shared scatter is raised by this factor.
-    inflation = math.sqrt(len(points) / shapes)
+    inflation = math.sqrt(len(points) / num_shapes)
     noise = assume["sigma"] * (inflation if any(cell.trunk for cell in cells) else 1)
     misfit = assume["own_misfit"] * inflation
     law, params = assume["law"], assume["params"]
@@ -188,4 +191,6 @@ def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], 
         planned = plan(columns, law=law, params=params, sigma=noise, misfit=misfit, seeds=seeds)
     except ValueError as error:
         raise ValueError(f"sweep.assume.law={law}, sweep.assume.params={params}: {error}") from None
-    return planned if inflation == 1 else replace(planned, groups=shapes + 2 * (len(planned.law.variables) - 1))
+    if inflation == 1:
+        return planned
+    return replace(planned, groups=num_shapes + 2 * (len(planned.law.variables) - 1))

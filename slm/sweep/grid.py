@@ -1,8 +1,8 @@
 """Turn a design into its cells: each family in each shape, with each budget, learning rate and seed.
 
 If a family's rule refuses a shape, or a budget is too short for the schedule, there is one impossible cell with the
-reason, instead of a cell for each rate and seed. If two requests give the same shape (such as two aspects at a small
-size), they share their cells.
+reason, and no cell for each rate and seed. Requests that give the same shape (such as two aspects at a small size)
+share their cells.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def make_plan(design: Design) -> Plan:
     requested = 0
     for recipe in recipes:
         _check_no_other_budget(recipe)
-        if design.trunk:
+        if design.has_trunks:
             check_trunk(recipe.config.schedule)
         for request in _shape_requests(design, recipe):
             cells = _cells_of_request(design, recipe, request)
@@ -84,7 +84,7 @@ def make_plan(design: Design) -> Plan:
 
 
 def _describe_miss(cell: Cell, request: ShapeRequest, grid: Mapping[str, Any]) -> list[str]:
-    """One clause that says by how much N misses its target; empty if N is within the tolerance."""
+    """A list of one clause that says by how much N misses its target; empty if N is within the tolerance."""
     if request.target is None or cell.impossible:
         return []
     error = getattr(cell, grid["size"]) / request.target - 1
@@ -105,19 +105,19 @@ def _check_no_other_budget(recipe: Recipe) -> None:
 
 def _shape_requests(design: Design, recipe: Recipe) -> Iterator[ShapeRequest]:
     grid = design.grid
-    for size in grid["sizes"] or []:
+    for target in grid["sizes"] or []:
         for aspect in grid["aspects"] or [recipe.default_aspect]:
-            solve_shape = partial(solve, recipe, size, aspect, grid["size"], grid["tolerance"])
-            yield ShapeRequest(f"{size:g}-aspect{aspect:g}", solve_shape, size)
-    pairs = [shape.split("x") for shape in grid["shapes"] or []]
-    pairs += product(grid["widths"] or [], grid["depths"] or [])
-    for pair in pairs:
-        width, depth = map(int, pair)
+            solve_shape = partial(solve, recipe, target, aspect, grid["size"], grid["tolerance"])
+            yield ShapeRequest(f"{target:g}-aspect{aspect:g}", solve_shape, target)
+    shapes = [tuple(map(int, shape.split("x"))) for shape in grid["shapes"] or []]
+    shapes += product(grid["widths"] or [], grid["depths"] or [])
+    for width, depth in shapes:
         yield ShapeRequest(f"{width}x{depth}", partial(_shape_by_rule, recipe, width, depth))
 
 
 def _shape_by_rule(recipe: Recipe, width: int, depth: int) -> SolvedShape:
-    return SolvedShape(width, depth, recipe.shape(width, depth), intermediate_size=None, misfit=0.0)
+    model = recipe.shape(width, depth)
+    return SolvedShape(width=width, depth=depth, model=model, intermediate_size=None, misfit=0.0)
 
 
 def _cells_of_request(design: Design, recipe: Recipe, request: ShapeRequest) -> list[Cell]:
@@ -130,7 +130,7 @@ def _cells_of_request(design: Design, recipe: Recipe, request: ShapeRequest) -> 
     check_settings(settings)
     check_parametrization(settings["parametrization"])
     cells = list(_cells_of_shape(design, recipe, request, shape, settings))
-    return share_trunks(cells, settings) if design.trunk else cells
+    return share_trunks(cells, settings) if design.has_trunks else cells
 
 
 def _cells_of_shape(
@@ -138,9 +138,9 @@ def _cells_of_shape(
 ) -> Iterator[Cell]:
     """One cell for each budget, rate and seed; one impossible cell for a budget that is too short."""
     for budget in design.budgets:
-        label = f"{design.budget}={budget:g}"
+        label = f"{design.budget_key}={budget:g}"
         try:
-            steps = count_steps({**settings["train"], design.budget: budget}, shape.model)
+            steps = count_steps({**settings["train"], design.budget_key: budget}, shape.model)
             check_schedule(settings["schedule"], steps)
         except ValueError as error:
             yield _impossible_cell(recipe, request, label, error)

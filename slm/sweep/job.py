@@ -1,11 +1,11 @@
-"""Start and stop jobs. A job is a process of train.py in a run directory that holds a lock as long as it lives.
+"""Start and stop jobs. A job is a process of train.py that holds a lock in its run directory as long as it lives.
 
 The master takes `job.lock` and the process inherits it, so the kernel frees the lock when the job ends, even if the
 master ended before. A master that is killed and started again therefore sees which jobs still run, and starts no job
 twice. `job.pid` holds the process id, the slot and the machine; `job.log` holds the output of all starts.
 
-On Windows a process inherits no lock. There the lock counts that train.py itself takes some seconds after its start. If
-a master is killed and started again within these seconds, it may start a second process, which ends with an error.
+On Windows a process cannot inherit a lock, so a job counts as running while train.py holds its own lock. In the seconds
+before train.py takes this lock, a new master may start a second process, which ends with an error.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ NOT_FOR_THE_JOB = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_", "TORCHELASTIC_")
 """Prefixes of variables that srun, MPI and torchrun set for their processes, which a job must not inherit."""
 
 # The shell of the job writes job.pid before it becomes train.py, so that the file exists even if the master is killed.
+# Its arguments are the path of job.pid ($0), the slot, the machine, and then the command.
 NOTE_AND_BECOME = 'echo "$$ $1 $2" >"$0"; shift 2; exec "$@"'
 
 
@@ -47,7 +48,7 @@ class Job:
 
 
 def begin(job: Job, environment: Mapping[str, str], *, slot: int = 0) -> subprocess.Popen[bytes] | None:
-    """Start `job` in its own session, so that Ctrl-C reaches only the master; None if the job runs already."""
+    """Start `job`; returns None if it runs already. A session of its own keeps Ctrl-C in a terminal from the job."""
     with lock_and_log(job) as files:
         if files is None:
             return None
@@ -96,9 +97,9 @@ def is_running(folder: Path) -> bool:
 
 
 def id_and_slot(folder: Path) -> tuple[int, int] | None:
-    """Process id and slot of the job that runs in `folder` on this machine; None without a job, or while it starts.
+    """Process id and slot of the job that runs in `folder`; None without a job, or until the job has written them.
 
-    On a shared file system a job of another machine may hold the lock, but its process id means nothing here.
+    Also None for a job of another machine on a shared file system: its process id means nothing here.
     """
     with suppress(OSError, ValueError):
         if not has_job(folder):
@@ -136,7 +137,7 @@ def _is_taken(path: Path) -> bool:
 
 
 def _take(path: Path) -> IO[bytes] | None:
-    """Open and lock a file (on Windows, only open it); None if another process has locked it."""
+    """Open and lock the file at `path` (on Windows, only open it); None if another process has locked the file."""
     lock = path.open("ab")
     if fcntl is None:
         return lock

@@ -31,7 +31,7 @@ LOG_LINES = 20
 TAIL_BYTES = 8192
 """Bytes read from the end of a metrics.csv: about fifty rows."""
 KILLED = -9
-"""Exit code of a process that SIGKILL ended; Windows does not have that name."""
+"""Exit code of a process that SIGKILL ended. (`signal.SIGKILL` does not exist on Windows.)"""
 MAX_OOM_KILLS = 2
 """A cell fails after this many kills by the kernel without a new checkpoint."""
 
@@ -60,14 +60,15 @@ class Tries:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        self.count = self.oom_kills = 0
-        self._checkpoint = _checkpoint_time(folder)
-        self._kernel_kills: int | None = None
+        self.starts, self.oom_kills = 0, 0
+        self._checkpoint_at_start = _checkpoint_time(folder)
+        self._kernel_kills_at_start: int | None = None
 
     def note_start(self) -> None:
         """Count a start."""
-        self.count += 1
-        self._checkpoint, self._kernel_kills = _checkpoint_time(self.folder), kernel_kills()
+        self.starts += 1
+        self._checkpoint_at_start = _checkpoint_time(self.folder)
+        self._kernel_kills_at_start = kernel_kills()
 
     def why_failed(self, code: int | None) -> str | None:
         """Returns why a job that ended with exit `code` is not started again; None if it is started again.
@@ -75,16 +76,16 @@ class Tries:
         `code` is negative for a signal and None if unknown. A job that exits by itself has failed, since the next start
         would have the same settings. A job that was killed continues from its checkpoint.
         """
-        if code is not None and 0 <= code <= 128:
+        if code is not None and 0 <= code <= 128:  # a shell reports 128 + the number of a signal
             return f"exit code {code}: {_error_in(log_tail(self.folder))}"
-        if _checkpoint_time(self.folder) != self._checkpoint:
-            self.count = self.oom_kills = 0
-        if code == KILLED and (kernel_kills() or 0) > (self._kernel_kills or 0):
+        if _checkpoint_time(self.folder) != self._checkpoint_at_start:
+            self.starts, self.oom_kills = 0, 0
+        if code == KILLED and (kernel_kills() or 0) > (self._kernel_kills_at_start or 0):
             self.oom_kills += 1
         if self.oom_kills >= MAX_OOM_KILLS:
             return f"out of memory: killed by the kernel {self.oom_kills} times with no new checkpoint"
-        if self.count >= self.limit:
-            return f"{how_it_ended(code)} {self.count} times with no new checkpoint"
+        if self.starts >= self.limit:
+            return f"{how_it_ended(code)} {self.starts} times with no new checkpoint"
         return None
 
 
@@ -115,10 +116,9 @@ def read_outcome(folder: Path) -> Outcome:
     steps = f"step {result.get('steps')} of {result.get('planned_steps')}"
     if result.get("status") == "diverged":
         loss = result.get("train_loss_final")
-        value = (
-            f"a training loss of {loss:.3g}" if isinstance(loss, float) and math.isfinite(loss) else "no finite loss"
-        )
-        return Outcome("diverged", f"diverged at {steps}, with {value}")
+        is_finite = isinstance(loss, float) and math.isfinite(loss)
+        last_loss = f"a training loss of {loss:.3g}" if is_finite else "no finite loss"
+        return Outcome("diverged", f"diverged at {steps}, with {last_loss}")
     if failure:
         return Outcome("failed", str(failure.get("why")))
     if result.get("status") == "interrupted":
@@ -151,7 +151,7 @@ def record_failure(folder: Path, *, why: str, exit_code: int | None, starts: int
 
 
 def log_tail(folder: Path) -> list[str]:
-    """The last lines of the job's log, without blank ones."""
+    """The last lines of the job's log that are not blank."""
     with suppress(OSError), (folder / LOG).open(encoding="utf-8", errors="replace") as log:
         return list(deque((line.rstrip() for line in log if line.strip()), LOG_LINES))
     return []
@@ -160,8 +160,8 @@ def log_tail(folder: Path) -> list[str]:
 def make_ready_to_retry(folder: Path) -> None:
     """Let a failed run continue from its checkpoint and a diverged run start from step 0; nothing is deleted.
 
-    A failure record is renamed failure-1.json. The folder of a diverged run is renamed NAME-1.retried, and its
-    result.json diverged.json, which no table of runs reads.
+    A failure record is renamed to failure-1.json. The folder of a diverged run is renamed to NAME-1.retried, and the
+    result.json in it to diverged.json, so that tables of runs ignore it.
     """
     if read_json_object(folder / "result.json").get("status") == "diverged":
         replace(folder / "result.json", folder / "diverged.json")
@@ -187,14 +187,14 @@ def _latest_values(table: Path) -> dict[str, float]:
         start = max(len(header), table.stat().st_size - TAIL_BYTES)
         file.seek(start)
         lines = file.read().decode().split("\n")[:-1]  # a run that still writes may have truncated the last line
-        if start > len(header):  # the first line is truncated
+        if start > len(header):  # reading began within a line
             lines = lines[1:]
     rows = csv.DictReader([header.decode(), *lines])
     return {column: float(value) for row in rows for column, value in row.items() if value}
 
 
 def _numbered(path: Path) -> Path:
-    """`path` with a number after its stem, the first for which no file exists."""
+    """`path` with the first number after its stem for which no file exists."""
     number = 1
     while (candidate := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
         number += 1

@@ -16,10 +16,9 @@ from rich.text import Text
 
 from slm.runtime.progress import say
 from slm.runtime.words import duration
-from slm.sweep.execute import CellStatus
+from slm.sweep.execute import FINAL_STATUSES, CellStatus
 
 ORDER = ("completed", "running", "waiting", "failed", "diverged", "impossible", "not_started")
-FINAL_STATUSES = ("completed", "diverged", "failed", "impossible")
 
 
 class Board:
@@ -53,16 +52,17 @@ class Board:
             name, word = status.cell.name, words[status.cell.name]
             if self.printed.get(name, "waiting") != word:
                 self.printed[name] = word
-                why = f" ({status.outcome.why})" if status.outcome.why and not status.running else ""
+                why = f" ({status.outcome.why})" if status.outcome.why and not status.is_running else ""
                 say(f"{name}: {word}{why}; {_summary(statuses)}")
 
 
 def _status_word(status: CellStatus) -> str:
-    """The status in one word: `running`, `waiting` or the outcome; `not_started` if the trunk kept no checkpoint."""
-    if status.running:
+    """The status in one word: `running`, `waiting` or the final outcome."""
+    if status.is_running:
         return "running"
     outcome = status.outcome
-    is_final = outcome.status in FINAL_STATUSES or (outcome.status == "not_started" and outcome.why)
+    is_branch_without_checkpoint = outcome.status == "not_started" and outcome.why is not None
+    is_final = outcome.status in (*FINAL_STATUSES, "impossible") or is_branch_without_checkpoint
     return outcome.status if is_final else "waiting"
 
 
@@ -70,7 +70,7 @@ def _table(statuses: Sequence[CellStatus]) -> Table:
     """A table of the running cells and of the cells that ended without a result."""
     table = Table("cell", "status", "tokens", "loss", "tokens/s", "left", box=None)
     for status in statuses:
-        if status.running:
+        if status.is_running:
             table.add_row(status.cell.name, "running", *_progress_columns(status))
         elif _status_word(status) not in ("completed", "waiting"):
             table.add_row(status.cell.name, f"{_status_word(status)}: {status.outcome.why}")
@@ -78,14 +78,15 @@ def _table(statuses: Sequence[CellStatus]) -> Table:
 
 
 def _progress_columns(status: CellStatus) -> list[str]:
-    progress, left = status.progress, _seconds_left(status)
+    progress = status.progress
     if progress is None:
         return ["starting"]
+    seconds_left = _seconds_left(status)
     return [
         f"{progress.tokens / status.cell.tokens:.0%}",
         "" if progress.loss is None else f"{progress.loss:.3f}",
         "" if progress.tokens_per_second is None else f"{progress.tokens_per_second:,.0f}",
-        "" if left is None else duration(left),
+        "" if seconds_left is None else duration(seconds_left),
     ]
 
 
@@ -105,22 +106,22 @@ def _seconds_left(status: CellStatus) -> float | None:
 
 def _all_seconds_left(statuses: Sequence[CellStatus]) -> float | None:
     """None until a running cell has a speed; cells without a speed are assumed to be as fast as the others."""
-    speeds, seconds, starting_flops = [], [], []
+    speeds, times_left, starting_flops = [], [], []
     waiting_flops = 0.0
     for status in statuses:
         cell = status.cell
         left = _seconds_left(status)
         if left is not None and status.progress is not None:
             speeds.append((status.progress.tokens_per_second or 0.0) * cell.flops / cell.tokens)
-            seconds.append(left)
-        elif status.running:
+            times_left.append(left)
+        elif status.is_running:
             starting_flops.append(cell.flops_trained)
         elif _status_word(status) == "waiting":
             waiting_flops += cell.flops_trained
     if not speeds:
         return None
-    speed = sum(speeds) / len(speeds)  # FLOP/s of one cell
-    running_flops = sum(flops_per_second * left for flops_per_second, left in zip(speeds, seconds, strict=True))
+    mean_speed = sum(speeds) / len(speeds)
+    running_flops = sum(speed * left for speed, left in zip(speeds, times_left, strict=True))
     flops = running_flops + sum(starting_flops) + waiting_flops
-    slots = len(speeds) + len(starting_flops)
-    return max(*seconds, max(starting_flops, default=0.0) / speed, flops / (speed * slots))
+    num_slots = len(speeds) + len(starting_flops)
+    return max(*times_left, max(starting_flops, default=0.0) / mean_speed, flops / (mean_speed * num_slots))

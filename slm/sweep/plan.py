@@ -21,37 +21,33 @@ WIDTH = 110
 
 
 def print_plan(design: Design, plan: Plan, analysis: Settings, *, folder: Path, slots: int) -> None:
-    """Print the plan of a sweep in `folder` whose launcher runs `slots` jobs at a time.
-
-    Raises `ValueError` for an invalid assumption of the design.
-    """
+    """Print the plan, for `slots` jobs at a time. Raises `ValueError` for an invalid assumption of the design."""
     console = Console(highlight=False)
     console.width = max(console.width, WIDTH) if sys.stdout.isatty() else WIDTH
     possible = [cell for cell in plan.cells if not cell.impossible]
     speeds = read_speeds(plan.cache_dir, design.assume["flops_per_second"])
     times = {cell.name: speeds.seconds(cell) for cell in possible}
     seconds = sum(times.values())
-    # A branch starts after its trunk.
+    # A branch starts after its trunk, so the times of both add up.
     longest = max((times[cell.name] + times.get(cell.trunk or "", 0.0) for cell in possible), default=0.0)
     elapsed = max(longest, seconds / slots)
     flops = sum(cell.flops_trained for cell in possible)
-    power = _power(design, plan, analysis, seconds / len(design.seeds))
     for line in [
         f"sweep {design.name}: {len(possible)} runs, in {folder}",
-        _cells(plan.cells, speeds),
+        _cell_table(plan.cells, speeds),
         f"cost         {flops:.3g} FLOPs; about {_minutes(seconds)} of training, or {_minutes(elapsed)} with {slots} "
         f"at a time; {disk_bytes(possible) / 1e9:.2g} GB of disk",
         f"             {speeds.source}",
-        *_trunks(possible),
-        *_evaluations(design, len(possible)),
-        *power,
+        *_trunk_lines(possible),
+        *_evaluation_lines(design, len(possible)),
+        *_power_lines(design, plan, analysis, seconds / len(design.seeds)),
         *(f"impossible   {cell.name}: {cell.impossible}" for cell in plan.cells if cell.impossible),
         *plan.notes,
     ]:
         console.print(line, soft_wrap=isinstance(line, str))
 
 
-def _cells(cells: Sequence[Cell], speeds: Speeds) -> Table:
+def _cell_table(cells: Sequence[Cell], speeds: Speeds) -> Table:
     """A table of the cells; runs that differ only in seed and learning rate share a row."""
     table = Table("family", "shape", "N", "non-embedding", "tokens", "FLOPs", "peak lr", "runs", "minutes", box=None)
     for column in table.columns[2:]:
@@ -61,7 +57,8 @@ def _cells(cells: Sequence[Cell], speeds: Speeds) -> Table:
         if not cell.impossible:
             rows.setdefault((cell.family, cell.width, cell.depth, cell.tokens), []).append(cell)
     for (family, width, depth, tokens), runs in rows.items():
-        first, rates = runs[0], sorted({cell.lr for cell in runs})
+        first = runs[0]
+        rates = sorted({cell.lr for cell in runs})
         table.add_row(
             family,
             f"{width}x{depth}",
@@ -76,7 +73,7 @@ def _cells(cells: Sequence[Cell], speeds: Speeds) -> Table:
     return table
 
 
-def _trunks(cells: Sequence[Cell]) -> list[str]:
+def _trunk_lines(cells: Sequence[Cell]) -> list[str]:
     branches = [cell for cell in cells if cell.branch_step]
     if not branches:
         return []
@@ -88,15 +85,17 @@ def _trunks(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _evaluations(design: Design, runs: int) -> list[str]:
+def _evaluation_lines(design: Design, num_runs: int) -> list[str]:
     lines = [
-        f"evaluation   {name}, {runs} runs ({' '.join(overrides) or 'with the defaults of evaluate.py'})"
+        f"evaluation   {name}, {num_runs} runs ({' '.join(overrides) or 'with the defaults of evaluate.py'})"
         for name, overrides in design.evaluations.items()
     ]
-    return [*lines, "             evaluate.py runs after training; its cost is not included"] if lines else []
+    if lines:
+        lines.append("             evaluate.py runs after training; its cost is not included")
+    return lines
 
 
-def _power(design: Design, plan: Plan, analysis: Settings, seconds_per_seed: float) -> list[str]:
+def _power_lines(design: Design, plan: Plan, analysis: Settings, seconds_per_seed: float) -> list[str]:
     size = "params_total" if analysis.size == "auto" else analysis.size
     assume, num_seeds = design.assume, len(design.seeds)
     power = find_power(
@@ -115,16 +114,16 @@ def _power(design: Design, plan: Plan, analysis: Settings, seconds_per_seed: flo
         scatter = f"the log ratio of two families deviates from a straight line by {assume['misfit']:.2g}"
     lines = [
         f"power        a difference of {smallest:.2g} in {power.exponent} between two families is found in "
-        f"{analysis.power:.0%} of cases ({plural(power.pairs, 'pair')} tested),",
+        f"{analysis.power:.0%} of cases ({plural(power.num_pairs, 'pair')} tested),",
         f"             by {test}, if the log loss of a run scatters by {assume['sigma']:.2g} between seeds,",
         f"             and {scatter} (sweep.assume)",
     ]
-    for seeds, detectable in list(power.detectable.items())[1:]:
+    for seeds, detectable in list(power.detectable.items())[1:]:  # the first item is for the seeds of the design
         more = _minutes(seconds_per_seed * (seeds - num_seeds))
         lines.append(f"             with {seeds} seeds: {detectable:.2g}, for {more} of additional training")
     if power.advice is not None:
         advice = power.advice.text.replace("; ", ";\n             ")
-        lines.append(f"             half of it, {smallest / 2:.2g}, takes {advice}")
+        lines.append(f"             to find half of it, {smallest / 2:.2g}, takes {advice}")
     return lines
 
 

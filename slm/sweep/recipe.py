@@ -56,7 +56,7 @@ class Recipe:
         return len(self.config.model.mixer_pattern)
 
     def shape(self, width: int, depth: int) -> ModelConfig:
-        """The shape by the family's rule. Raises `ValueError` or an OmegaConf error if the rule refuses the shape."""
+        """The shape under the family's rule. Raises `ValueError` or an OmegaConf error if the rule refuses it."""
         if (width, depth) not in self.shapes:
             self.config.width, self.config.depth = width, depth
             model = model_config(OmegaConf.to_container(self.config.model, resolve=True))  # type: ignore[arg-type]
@@ -80,23 +80,20 @@ def run_key(settings: Mapping[str, Any]) -> str:
     """
     hashed = {group: settings[group] for group in IDENTITY}
     for group, later_keys in LATER_KEYS.items():
-        unused = {key for key in later_keys if hashed[group].get(key) == LEGACY_VALUES[f"{group}.{key}"]}
-        hashed[group] = {key: value for key, value in hashed[group].items() if key not in unused}
+        without_effect = {key for key in later_keys if hashed[group].get(key) == LEGACY_VALUES[f"{group}.{key}"]}
+        hashed[group] = {key: value for key, value in hashed[group].items() if key not in without_effect}
     precision = settings["trainer"]["precision"]
     return digest(hashed if precision == "auto" else {**hashed, "precision": precision})
 
 
-def digest(values: Any) -> str:
-    """sha256 (hex) of the canonical JSON of plain values."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def digest(data: Any) -> str:
+    """sha256 (hex) of the canonical JSON of `data`."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_inputs(config: DictConfig, where: str) -> None:
-    """Raise `ValueError` for texts that do not exist, or a tokenizer that is neither a local path nor a hub id.
-
-    `where` is the setting of the sweep that errors name.
-    """
+    """Raise `ValueError`, naming the setting `where`, for texts or a tokenizer of `config` that do not exist."""
     for key in ("paths", "val_paths"):
         if given := OmegaConf.select(config, f"data.{key}", throw_on_missing=False):
             text_files(given if isinstance(given, str) else list(given), f"{where}: data.{key}")
@@ -114,7 +111,7 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
 
     Raises `ValueError` for keys that NAME.py does not read, and Hydra's errors for choices that do not exist.
     """
-    is_initialized = GlobalHydra.instance().is_initialized()  # by the script, with the same conf/
+    is_initialized = GlobalHydra.instance().is_initialized()  # a script has initialized Hydra with the same conf/
     hydra = nullcontext() if is_initialized else initialize_config_dir(str(CONF), version_base="1.3")
     with hydra, explain_unknown_keys(name):
         config = compose(name, overrides=[*inherited_overrides(), *overrides])

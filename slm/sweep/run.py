@@ -1,7 +1,7 @@
 """A sweep from its design to its analysis: cells, jobs, table, report.
 
-The sweep directory has the files of an analysis, and also `runs/` (one run directory per cell), `cells.json` (the
-planned cells), `sweep.yaml` (the config) and `runs.csv` (every run that has a result). Its name has a hash of the
+A sweep directory holds the files of an analysis, and also `runs/` (one run directory per cell), `cells.json` (the
+planned cells), `sweep.yaml` (the config) and `runs.csv` (every run that has a result). Its name contains a hash of the
 cells, so the same command continues a stopped sweep. To extend a sweep, give a design with additional cells and the
 `output_dir` of the old sweep.
 """
@@ -48,9 +48,9 @@ from slm.sweep.tuning import tune
 
 CELLS = "cells.json"
 MIN_SIZES = 3
-"""A law in N has at least two parameters, and estimating its scatter takes one more size."""
+"""Fewest sizes to which a law in N is fitted: it has at least two parameters, and its scatter takes one more size."""
 INCOMPLETE = 2
-"""Exit code if a cell failed, diverged or is impossible."""
+"""Exit code if a cell or an evaluation has no result."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ def run_sweep(config: Mapping[str, Any]) -> int:
     settings, and `Interrupted` if a signal ended the sweep.
     """
     sweep = _check_sweep(config)
-    jobs = sum(cell.impossible is None for cell in sweep.plan.cells)
-    launcher = open_launcher(config["launcher"], sweep.runs, jobs=jobs)  # before a folder is made, since it may raise
+    num_jobs = sum(cell.impossible is None for cell in sweep.plan.cells)
+    launcher = open_launcher(config["launcher"], sweep.runs, num_jobs=num_jobs)  # may raise: before a folder is made
     if config["dry_run"]:
         analysis = Settings.from_dict(sweep.config["analysis"])
-        print_plan(sweep.design, sweep.plan, analysis, folder=sweep.folder, slots=min(jobs, launcher.width()))
+        print_plan(sweep.design, sweep.plan, analysis, folder=sweep.folder, slots=min(num_jobs, launcher.width()))
         return 0
     with locked(sweep.folder, "sweep.py"):
         trained = _train(sweep)
@@ -104,8 +104,9 @@ def _check_sweep(config: Mapping[str, Any]) -> Sweep:
     if config["analysis"]["size"] == "auto" and design.grid["sizes"] is not None:
         # The definition of N that the design used to give all families the same sizes.
         config["analysis"] = {**config["analysis"], "size": design.grid["size"]}
-    if config["drop_worst"] >= sum(cell.impossible is None for cell in plan.cells):
-        raise ValueError(f"drop_worst={config['drop_worst']} drops all {len(plan.cells)} runs of this sweep")
+    num_runs = sum(cell.impossible is None for cell in plan.cells)
+    if config["drop_worst"] >= num_runs:
+        raise ValueError(f"drop_worst={config['drop_worst']} drops all {num_runs} runs of this sweep")
     _check_folder(folder, plan.cells)
     plan.cells = reset_missed_branches(plan.cells, folder / "runs")
     for train_config in plan.configs:
@@ -150,15 +151,16 @@ def _launcher_settings(sweep: Sweep) -> dict[str, Any]:
     possible = [cell for cell in sweep.plan.cells if cell.impossible is None]
     largest = max(possible, key=lambda cell: cell.flops / cell.tokens)
 
-    def measure(jobs: int) -> SharedGpuMeasurement | None:
+    def measure(num_jobs: int) -> SharedGpuMeasurement | None:
         config = composed("train", largest.overrides)
         # Otherwise Hydra would derive name and output_dir from the choices of sweep.py.
         config.update(name=largest.name, output_dir="runs")
-        shared = {**launcher, "jobs_per_gpu": jobs, "slots": jobs * len(gpus)}
-        environment = slot_environments(shared, jobs=jobs * len(gpus), gpus=gpus)[0]
-        return measure_shared_gpu(plain_settings(config), {**environment_of_a_job(), **environment}, jobs)
+        num_slots = num_jobs * len(gpus)
+        shared = {**launcher, "jobs_per_gpu": num_jobs, "slots": num_slots}
+        environment = slot_environments(shared, num_jobs=num_slots, gpus=gpus)[0]
+        return measure_shared_gpu(plain_settings(config), {**environment_of_a_job(), **environment}, num_jobs)
 
-    return with_jobs_per_gpu(launcher, sweep.runs, name=largest.name, jobs=len(possible), measure=measure)
+    return with_jobs_per_gpu(launcher, sweep.runs, name=largest.name, num_jobs=len(possible), measure=measure)
 
 
 def _evaluate(sweep: Sweep, trained: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
@@ -168,7 +170,7 @@ def _evaluate(sweep: Sweep, trained: Mapping[str, Outcome]) -> Mapping[str, Outc
     if not cells:
         return {}
     say(f"evaluating {plural(len(completed), 'run')} on {', '.join(sweep.design.evaluations)}")
-    # jobs_per_gpu=auto is one job per GPU here: an evaluation measures speed, and its memory is not known beforehand.
+    # Here jobs_per_gpu=auto means one job per GPU: an evaluation may measure speed, and the memory it needs is unknown.
     return _execute(sweep, cells, launcher=sweep.config["launcher"], script=EVALUATE)
 
 
@@ -181,22 +183,23 @@ def _execute(
 
 def _report(sweep: Sweep, trained: Mapping[str, Outcome], evaluated: Mapping[str, Outcome]) -> int:
     """Analyse the completed runs and list those without a result; returns the exit code."""
-    lists = [_list_incomplete(trained, "cells"), _list_incomplete(evaluated, "evaluations")]
+    incomplete = [_list_incomplete(trained, "cells"), _list_incomplete(evaluated, "evaluations")]
+    is_complete = not any(incomplete)
     try:
-        _analyse(sweep, trained, [f"{line}." for lines in lists for line in lines])
+        _analyse(sweep, trained, notes=[f"{line}." for lines in incomplete for line in lines])
     except ValueError as error:
-        if not any(lists):
+        if is_complete:
             raise
         report(error)
-    for heading, *lines in filter(None, lists):
-        print(f"\n{heading}:", *lines, sep="\n- ", file=sys.stderr)
+    for heading, *entries in filter(None, incomplete):
+        print(f"\n{heading}:", *entries, sep="\n- ", file=sys.stderr)
     if any(outcome.status in ("failed", "diverged") for outcome in [*trained.values(), *evaluated.values()]):
         say("To try failed and diverged jobs again, add retry=failed.")
-    return INCOMPLETE if any(lists) else 0
+    return 0 if is_complete else INCOMPLETE
 
 
 def _list_incomplete(outcomes: Mapping[str, Outcome], kind: str) -> list[str]:
-    """A heading that counts the jobs without a result, and a line for each; empty if all jobs completed."""
+    """A heading with the number of jobs that have no result, then one line per such job; empty if all completed."""
     lines = []
     for name, outcome in outcomes.items():
         if outcome.status != "completed":
@@ -206,10 +209,10 @@ def _list_incomplete(outcomes: Mapping[str, Outcome], kind: str) -> list[str]:
     return [f"{len(lines)} of {len(outcomes)} {kind} have no result", *lines] if lines else []
 
 
-def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], notes: Sequence[str]) -> None:
+def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], *, notes: Sequence[str]) -> None:
     design, cells, folder = sweep.design, sweep.plan.cells, sweep.folder
-    trained = collect_cells(sweep.runs, cells, design.lr_rule)
-    runs = with_evaluations(trained, design.evaluations, sweep.runs)
+    training = collect_cells(sweep.runs, cells, design.lr_rule)
+    runs = with_evaluations(training, design.evaluations, sweep.runs)
     write_atomically(folder / "runs.csv", runs.to_csv(index=False))
     planned = pd.DataFrame([dataclasses.asdict(cell) | dataclasses.asdict(outcomes[cell.name]) for cell in cells])
     planned = planned.drop(columns=["overrides", "impossible"])
@@ -220,7 +223,7 @@ def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], notes: Sequence[str]
     remember_speeds(sweep.plan.cache_dir, completed.to_dict("records"))
     is_tuned = design.lr["rule"] == "tuned"
     if is_tuned:
-        completed = completed[list(trained)]  # no run was evaluated at the interpolated optimum
+        completed = completed[list(training)]  # without evaluations: there is none at the interpolated optimum
     rows, left_out = without_unmeasured(completed, sweep.config["columns"])
     notes = [*notes, *left_out]
     if is_tuned:
@@ -234,7 +237,7 @@ def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], notes: Sequence[str]
         if rows["budget"].nunique() == 1 and rows.groupby("family")["params_total"].nunique().max() < MIN_SIZES:
             print(f"No family has {MIN_SIZES} sizes, so no law is fitted: {folder / 'tuning.csv'} has the optima.")
             return
-    choice = {key: sweep.config[key] for key in ROW_KEYS}
-    table = table_from_frame(rows, name=sweep.config["name"], **choice)
+    row_settings = {key: sweep.config[key] for key in ROW_KEYS}
+    table = table_from_frame(rows, name=sweep.config["name"], **row_settings)
     table = Table(table.frame, (*table.notes, *notes), table.name)
     analyse_table(table, {**sweep.config, "logger": sweep.logger}, design=planned)

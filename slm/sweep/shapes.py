@@ -1,10 +1,10 @@
-"""Choose the width and depth of a family for a given number of parameters N, by the family's own rule.
+"""Choose the width and depth of a family for a target number of parameters N and a target aspect.
 
-Widths are multiples of a head and depths are multiples of the mixer pattern, so few small shapes come near a target N
-and a target aspect (hidden_size / num_layers). The feed-forward width then makes up the difference: it may be up to a
-quarter wider or narrower than the family's rule says, in steps of 8 channels, or in smaller steps if the tolerance
-needs them. Among the shapes that meet the target, the one with the smallest misfit is chosen: the sum of
-|ln(aspect / target aspect)|, |ln(feed-forward width / width by the rule)| and |ln(N / target N)|.
+The aspect is hidden_size / num_layers. Widths are multiples of the width of a head, and depths are multiples of the
+length of the mixer pattern, so few small shapes come near both targets. Therefore the feed-forward width makes up the
+difference in N: it may be up to a quarter wider or narrower than the family's rule says, in steps of 8 channels, or in
+smaller steps if the tolerance needs them. Among the shapes that meet the target N, the shape with the smallest misfit
+is chosen: |ln(aspect / target aspect)| + |ln(feed-forward width / width under the rule)| + |ln(N / target N)|.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ MAX_TOLERANCE = 0.02
 ASPECT_SLACK = 2.0
 """Factor by which the aspect may differ from the target aspect."""
 FFN_SLACK = 0.25
-"""Relative difference that is allowed between the feed-forward width and the family's rule."""
+"""Largest relative difference between the feed-forward width and its value under the family's rule."""
 FFN_STEPS = (8, 4, 2, 1)
 """Steps of the feed-forward width, in the order in which they are tried. Matrix products are fastest at multiples of 8,
 but 8 channels are 2% of the parameters of a 200k model."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SolvedShape:
     """A shape that meets a target."""
 
@@ -40,9 +40,9 @@ class SolvedShape:
     depth: int
     model: ModelConfig
     intermediate_size: int | None
-    """Feed-forward width; None if it is the width by the family's rule."""
+    """Feed-forward width; None if it is the width under the family's rule."""
     misfit: float
-    """The sum that was minimized (see the top of the module)."""
+    """Defined at the top of the module."""
 
 
 def count_params(model: ModelConfig, size: Size) -> int:
@@ -81,7 +81,8 @@ def _fit_ffn(
         size_ratio = count_params(model, size) / target
         if abs(ffn_ratio - 1) <= FFN_SLACK and abs(size_ratio - 1) <= tolerance:
             misfit = sum(abs(math.log(ratio)) for ratio in (aspect_ratio, ffn_ratio, size_ratio))
-            return SolvedShape(width, depth, model, None if model is by_rule else model.intermediate_size, misfit)
+            ffn_width = None if model is by_rule else model.intermediate_size
+            return SolvedShape(width=width, depth=depth, model=model, intermediate_size=ffn_width, misfit=misfit)
     return None
 
 
@@ -90,7 +91,7 @@ def _with_other_ffn(model: ModelConfig, target: float, size: Size) -> Iterator[M
     width, n = model.intermediate_size, count_params(model, size)
     per_channel = count_params(dataclasses.replace(model, intermediate_size=width + 1), size) - n
     for step in FFN_STEPS:
-        changed = width + round((target - n) / per_channel / step) * step
+        changed = width + round((target - n) / per_channel / step) * step  # N is linear in the feed-forward width
         if changed > 0:
             yield dataclasses.replace(model, intermediate_size=changed)
 
@@ -98,7 +99,7 @@ def _with_other_ffn(model: ModelConfig, target: float, size: Size) -> Iterator[M
 def _widths(recipe: Recipe, target: float, aspect: float, size: Size) -> Iterator[int]:
     """Widths for which some allowed depth may meet the target. N grows with width and depth."""
     least, most = target / (1 + FFN_SLACK), target / (1 - FFN_SLACK)
-    # Bisection for the smallest width (in steps) whose deepest shape has at least `least` parameters.
+    # Bisect for the smallest width whose deepest shape has at least `least` parameters. `low` and `high` count steps.
     low, high = 0, 1
     while not _reaches(recipe, high, least, aspect, size):
         low, high = high, 2 * high
@@ -106,7 +107,10 @@ def _widths(recipe: Recipe, target: float, aspect: float, size: Size) -> Iterato
         middle = (low + high) // 2
         low, high = (low, middle) if _reaches(recipe, middle, least, aspect, size) else (middle, high)
     width = high * recipe.width_step
-    while not (depths := _depths(recipe, width, aspect)) or count_params(recipe.shape(width, depths[0]), size) <= most:
+    while True:
+        depths = _depths(recipe, width, aspect)
+        if depths and count_params(recipe.shape(width, depths[0]), size) > most:  # the shallowest shape is too large
+            return
         yield width
         width += recipe.width_step
 
@@ -127,21 +131,20 @@ def _depths(recipe: Recipe, width: int, aspect: float) -> range:
 
 
 def _best_depths(recipe: Recipe, width: int, target: float, size: Size) -> set[int]:
-    """The depths just below and above the depth that meets the target with the feed-forward width by the rule.
+    """The depths just below and above the depth that meets the target with the feed-forward width under the rule.
 
-    N is linear in depth. Other depths are worse: their feed-forward width misses the rule by more than they gain in
-    aspect.
+    Other depths are worse: their feed-forward width departs from the rule by more than their aspect improves.
     """
     step = recipe.depth_step
     n_1 = count_params(recipe.shape(width, step), size)
     n_2 = count_params(recipe.shape(width, 2 * step), size)
-    exact = 1 + (target - n_1) / (n_2 - n_1)
-    return {number * step for number in (math.floor(exact), math.ceil(exact)) if number >= 1}
+    exact = 1 + (target - n_1) / (n_2 - n_1)  # in steps, since N is linear in depth
+    return {num_steps * step for num_steps in (math.floor(exact), math.ceil(exact)) if num_steps >= 1}
 
 
 def _nearest_sizes(recipe: Recipe, target: float, aspect: float, size: Size) -> list[int]:
-    """The nearest N below and above the target; each width has the depth nearest to the aspect."""
-    below: list[int] = []
+    """The nearest N below and above the target, if each width has the depth that brings it nearest to the aspect."""
+    below: int | None = None
     width = 0
     while True:
         width += recipe.width_step
@@ -149,5 +152,5 @@ def _nearest_sizes(recipe: Recipe, target: float, aspect: float, size: Size) -> 
             depth = min(depths, key=lambda depth: abs(math.log(width / depth / aspect)))
             n = count_params(recipe.shape(width, depth), size)
             if n > target:
-                return [*below[-1:], n]
-            below.append(n)
+                return [n] if below is None else [below, n]
+            below = n

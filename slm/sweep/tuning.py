@@ -1,10 +1,12 @@
-"""Find the best learning rate of each shape between the tried rates, and an unbiased estimate of the loss there.
+"""Interpolate each shape's best learning rate from the rates tried, and estimate the loss there without bias.
 
-The lowest of several noisy losses is lower than the true loss. The difference grows with the number of rates and with
-the flatness of the optimum, so families that differ in either would seem to differ in loss. Therefore a parabola in
-log lr is fitted by least squares through all rates that noise cannot distinguish from the best, and the average bias of
-its minimum is added back. The parabola is fitted to means over seeds, so that all seeds of a shape have the same best
-rate. A minimum at an end of the grid is reported as such.
+The lowest of several noisy losses is on average too low. This bias grows with the number of rates and with the flatness
+of the optimum, so families that differ in either would seem to differ in loss. Therefore, for each shape:
+
+1. The losses are averaged over seeds, so that all seeds of a shape have the same best rate.
+2. A parabola in log lr is fitted by least squares to all rates that noise cannot distinguish from the best.
+3. The minimum of the parabola is raised by the amount by which it is too low on average.
+4. If the minimum is at an end of the rates tried, a note says so.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ MIN_DIFFERENCE = 5e-4
 """A difference between the fitted and the lowest measured loss is reported if it exceeds this fraction of the loss."""
 NEAR_ERRORS = 5.0
 """The parabola is fitted to rates whose loss is at most this many standard errors above the lowest. A smaller limit
-loses precision; with a larger limit the losses depart from a parabola (docs/sweep.md)."""
+loses precision; with a larger limit a parabola no longer describes the losses (docs/sweep.md)."""
 CLEAR_ERRORS = 2.0
-"""Slope, in standard errors, above which the losses clearly still fall towards an end of the fitted rates."""
+"""If the slope at the fitted optimum exceeds this many standard errors, the true optimum lies beyond the fitted rates.
+Then the bias is not corrected."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,16 @@ class TuningResult:
 
     best: pd.DataFrame
     """One row per shape and seed, with the learning rate of the optimum and the losses fitted there. `lr_at_end` is
-    true if the best rate was at an end of the grid; `lr_tried` is the number of rates."""
+    true if the optimum is at an end of the rates tried; `lr_tried` is the number of rates."""
     optima: pd.DataFrame
-    """One row per shape: `lr` (the optimum), `loss` there, `lr_low` and `lr_high` (the range tried), `lr_tried` (number
-    of rates), `lr_fitted` (number in the parabola), `at_end`, `raised` (bias added to the parabola's minimum). Measured
-    means over seeds: `loss_lowest`, `lr_value` (the design's rate), `loss_at_value`, `excess_at_value` (relative to
-    the lowest); the last two are NaN if that rate was not tried."""
+    """One row per shape, with the columns of `SHAPE` and these:
+
+    - the optimum: `lr`, `loss`, `at_end` (whether it is at an end of the rates tried);
+    - the fit: `lr_fitted` (number of rates), `raised` (by how much the parabola's minimum was raised);
+    - the rates tried: `lr_low`, `lr_high`, `lr_tried` (their number), and `loss_lowest` (lowest mean over seeds);
+    - the design's rate: `lr_value`; `loss_at_value` and `excess_at_value` (above `loss_lowest`), NaN if not tried."""
     notes: tuple[str, ...]
-    """Sentences about shapes with too few runs, optima at an end of the grid, and families whose noise is unknown."""
+    """Sentences about shapes with too few runs, optima at an end of the rates, and families whose noise is unknown."""
 
     @property
     def lines(self) -> list[str]:
@@ -75,57 +80,57 @@ class Optimum:
     num_fitted: int
     """Number of rates in the parabola."""
     correction: float
-    """Bias added to the parabola's minimum."""
+    """By how much the parabola's minimum was raised, because it is too low on average."""
 
 
-def tune(runs: pd.DataFrame, values: Mapping[str, float]) -> TuningResult:
+def tune(runs: pd.DataFrame, design_rates: Mapping[str, float]) -> TuningResult:
     """Find the best `lr` of each shape in `runs`, the completed runs with `loss`, `perplexity` and `bits_per_byte`.
 
-    `values` maps each family to its learning rate in the design. A rate counts if all seeds of the shape completed it.
-    A shape with fewer than three such rates is left out and named in a note.
+    `design_rates` maps each family to its learning rate in the design. A rate counts if all seeds of the shape
+    completed it. A shape with fewer than three such rates is left out and named in a note.
     """
-    shapes = [
+    runs_of_shapes = [
         (shape, rows, rows.pivot_table(index="lr", columns="seed", values="loss").dropna().sort_index())
         for shape, rows in runs.groupby(SHAPE, sort=False)
     ]
     losses_of_family: dict[str, list[pd.DataFrame]] = defaultdict(list)
-    for shape, _, losses in shapes:
+    for shape, _, losses in runs_of_shapes:
         if len(losses) >= MIN_RATES:
             losses_of_family[shape[0]].append(losses)
-    noise = {family: pooled_noise(tables) for family, tables in losses_of_family.items()}
+    noise_of_family = {family: pooled_noise(tables) for family, tables in losses_of_family.items()}
     best, optima, notes = [], [], []
-    for shape, rows, losses in shapes:
+    for shape, rows, losses in runs_of_shapes:
         family, _, width, depth, budget = shape
         name = f"{family} {width}x{depth} ({budget})"
         if len(losses) < MIN_RATES:
-            notes.append(f"{name} is left out: a parabola needs 3 completed learning rates, but it has {len(losses)}.")
+            notes.append(f"{name} is left out: a parabola needs 3 completed learning rates, not {len(losses)}.")
             continue
-        optimum = find_optimum(losses, noise[family] or 0.0)
+        optimum = find_optimum(losses, noise_of_family[family] or 0.0)
         if optimum.at_end:
             notes.append(f"{name}: the best learning rate {optimum.lr:g} is at an end of the grid: try rates beyond.")
-        row = _optimum_row(optimum, losses, values.get(family, math.nan))
+        row = _optimum_row(optimum, losses, design_rates.get(family, math.nan))
         optima.append(dict(zip(SHAPE, shape, strict=True)) | row)
         best.append(_rows_at(rows, optimum).assign(lr_at_end=optimum.at_end, lr_tried=len(losses)))
     notes += [
         f"{family}: the noise of its losses cannot be estimated from three rates and one seed, so the losses at its "
         "optima are too low by an unknown amount: give four rates or two seeds."
-        for family, deviation in noise.items()
-        if deviation is None
+        for family, noise in noise_of_family.items()
+        if noise is None
     ]
     frame = pd.concat(best, ignore_index=True) if best else runs.iloc[:0]
     return TuningResult(frame, pd.DataFrame(optima), tuple(notes))
 
 
-def pooled_noise(shapes: Sequence[pd.DataFrame]) -> float | None:
-    """Relative standard deviation of one run's loss, pooled over the `shapes` of a family; None if it is unknown.
+def pooled_noise(loss_tables: Sequence[pd.DataFrame]) -> float | None:
+    """Relative standard deviation of one run's loss, pooled over the shapes of a family; None if it is unknown.
 
-    `shapes` are tables of losses [rates, seeds]. With several seeds, the noise is the residual after rate and seed
-    effects (a seed that shifts the losses of all rates moves no optimum). With one seed, it is the residual of a
-    parabola through the four rates around the best.
+    Each shape has a table of losses [rates, seeds]. With several seeds, the noise is what remains of the losses without
+    the effects of rate and seed. (A seed that shifts the losses of all rates moves no optimum.) With one seed, the
+    noise is the residual of a parabola through the four rates around the best.
     """
     sum_of_squares, df = 0.0, 0
-    for losses in shapes:
-        table = losses.to_numpy(float) / losses.to_numpy(float).min()  # [rates, seeds]
+    for losses in loss_tables:
+        table = losses.to_numpy(float) / losses.to_numpy(float).min()
         best = int(table.mean(axis=1).argmin())
         if table.shape[1] > 1:
             near = table[max(best - 2, 0) : best + 3]
@@ -133,6 +138,8 @@ def pooled_noise(shapes: Sequence[pd.DataFrame]) -> float | None:
             df += (near.shape[0] - 1) * (near.shape[1] - 1)
         elif len(table) > MIN_RATES:
             column = table[:, 0]
+            # Four rates: the best, its two neighbours, and the next rate on the side of the better neighbour. Near an
+            # end of the grid, the four rates at that end.
             is_lower_rate_better = 0 < best < len(column) - 1 and column[best - 1] < column[best + 1]
             num_lower = 2 if is_lower_rate_better else 1
             first = int(np.clip(best - num_lower, 0, len(column) - 4))
@@ -151,8 +158,8 @@ def find_optimum(losses: pd.DataFrame, noise: float) -> Optimum:
     """Find the best rate for `losses` [rates, seeds], each with the relative standard deviation `noise`.
 
     On average the minimum of a fitted parabola a + b x + c x^2 is too low by V / (4 c), where V is the variance of the
-    slope at the minimum. This bias is added back; if c is below its standard error, the standard error replaces c. In
-    simulated sweeps, this reduces a bias of 0.1% to 1.1% of the loss to 0.05% or less (docs/sweep.md).
+    slope at the minimum, so the minimum is raised by V / (4 c). If c is below its standard error, the standard error
+    replaces c. In simulated sweeps this reduces the bias from 0.1-1.1% of the loss to at most 0.05% (docs/sweep.md).
     """
     log_lr = np.log(losses.index.to_numpy(float))
     table = losses.to_numpy(float)
@@ -167,10 +174,12 @@ def find_optimum(losses: pd.DataFrame, noise: float) -> Optimum:
     x_best = _lowest_point(b, c, x)
     covariance = sigma**2 * np.linalg.inv(powers.T @ powers)
     gradient = np.array([0.0, 1.0, 2 * x_best])  # gradient @ (a, b, c) is the parabola's slope at x_best
-    variance = float(gradient @ covariance @ gradient)
-    falls_clearly = abs(b + 2 * c * x_best) > CLEAR_ERRORS * math.sqrt(variance)
-    c_error = math.sqrt(covariance[2, 2])
-    correction = 0.0 if falls_clearly or not sigma else variance / (4 * max(c, c_error))
+    slope_variance = float(gradient @ covariance @ gradient)
+    is_beyond_rates = abs(b + 2 * c * x_best) > CLEAR_ERRORS * math.sqrt(slope_variance)
+    correction = 0.0
+    if sigma > 0 and not is_beyond_rates:
+        c_error = math.sqrt(covariance[2, 2])
+        correction = slope_variance / (4 * max(c, c_error))
     seed_losses = np.array([1.0, x_best, x_best**2]) @ fits + correction
     return Optimum(
         lr=float(f"{math.exp(centre + x_best):.6g}"),
@@ -184,6 +193,7 @@ def find_optimum(losses: pd.DataFrame, noise: float) -> Optimum:
 def _rates_near_best(means: np.ndarray, sigma: float) -> tuple[int, int]:
     """Range [first, end) of adjacent rates around the best whose losses are near the lowest; at least three rates."""
     best = int(means.argmin())
+    # The range ends at the nearest rate on each side whose loss is far above the lowest.
     far = np.flatnonzero(means > means[best] + NEAR_ERRORS * sigma)
     first = max(far[far < best], default=-1) + 1
     end = min(far[far > best], default=len(means))
@@ -202,15 +212,16 @@ def _lowest_point(b: float, c: float, x: np.ndarray) -> float:
     return float(min((x[0], x[-1]), key=lambda end: b * end + c * end**2))
 
 
-def _optimum_row(optimum: Optimum, losses: pd.DataFrame, value: float) -> dict[str, float]:
-    """A row of `optima` without the shape, for measured `losses` [rates, seeds] and the design's rate `value`."""
+def _optimum_row(optimum: Optimum, losses: pd.DataFrame, design_lr: float) -> dict[str, float]:
+    """A row of `optima` without the shape, for the measured `losses` [rates, seeds]."""
     means = losses.mean(axis=1)
-    lowest, at_value = float(means.min()), float(means.get(value, math.nan))
+    lowest = float(means.min())
+    at_design_lr = float(means.get(design_lr, math.nan))
     best = {"lr": optimum.lr, "loss": float(np.mean(list(optimum.losses.values())))}
     tried = {"lr_low": losses.index[0], "lr_high": losses.index[-1], "lr_tried": len(losses)}
     fit = {"lr_fitted": optimum.num_fitted, "at_end": optimum.at_end, "raised": optimum.correction}
-    measured = {"loss_lowest": lowest, "lr_value": value, "loss_at_value": at_value}
-    return best | tried | fit | measured | {"excess_at_value": at_value / lowest - 1}
+    measured = {"loss_lowest": lowest, "lr_value": design_lr, "loss_at_value": at_design_lr}
+    return best | tried | fit | measured | {"excess_at_value": at_design_lr / lowest - 1}
 
 
 def _rows_at(rows: pd.DataFrame, optimum: Optimum) -> pd.DataFrame:
@@ -220,6 +231,6 @@ def _rows_at(rows: pd.DataFrame, optimum: Optimum) -> pd.DataFrame:
     loss = kept["seed"].map(optimum.losses)
     kept["bits_per_byte"] *= loss / kept["loss"]
     kept["perplexity"] = np.exp(loss)
-    if "trunk" in kept:  # one cluster per trunk, even if the best rate differs between its budgets
+    if "trunk" in kept:  # errors are clustered by trunk: a shape's budgets keep one, even if their best rates differ
         kept["trunk"] = [f"{row.family}_{row.width}x{row.depth}-seed{row.seed}-tuned" for row in kept.itertuples()]
     return kept.assign(loss=loss, lr=optimum.lr, run_id=kept["run_id"] + "-tuned")

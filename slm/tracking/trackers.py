@@ -36,11 +36,11 @@ class CsvTracker(Tracker):
         Raises `ValueError` if `path` is not a table of metrics.
         """
         self.path, self.columns = path, ("step", *columns)
-        kept = _read_rows_until(path, resume_step) if path.exists() else []
+        rows = _read_rows_until(path, resume_step) if path.exists() else []
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, self.columns, restval="", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(kept)
+        writer.writerows(rows)
         write_atomically(path, table.getvalue())
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -62,8 +62,8 @@ def _read_rows_until(path: Path, step: int) -> list[dict[str, str]]:
 class WandbTracker(Tracker):
     """Writes one W&B run, with the optimizer step as `_step` and with `tokens` as the axis of plots.
 
-    A continued run has the same id; offline it writes a second folder. Each row has its step, so a sync of both folders
-    puts every row in its place. Rows that were written twice have the same values.
+    A run that is continued keeps its id. Offline it writes a second folder; each row has its step, so W&B merges both
+    folders when they are synced. Rows that were written twice have equal values.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:

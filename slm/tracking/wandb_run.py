@@ -32,7 +32,7 @@ def start_run(folder: Path, config: Mapping[str, Any], *, name: str, settings: M
         mode=mode,
         # Absolute: W&B's service may have been started in another working directory.
         dir=str(folder.resolve()),
-        id=_run_id(folder),
+        id=_read_or_make_run_id(folder),
         resume="allow" if mode == "online" else None,
         name=name,
         config=dict(config),
@@ -56,13 +56,13 @@ def record_directory(
     summary: Mapping[str, Any],
     files: Sequence[Path],
 ) -> None:
-    """Log one run with `tables`, `images` (under figures/), `summary`, and the `files` in `folder` as an artifact.
+    """Log one run with `tables`, `images` (under figures/), `summary`, and an artifact of the `files` in `folder`.
 
     `kind` is the type of the artifact. `check_logger` must have accepted the `logger` group of `config`.
     """
     import wandb
 
-    # Each record of a directory takes the next step; at the same step it would replace the rows of an earlier record.
+    # The number of earlier records: at a step that is already taken, rows would replace those of the earlier record.
     step = len(list((folder / RUN_ID).parent.glob(f"*run-*-{known_run_id(folder)}")))
     logged_config = {key: value for key, value in config.items() if key != "logger"}
     run = start_run(folder, logged_config, name=name, settings=config["logger"])
@@ -107,7 +107,7 @@ def known_run_id(folder: Path) -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
-def _run_id(folder: Path) -> str:
+def _read_or_make_run_id(folder: Path) -> str:
     """The W&B id of the run directory `folder`; a new id is written before anything is logged under it."""
     if not (folder / RUN_ID).exists():
         write_atomically(folder / RUN_ID, secrets.token_hex(4))

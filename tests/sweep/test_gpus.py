@@ -86,13 +86,13 @@ def test_jobs_that_do_not_run_together_are_not_started_together() -> None:
 
 
 def test_slots_take_the_gpus_in_turn_and_share_their_memory(two_gpus: Callable[..., None]) -> None:
-    slots = slot_environments(settings("local", jobs_per_gpu=4), jobs=40, gpus=["0", "1"])
+    slots = slot_environments(settings("local", jobs_per_gpu=4), num_jobs=40, gpus=["0", "1"])
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "1"] * 4
     assert {slot["OMP_NUM_THREADS"] for slot in slots} == {"2"}
     (share,) = {float(slot[GPU_MEMORY_SHARE]) for slot in slots}
     assert 0.2 < share < 0.25
     assert 4 * (share * CARD + PROCESS_BYTES) == pytest.approx(CARD, rel=1e-3)
-    alone = slot_environments(settings("local", jobs_per_gpu=1), jobs=40, gpus=["0", "1"])
+    alone = slot_environments(settings("local", jobs_per_gpu=1), num_jobs=40, gpus=["0", "1"])
     assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in alone] == ["0", "1"]
     assert not any(GPU_MEMORY_SHARE in slot for slot in alone)
 
@@ -107,7 +107,7 @@ def test_slots_take_the_gpus_in_turn_and_share_their_memory(two_gpus: Callable[.
 )
 def test_more_than_the_gpus_have_is_refused(two_gpus: Callable[..., None], asked: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        slot_environments(settings("local", **asked), jobs=9, gpus=["0", "1"])
+        slot_environments(settings("local", **asked), num_jobs=9, gpus=["0", "1"])
 
 
 def test_a_sweep_measures_once_and_keeps_the_number(two_gpus: Callable[..., None], tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_sweep_measures_once_and_keeps_the_number(two_gpus: Callable[..., None
         return saturating(3, 3 * 10**9)(jobs)
 
     def choose(name: str, **changes: object) -> dict:
-        return with_jobs_per_gpu(asked | changes, tmp_path, name=name, jobs=40, measure=measure)
+        return with_jobs_per_gpu(asked | changes, tmp_path, name=name, num_jobs=40, measure=measure)
 
     assert choose("large")["jobs_per_gpu"] == 4
     two_gpus(free=4000)  # by now, adopted jobs of the same sweep hold memory
@@ -132,7 +132,9 @@ def test_a_sweep_measures_once_and_keeps_the_number(two_gpus: Callable[..., None
 
 def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpus, "visible_gpus", list)
-    chosen = with_jobs_per_gpu(settings("local"), tmp_path, name="a", jobs=9, measure=lambda jobs: pytest.fail("asked"))
+    chosen = with_jobs_per_gpu(
+        settings("local"), tmp_path, name="a", num_jobs=9, measure=lambda jobs: pytest.fail("asked")
+    )
     assert chosen == settings("local")
 
 

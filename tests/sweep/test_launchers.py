@@ -37,9 +37,9 @@ def test_slots_share_the_machine_without_overlap(cores: int, gpus: int, per_job:
         asked = SETTINGS | {"gpus_per_job": per_job}
         if gpus and per_job > gpus:
             with pytest.raises(ValueError, match="more than"):
-                slot_environments(asked, jobs=jobs, gpus=names)
+                slot_environments(asked, num_jobs=jobs, gpus=names)
             return
-        slots = slot_environments(asked, jobs=jobs, gpus=names)
+        slots = slot_environments(asked, num_jobs=jobs, gpus=names)
     given_out = [name for slot in slots for name in slot.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     assert len(given_out) == len(set(given_out)) == (per_job * len(slots) if gpus else 0)
     assert len({slot["OMP_NUM_THREADS"] for slot in slots}) == 1  # or a cell's bits would depend on its slot
@@ -50,8 +50,8 @@ def test_slots_share_the_machine_without_overlap(cores: int, gpus: int, per_job:
 
 
 def test_memory_bounds_the_slots_that_nobody_asked_for() -> None:
-    assert len(slot_environments(settings("local", memory_gb=1e6), jobs=9, gpus=[])) == 1
-    assert len(slot_environments(settings("local", memory_gb=1e6, slots=3), jobs=9, gpus=[])) == 3
+    assert len(slot_environments(settings("local", memory_gb=1e6), num_jobs=9, gpus=[])) == 1
+    assert len(slot_environments(settings("local", memory_gb=1e6, slots=3), num_jobs=9, gpus=[])) == 3
 
 
 def test_gpus_that_were_hidden_from_us_are_hidden_from_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,21 +85,21 @@ def test_a_job_has_the_share_of_its_slot(monkeypatch: pytest.MonkeyPatch, tmp_pa
 )
 def test_settings_that_cannot_be_followed_are_named(asked: dict, said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
-        open_launcher(asked, tmp_path / "runs", jobs=1)
+        open_launcher(asked, tmp_path / "runs", num_jobs=1)
 
 
 @pytest.mark.parametrize(("name", "module"), [("slurm", "submitit"), ("ray", "ray")])
 def test_a_missing_extra_is_named(name: str, module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=rf"launcher={name} needs .*: pip install 'slm\[{name}\]'"):
-        open_launcher(settings(name), tmp_path / "runs", jobs=1)
+        open_launcher(settings(name), tmp_path / "runs", num_jobs=1)
 
 
 def test_slurm_without_slurm_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ValueError, match="finds no SLURM here"):
-        open_launcher(settings("slurm"), tmp_path / "runs", jobs=1)
+        open_launcher(settings("slurm"), tmp_path / "runs", num_jobs=1)
 
 
 class OtherMachine:
@@ -197,28 +197,28 @@ def job_in(folder: Path) -> Job:
 def test_nothing_is_submitted_while_slurm_does_not_answer(
     other_machine: OtherMachine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    engine = open_launcher(QUICK, tmp_path, jobs=1)
+    engine = open_launcher(QUICK, tmp_path, num_jobs=1)
     assert engine.adopt([job_in(tmp_path)]) == []
-    assert engine.free() > 0
+    assert engine.num_free() > 0
     monkeypatch.setattr(other_machine, "states", lambda: None)
-    assert engine.ended() == {}
-    assert engine.free() == 0
+    assert engine.collect_ended() == {}
+    assert engine.num_free() == 0
     with pytest.raises(ValueError, match="controller does not answer"):
         engine.adopt([job_in(tmp_path)])
 
 
 def test_a_second_interrupt_does_not_wait_for_slurm(other_machine: OtherMachine, tmp_path: Path) -> None:
     """Which gives jobs its KillWait, however it is asked."""
-    engine = open_launcher(QUICK, tmp_path, jobs=1)
+    engine = open_launcher(QUICK, tmp_path, num_jobs=1)
     engine.start([job_in(tmp_path)])
     other_machine.processes["0_0"].join()
     (tmp_path / "a" / remote.EXIT).unlink()
     other_machine.told["0_0"] = "COMPLETING"
     other_machine.cancel = lambda ids: None  # type: ignore[method-assign]
     engine.stop()
-    assert engine.ended() == {}
+    assert engine.collect_ended() == {}
     engine.stop(force=True)
-    assert engine.ended() == {"a": None}
+    assert engine.collect_ended() == {"a": None}
 
 
 SBATCH = """#!/bin/sh

@@ -12,17 +12,17 @@ from tests.sweep.celled import cell
 
 
 def waiting(name: str, flops: float = 100.0) -> CellStatus:
-    return CellStatus(cell=cell(name, flops=flops, tokens=100), running=False, outcome=Outcome("not_started"))
+    return CellStatus(cell=cell(name, flops=flops, tokens=100), is_running=False, outcome=Outcome("not_started"))
 
 
 def running(name: str, tokens: int, rate: float | None, flops: float = 100.0) -> CellStatus:
     progress = RunProgress(tokens=tokens, loss=3.25, tokens_per_second=rate)
     outcome, planned = Outcome("interrupted"), cell(name, flops=flops, tokens=100)
-    return CellStatus(cell=planned, running=True, outcome=outcome, progress=progress)
+    return CellStatus(cell=planned, is_running=True, outcome=outcome, progress=progress)
 
 
 def ended(name: str, status: str, why: str | None = None) -> CellStatus:
-    return CellStatus(cell=cell(name), running=False, outcome=Outcome(status, why))  # type: ignore[arg-type]
+    return CellStatus(cell=cell(name), is_running=False, outcome=Outcome(status, why))  # type: ignore[arg-type]
 
 
 def test_without_a_terminal_each_change_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def test_sizes_that_one_family_lacks_are_left_out_of_its_pairs_and_the_worst_pai
     five = [cell(family, params) for family in "ab" for params in (*SIZES, 9_000_000)]
     found = power([*five, *(cell("c", params) for params in SIZES)], seeds=1)
     alone = power(TWO_FAMILIES, seeds=1)
-    assert (found.size_mismatch, found.pairs, alone.pairs) == (0, 3, 1)
+    assert (found.size_mismatch, found.num_pairs, alone.num_pairs) == (0, 3, 1)
     assert found.detectable[1] > alone.detectable[1]  # the same four sizes, of three pairs
     assert found.advice is not None
     assert found.advice.sizes_now == 4

@@ -85,11 +85,11 @@ def test_jobs_that_ray_started_here_end_at_once_when_told_to(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(remote, "BEAT_SECONDS", 0.1)
     job = Job(name="a", folder=tmp_path / "a", command=("sleep", "60"))
-    engine = open_launcher(settings("ray"), tmp_path, jobs=1)
+    engine = open_launcher(settings("ray"), tmp_path, num_jobs=1)
     engine.start([job])
     wait_until(lambda: id_and_slot(job.folder) is not None)
     engine.stop(force=True)
-    while not (ended := engine.ended()):
+    while not (ended := engine.collect_ended()):
         time.sleep(0.01)
     assert ended == {"a": -signal.SIGKILL}
 

@@ -19,20 +19,20 @@ class Launcher(Protocol):
     def width(self) -> int:
         """The number of jobs that run at a time according to the settings."""
 
-    def free(self) -> int:
+    def num_free(self) -> int:
         """The number of jobs that `start` accepts now."""
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:
         """Take over the jobs that an earlier master started and that still run or queue; returns their names."""
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """Start jobs, at most `free()`."""
+        """Start jobs, at most `num_free()`."""
 
-    def ended(self) -> dict[str, int | None]:
+    def collect_ended(self) -> dict[str, int | None]:
         """Jobs that ended since the last call: name -> exit code (negative for a signal, None if unknown)."""
 
     def stop(self, *, force: bool = False) -> None:
-        """Tell all jobs to save a checkpoint and end; with `force`, kill them. `ended` reports their ends."""
+        """Tell all jobs to save a checkpoint and end; with `force`, kill them. `collect_ended` reports their ends."""
 
 
 LAUNCHERS: dict[str, Callable[..., Launcher]] = {"local": Local, "slurm": Slurm, "ray": Ray}
@@ -55,12 +55,9 @@ KINDS: dict[str, dict[str, Kind]] = {
 }
 
 
-def open_launcher(settings: Mapping[str, Any], folder: Path, *, jobs: int) -> Launcher:
-    """Returns the launcher that `settings` (the launcher group) choose, for `jobs` runs in `folder`.
-
-    Raises `ValueError` for an invalid setting or an extra that is not installed.
-    """
+def open_launcher(settings: Mapping[str, Any], folder: Path, *, num_jobs: int) -> Launcher:
+    """Open the launcher that `settings` choose. Raises `ValueError` for an invalid setting or a missing extra."""
     check_kinds({"launcher": settings}, {"launcher.name": one_of(*LAUNCHERS), "launcher.tries": COUNT})
     kinds = KINDS[settings["name"]]
     check_kinds({"launcher": settings}, {f"launcher.{key}": kind for key, kind in kinds.items()})
-    return LAUNCHERS[settings["name"]](settings, folder, jobs=jobs)
+    return LAUNCHERS[settings["name"]](settings, folder, num_jobs=num_jobs)

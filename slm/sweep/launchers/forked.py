@@ -28,7 +28,7 @@ its import makes a folder that the first job to end would delete."""
 
 
 class Descriptor:
-    """A descriptor of an open file. Unpickled in a forked process, it becomes the number of the descriptor there."""
+    """A descriptor of an open file. A forked process that unpickles it gets the number of its own descriptor."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -64,7 +64,7 @@ def begin_forked(job: Job, environment: Mapping[str, str], *, slot: int) -> Fork
 def become_script(arguments: Sequence[str], environment: Mapping[str, str], outputs: Sequence[int]) -> None:
     """Turn this forked process into `python ARGUMENTS`, with standard output and error in the files `outputs`."""
     for target, source in enumerate((os.open(os.devnull, os.O_RDONLY), *outputs)):
-        os.dup2(source, target)
+        os.dup2(source, target)  # 0 is standard input, 1 is output, 2 is error
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = list(arguments)

@@ -75,61 +75,63 @@ def gpu_memory(name: str) -> tuple[int, int] | None:
     return None
 
 
-def memory_share(jobs: int, memory: tuple[int, int] | None) -> float:
-    """The fraction of a GPU's memory that torch may allocate in each of `jobs` processes.
+def memory_share(num_jobs: int, memory: tuple[int, int] | None) -> float:
+    """The fraction of a GPU's memory that torch may allocate in each of `num_jobs` processes.
 
     `memory` comes from `gpu_memory`. Raises `ValueError` if torch would get less than `PROCESS_BYTES` in each process.
     """
     if memory is None:
-        raise ValueError(f"launcher.jobs_per_gpu={jobs} needs nvidia-smi, which tells the memory: use 1")
+        raise ValueError(f"launcher.jobs_per_gpu={num_jobs} needs nvidia-smi, which tells the memory: use 1")
     total, _ = memory
-    if jobs > (most := _most_jobs(total)):
-        raise ValueError(f"launcher.jobs_per_gpu={jobs}: a GPU with {total / 1e9:.0f} GB allows at most {most} jobs")
-    return 1 / jobs - PROCESS_BYTES / total
+    if num_jobs > (most := _most_jobs(total)):
+        gigabytes = total / 1e9
+        raise ValueError(f"launcher.jobs_per_gpu={num_jobs}: a GPU with {gigabytes:.0f} GB allows at most {most} jobs")
+    return 1 / num_jobs - PROCESS_BYTES / total
 
 
 def _most_jobs(total_bytes: int) -> int:
-    return int(total_bytes / 2 / PROCESS_BYTES)
+    return int(total_bytes / 2 / PROCESS_BYTES)  # torch gets at least half of the memory of each job
 
 
 def choose_jobs(measure: Measure, *, most: int, free_bytes: int) -> tuple[int, list[SharedGpuMeasurement]]:
     """Choose how many jobs, at most `most`, share `free_bytes` of a GPU; returns the number and the measurements."""
     measurements: list[SharedGpuMeasurement] = []
-    jobs = 1
-    while (current := measure(jobs)) is not None:
+    num_jobs = 1
+    while (current := measure(num_jobs)) is not None:
         measurements.append(current)
-        if jobs == 1:
+        if num_jobs == 1:
             most = min(most, int(USABLE_MEMORY * free_bytes / (current.memory_bytes + PROCESS_BYTES)))
         else:
             previous = measurements[-2]
-            needed_gain = 1 + MIN_GAIN * (jobs / previous.jobs - 1)
-            if current.tokens_per_second < needed_gain * previous.tokens_per_second:
+            min_speedup = 1 + MIN_GAIN * (num_jobs / previous.jobs - 1)
+            if current.tokens_per_second < min_speedup * previous.tokens_per_second:
                 return previous.jobs, measurements
-        if jobs >= most:
+        if num_jobs >= most:
             break
-        jobs = min(2 * jobs, most)
+        num_jobs = min(2 * num_jobs, most)
     return max((measured.jobs for measured in measurements), default=1), measurements
 
 
 def with_jobs_per_gpu(
-    launcher: Mapping[str, Any], runs: Path, *, name: str, jobs: int, measure: Measure
+    launcher: Mapping[str, Any], runs: Path, *, name: str, num_jobs: int, measure: Measure
 ) -> dict[str, Any]:
     """Replace `jobs_per_gpu: auto` of `launcher` by a number that is measured with the cell `name`.
 
-    `jobs` is the number of runs in the sweep. The choice is stored in the folder `runs` and used again for the same
-    cell. The settings are returned unchanged for other launchers, without a GPU, and if there are as many GPUs as jobs.
+    `num_jobs` is the number of runs in the sweep. The choice is stored in the folder `runs` and used again for the same
+    cell. The settings are returned unchanged for other launchers, without a GPU, and if each job can have its own GPU.
     """
     if launcher["name"] != "local" or launcher["jobs_per_gpu"] != "auto" or launcher["gpus_per_job"] != 1:
         return dict(launcher)
     gpus = visible_gpus()
-    if not gpus or jobs <= len(gpus) or (memory := gpu_memory(gpus[0])) is None:
+    memory = gpu_memory(gpus[0]) if 0 < len(gpus) < num_jobs else None
+    if memory is None:
         return dict(launcher)
     stored = read_json_object(runs / CHOICE_FILE)
     if stored.get("cell") != name:
         say(f"measuring how many jobs should share a GPU, with {name}")
         total, free = memory
-        slots = launcher["slots"] if launcher["slots"] != "auto" else min(jobs, num_cores())
-        most = max(1, min(math.ceil(slots / len(gpus)), _most_jobs(total)))
+        num_slots = min(num_jobs, num_cores()) if launcher["slots"] == "auto" else launcher["slots"]
+        most = max(1, min(math.ceil(num_slots / len(gpus)), _most_jobs(total)))
         chosen, measurements = choose_jobs(measure, most=most, free_bytes=free)
         stored = {"cell": name, "jobs_per_gpu": chosen, "measured": [asdict(measured) for measured in measurements]}
         write_json(runs / CHOICE_FILE, stored, indent=2)
@@ -141,13 +143,13 @@ def with_jobs_per_gpu(
 
 
 def measure_shared_gpu(
-    settings: Mapping[str, Any], environment: Mapping[str, str], jobs: int
+    settings: Mapping[str, Any], environment: Mapping[str, str], num_jobs: int
 ) -> SharedGpuMeasurement | None:
-    """Measure `jobs` processes that train with the config `settings`, on the GPUs that `environment` makes visible."""
+    """Measure `num_jobs` processes that train with the config `settings`, on the GPUs visible in `environment`."""
     path = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "slm.training.together", str(jobs)],
+        ended = subprocess.run(
+            [sys.executable, "-m", "slm.training.together", str(num_jobs)],
             input=json.dumps(settings),
             env={**environment, "PYTHONPATH": path},
             capture_output=True,
@@ -155,10 +157,10 @@ def measure_shared_gpu(
             timeout=PROBE_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        say(f"  {jobs} at a time: not measured within {PROBE_SECONDS} s")
+        say(f"  {num_jobs} at a time: not measured within {PROBE_SECONDS} s")
         return None
-    if done.returncode != 0:
-        error = done.stderr.strip().splitlines() or ["no answer"]
-        say(f"  {jobs} at a time: {error[-1]}")
+    if ended.returncode != 0:
+        error = ended.stderr.strip().splitlines() or ["no answer"]
+        say(f"  {num_jobs} at a time: {error[-1]}")
         return None
-    return SharedGpuMeasurement(jobs=jobs, **json.loads(done.stdout.splitlines()[-1]))
+    return SharedGpuMeasurement(jobs=num_jobs, **json.loads(ended.stdout.splitlines()[-1]))

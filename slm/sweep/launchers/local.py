@@ -4,7 +4,7 @@ A slot does not pin its job to cores: the system schedules single threads well, 
 with other processes. All slots have the same number of threads, which depends only on the machine and the sweep:
 rounding depends on the number of threads, and a sweep that is started again must give the same bits.
 
-On Linux, without GPUs and with one thread per job, `warm_start` forks jobs from a process with their imports done
+On Linux, without GPUs and with one thread per job, `warm_start` forks jobs from a process that has imported torch
 (`forked.py`).
 """
 
@@ -40,13 +40,13 @@ class Running:
 class Local:
     """Runs jobs in slots of this machine."""
 
-    def __init__(self, settings: Mapping[str, Any], folder: Path, *, jobs: int) -> None:
+    def __init__(self, settings: Mapping[str, Any], folder: Path, *, num_jobs: int) -> None:
         gpus = visible_gpus()
-        self.environments = slot_environments(settings, jobs=jobs, gpus=gpus)
+        self.environments = slot_environments(settings, num_jobs=num_jobs, gpus=gpus)
         has_one_thread = self.environments[0]["OMP_NUM_THREADS"] == "1"
         # Threads, the state of a GPU's driver and the libraries of macOS do not survive a fork.
-        can_fork = hasattr(os, "fork") and sys.platform != "darwin"
-        self._warm = settings["warm_start"] and has_one_thread and not gpus and can_fork
+        can_fork = has_one_thread and not gpus and hasattr(os, "fork") and sys.platform != "darwin"
+        self._is_warm = settings["warm_start"] and can_fork
         self._running: dict[str, Running] = {}
         self._stopping = False
 
@@ -54,7 +54,7 @@ class Local:
         """The number of slots."""
         return len(self.environments)
 
-    def free(self) -> int:
+    def num_free(self) -> int:
         """The number of empty slots."""
         return max(0, len(self.environments) - len(self._running))
 
@@ -75,13 +75,13 @@ class Local:
             process = self._begin_forked(job, environment, slot) or begin(job, environment, slot=slot)
             self._running[job.name] = Running(job.folder, slot, process)
 
-    def ended(self) -> dict[str, int | None]:
+    def collect_ended(self) -> dict[str, int | None]:
         """Jobs that ended, with exit codes. The code of an adopted job is unknown, since it is not a child process."""
         codes: dict[str, int | None] = {}
         for name, running in list(self._running.items()):
             code = _exit_code(running.process)
-            if code == SERVER_LOST:
-                code = running.process = None  # as if an earlier master had started it
+            if code == SERVER_LOST:  # the job is treated like a job of an earlier master
+                code, running.process = None, None
             # Also wait for a train.py that was started by hand, unless the sweep was told to end.
             is_alive = has_job if self._stopping else is_running
             if code is None and (running.process or is_alive(running.folder)):
@@ -93,13 +93,13 @@ class Local:
         return codes
 
     def stop(self, *, force: bool = False) -> None:
-        """Send SIGTERM to all jobs, upon which train.py saves a checkpoint; or kill their processes by `force`."""
+        """Send SIGTERM to all jobs, upon which train.py saves a checkpoint and ends; with `force`, kill them."""
         self._stopping = True
         for running in self._running.values():
             _stop(running, force=force)
 
     def _begin_forked(self, job: Job, environment: Mapping[str, str], slot: int) -> BaseProcess | None:
-        if not self._warm:
+        if not self._is_warm:
             return None
         from slm.sweep.launchers.forked import begin_forked  # Windows cannot import this
 
@@ -121,11 +121,11 @@ def _stop(running: Running, *, force: bool) -> None:
         stop(process_id, force=force)
 
 
-def slot_environments(settings: Mapping[str, Any], *, jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
-    """Variables that each slot adds to the environment of its job, on a machine with `gpus`, for `jobs` runs.
+def slot_environments(settings: Mapping[str, Any], *, num_jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
+    """Variables that each slot adds to the environment of its job, on a machine with `gpus`, for `num_jobs` jobs.
 
-    With `jobs_per_gpu` above 1, slots take the GPUs in turn, and each has its share of a GPU's memory; `auto` is 1 here
-    (`gpus.with_jobs_per_gpu` replaces it before training). Raises `ValueError` for more GPUs than the machine has.
+    With `jobs_per_gpu` above 1, slots take the GPUs in turn, and each has its share of a GPU's memory. `auto` means 1
+    here: before training `gpus.with_jobs_per_gpu` replaces it. Raises `ValueError` for more GPUs than the machine has.
     """
     cores = num_cores()
     memory = machine_memory()
@@ -135,22 +135,23 @@ def slot_environments(settings: Mapping[str, Any], *, jobs: int, gpus: Sequence[
         raise ValueError(f"launcher.gpus_per_job={gpus_per_job} is more than the {len(gpus)} GPUs here")
     if jobs_per_gpu > 1 and gpus_per_job != 1:
         raise ValueError(f"launcher.jobs_per_gpu={jobs_per_gpu} needs launcher.gpus_per_job=1, not {gpus_per_job}")
-    groups = len(gpus) // gpus_per_job if gpus_per_job else 0
+    num_groups = len(gpus) // gpus_per_job if gpus_per_job else 0
     fit_in_memory = cores if memory is None else int(memory / 1e9 / settings["memory_gb"])
-    most = groups * jobs_per_gpu if groups else min(cores, fit_in_memory)
-    slots = max(1, min(most, jobs)) if settings["slots"] == "auto" else settings["slots"]
-    if gpus_per_job and slots > most:
+    max_slots = num_groups * jobs_per_gpu if gpus_per_job else min(cores, fit_in_memory)
+    num_slots = max(1, min(max_slots, num_jobs)) if settings["slots"] == "auto" else settings["slots"]
+    if gpus_per_job and num_slots > max_slots:
         shared = f" and launcher.jobs_per_gpu={jobs_per_gpu}" if jobs_per_gpu > 1 else ""
-        raise ValueError(
-            f"launcher.slots={slots} with launcher.gpus_per_job={gpus_per_job}{shared} needs more than {len(gpus)} GPUs"
-        )
-    threads = max(1, cores // slots) if settings["threads"] == "auto" else settings["threads"]
+        asked = f"launcher.slots={num_slots} with launcher.gpus_per_job={gpus_per_job}{shared}"
+        raise ValueError(f"{asked} needs more than {len(gpus)} GPUs")
+    threads = max(1, cores // num_slots) if settings["threads"] == "auto" else settings["threads"]
     # Without the second variable, torch.compile would start one worker per core in every job.
     environment = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
     if jobs_per_gpu > 1:
         smallest_share = min(memory_share(jobs_per_gpu, gpu_memory(name)) for name in gpus)
         environment[GPU_MEMORY_SHARE] = f"{smallest_share:.4f}"
     if not gpus:
-        return [environment] * slots
-    names = [",".join(gpus[group * gpus_per_job : (group + 1) * gpus_per_job]) for group in range(groups or 1)]
-    return [environment | {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]} for slot in range(slots)]
+        return [environment] * num_slots
+    # Groups of `gpus_per_job` GPUs; if this is 0, one empty group hides all GPUs from the jobs.
+    groups = [gpus[group * gpus_per_job : (group + 1) * gpus_per_job] for group in range(max(1, num_groups))]
+    names = [",".join(group) for group in groups]
+    return [environment | {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]} for slot in range(num_slots)]

@@ -20,7 +20,7 @@ from slm.sweep.launchers.remote import UNLIMITED, RemoteJob
 class Ray:
     """Queues all jobs at once; Ray runs as many at a time as `cpus_per_job` and `gpus_per_job` allow."""
 
-    def __init__(self, settings: Mapping[str, Any], folder: Path, *, jobs: int) -> None:
+    def __init__(self, settings: Mapping[str, Any], folder: Path, *, num_jobs: int) -> None:
         try:
             import ray
         except ImportError:
@@ -28,7 +28,7 @@ class Ray:
         self.ray, self.address = ray, settings["address"]
         self.environment = {"OMP_NUM_THREADS": str(settings["cpus_per_job"])}
         self.resources = {"num_cpus": settings["cpus_per_job"], "num_gpus": settings["gpus_per_job"]}
-        # No retries by Ray, since the master decides whether a job is started again.
+        # Without retries by Ray, because the master decides whether a job is started again.
         self.train = ray.remote(**self.resources, max_retries=0)(lambda job: job())
         self._running: dict[str, tuple[Job, Any]] = {}
 
@@ -39,7 +39,7 @@ class Ray:
         available = {"num_cpus": num_cores(), "num_gpus": len(visible_gpus())}
         return max(1, min(available[kind] // per_job for kind, per_job in self.resources.items() if per_job))
 
-    def free(self) -> int:
+    def num_free(self) -> int:
         """Unlimited, since Ray queues jobs."""
         return UNLIMITED
 
@@ -54,11 +54,13 @@ class Ray:
         for job in jobs:
             self._running[job.name] = job, self.train.remote(RemoteJob(job, self.environment))
 
-    def ended(self) -> dict[str, int | None]:
+    def collect_ended(self) -> dict[str, int | None]:
         """Jobs that ended, with exit codes. A task that was cancelled, or lost with its worker or node, has no code."""
+        if not self._running:
+            return {}
         tasks = [task for _, task in self._running.values()]
-        done, _ = self.ray.wait(tasks, num_returns=len(tasks), timeout=0) if tasks else ([], [])
-        codes = {name: self._code(task) for name, (_, task) in self._running.items() if task in done}
+        ended, _ = self.ray.wait(tasks, num_returns=len(tasks), timeout=0)
+        codes = {name: self._code(task) for name, (_, task) in self._running.items() if task in ended}
         for name in codes:
             del self._running[name]
         return codes
@@ -66,8 +68,8 @@ class Ray:
     def stop(self, *, force: bool = False) -> None:
         """Interrupt all tasks, so that train.py saves; with `force`, kill all workers and the jobs of this machine."""
         for job, task in self._running.values():
-            if force and (process := id_and_slot(job.folder)):
-                stop(process[0], force=True)
+            if force and (found := id_and_slot(job.folder)):
+                stop(found[0], force=True)  # found[0] is the process id
             self.ray.cancel(task, force=force)
 
     def _connect(self) -> None:

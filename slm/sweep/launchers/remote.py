@@ -1,11 +1,11 @@
-"""Run jobs on other machines: the function that a launcher runs there, and how the master notices its end.
+"""Run jobs on other machines: the function that a launcher runs there, and how the master notices that it ended.
 
 The state that SLURM reports is not enough, since SLURM may show a lost job as running forever. So the job function
-writes `job.beat` every few seconds. A job counts as lost if it is not queued and its beat has not changed for
-`launcher.silence_minutes`. At its end the function writes its exit code to `job.exit`.
+writes a heartbeat to `job.beat` every few seconds. A job counts as lost if it is not queued and its beat has not
+changed for `launcher.silence_minutes`. When the job ends, the function writes the exit code to `job.exit`.
 
-Starting a cell twice is harmless: the second job waits for the lock of the first (`slm/sweep/job.py`), and then finds
-the run completed or continues it. So a master may be killed while it submits.
+Submitting a cell twice, as after a master was killed while it submitted, is harmless: the second job waits for the lock
+of the first (`slm/sweep/job.py`), and then finds the run completed or continues it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,7 @@ UNLIMITED = 1_000_000
 
 
 class RemoteJob:
-    """A picklable function that runs a job on another machine and returns its exit code.
-
-    `environment` is added to the environment of the other machine.
-    """
+    """A picklable function that runs a job on another machine, adds `environment` there, and returns its exit code."""
 
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
         self.job, self.environment = job, environment
@@ -66,7 +63,7 @@ class RemoteJob:
         """Send SIGTERM, after which train.py saves a checkpoint, and wait for its end."""
         if self.process is not None and self.process.poll() is None:
             stop(self.process.pid)
-            # Not Popen.wait: the code that a signal handler interrupts may hold the lock of Popen.
+            # Popen.wait might wait forever: the code that a signal handler interrupts may hold the lock of Popen.
             while is_running(self.job.folder):
                 time.sleep(0.2)
 
@@ -88,7 +85,7 @@ class RemoteJob:
 
 
 class Beats:
-    """Tells which run directories are silent, by the clock of this machine, since other clocks may differ."""
+    """Tells in which run directories the beat has stopped. Only the clock of this machine counts: others may differ."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         shortest = 3 * BEAT_SECONDS / 60
@@ -100,15 +97,16 @@ class Beats:
 
     def is_silent(self, folder: Path) -> bool:
         """Whether the beat of `folder` has not changed for too long, counted from the first call."""
-        beat, now = _read(folder / BEAT), time.monotonic()
-        last_beat, since = self._last_change.get(folder, (None, now))
+        beat = _read(folder / BEAT)
+        now = time.monotonic()
+        last_beat, first_seen = self._last_change.get(folder, (None, now))
         if beat != last_beat:
             self._last_change[folder] = beat, now
             return False
-        return now - since > self.seconds
+        return now - first_seen > self.seconds
 
     def forget(self, folder: Path) -> None:
-        """Start counting anew, for a job that starts or queues again."""
+        """Start the count again, for a job that starts or queues again."""
         self._last_change.pop(folder, None)
 
 

@@ -29,23 +29,23 @@ MAX_TIMEOUTS = 1_000_000
 class Slurm:
     """Submits every ready job; `array_parallelism` and the cluster limit how many run at a time."""
 
-    def __init__(self, settings: Mapping[str, Any], folder: Path, *, jobs: int) -> None:
+    def __init__(self, settings: Mapping[str, Any], folder: Path, *, num_jobs: int) -> None:
         self.environment = {"OMP_NUM_THREADS": str(settings["cpus_per_job"])}
         if settings["gpus_per_job"] == 0:  # without cgroups a job sees all GPUs of its node
             self.environment["CUDA_VISIBLE_DEVICES"] = ""
         self.beats = Beats(settings)
         self.array_parallelism = settings["array_parallelism"]
         self.scheduler = Submitit(settings, folder)
-        self._submitted: dict[str, tuple[Job, str]] = {}
+        self._submitted: dict[str, tuple[Job, str]] = {}  # name -> the job and its SLURM id
         self._states: dict[str, str] | None = None
         self._asked_at = float("-inf")
-        self._stopping = self._force = False
+        self._stopping, self._force = False, False
 
     def width(self) -> int:
         """The number of jobs of one array that run at a time if the cluster has room."""
         return int(self.array_parallelism)
 
-    def free(self) -> int:
+    def num_free(self) -> int:
         """Unlimited, since SLURM queues jobs; but 0 while SLURM does not answer."""
         return 0 if self._states is None else UNLIMITED
 
@@ -72,14 +72,15 @@ class Slurm:
             (job.folder / ID).write_text(job_id, encoding="utf-8")
             self._submitted[job.name] = job, job_id
 
-    def ended(self) -> dict[str, int | None]:
+    def collect_ended(self) -> dict[str, int | None]:
         """Jobs that wrote an exit code, and lost jobs, whose exit code is unknown."""
         if self._force:
             remaining, self._submitted = self._submitted, {}
             return dict.fromkeys(remaining)
         if time.monotonic() - self._asked_at < ASK_SECONDS:
             return {}
-        self._states, self._asked_at = self.scheduler.states(), time.monotonic()
+        self._states = self.scheduler.states()
+        self._asked_at = time.monotonic()
         codes: dict[str, int | None] = {}
         for name, (job, job_id) in list(self._submitted.items()):
             code = exit_code(job.folder)
@@ -100,7 +101,7 @@ class Slurm:
         state = self._states.get(job_id)
         if state is None and self._stopping:
             return True
-        if state not in (None, "RUNNING", "COMPLETING"):  # a job may be queued for any length of time
+        if state not in (None, "RUNNING", "COMPLETING"):  # queued, which may take any length of time
             self.beats.forget(job.folder)
             return False
         if not self.beats.is_silent(job.folder):
@@ -129,7 +130,7 @@ class Submitit:
             "partition": settings["partition"],
             "account": settings["account"],
             "gpus_per_node": settings["gpus_per_job"],
-            "mem": memory and f"{memory}GB",
+            "mem": f"{memory}GB" if memory else None,
         }
         self.executor.update_parameters(
             job_name=self.name,
