@@ -138,7 +138,7 @@ def find_power(
     seed_counts = range(seeds, seeds + assume["more_seeds"] + 1)
     detectable = {count: max(smallest(comparison, count) for comparison in comparisons) for count in seed_counts}
     with_given_seeds = detectable[seeds]
-    size_ratios = [max(sizes) / min(sizes) for matched in matched_of_pairs for sizes in matched]
+    size_ratios = [max(pair) / min(pair) for matched in matched_of_pairs for pair in matched]
     hardest = max(comparisons, key=lambda comparison: smallest(comparison, seeds))
     return Power(
         exponent=next(iter(designs.values())).law.exponents[0],

@@ -149,7 +149,7 @@ def test_jobs_of_one_gpu_run_at_the_same_time_and_know_their_share(
         tmp_path / "runs",
         launcher,
         script=STUB,
-        show=lambda statuses: running.append(sum(status.running for status in statuses)),
+        show=lambda statuses: running.append(sum(status.is_running for status in statuses)),
     )
     assert {outcome.status for outcome in outcomes.values()} == {"completed"}
     assert max(running) == 4

@@ -141,4 +141,4 @@ def test_a_rate_that_one_seed_did_not_complete_is_not_compared() -> None:
     assert tuned.optima["lr_high"].tolist() == [0.008]
     few = tune(frame[frame["lr"] < 0.003], {})
     assert few.best.empty
-    assert "but it has 2" in few.notes[0]
+    assert "learning rates, not 2" in few.notes[0]
