@@ -8,7 +8,7 @@ run directories (`ledger.py`), so the master can be killed and started again at 
 - A job that is killed is started again and continues from its checkpoint. After `tries` deaths without a new checkpoint
   the cell has failed (after two if the kernel killed it for lack of memory).
 - If a job exits by itself without a result, its cell has failed and is not tried again.
-- A branch starts from a checkpoint of its trunk (`cells.py`), even if the trunk failed or diverged after saving it.
+- A branch starts from a checkpoint of a longer cell, its trunk, even if the trunk failed or diverged after saving it.
 - On SIGINT or SIGTERM the jobs save and end, and `Interrupted` says how to continue; a second SIGINT kills them.
 """
 
