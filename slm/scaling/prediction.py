@@ -28,8 +28,7 @@ T_TOLERANCE = 5e-3  # an end is accepted if the relative error of t there is bel
 PULL_ERROR = 0.3
 """Standard error of the artificial observation, as a multiple of the law's. If it is small, the sum of squares has too
 narrow a valley for quick minimisation; if it is large, no end is found where a profile flattens."""
-MIN_ERROR = 0.01
-"""Least standard error of the law in a search, as a share of `fit.sigma`. The computed one is 0 at bounds."""
+MIN_ERROR = 0.01  # least standard error of the law in a search / `fit.sigma`; the computed one is 0 at bounds
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def _profile_distances(fit: Fit, curve: Curve, x: Floats, critical: Floats) -> t
         inner[active], outer[active] = low, high
         distance[active] = np.where(t >= target * (1 - T_TOLERANCE), reached, np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
-            newton = offset * (1 + (target - t) / slope / reached)
+            newton = offset * (1 + (target - t) / slope / reached)  # takes `reached` as proportional to `offset`
         bisected = np.where(np.isfinite(high), (low + high) / 2, 2 * offset)
         is_valid = (newton > low) & (newton < high) & (newton < 4 * offset)
         offsets[active] = np.where(is_valid, newton, bisected)
@@ -226,6 +225,7 @@ class _Pull:
         cost = self.grid_sse[:, None] + weight * (self.grid_values[:, point] - value) ** 2
         starts = [near, self.grid[cost.argmin(axis=0)]]
         if law.floor is not None:
-            starts.append(near.copy())
-            starts[-1][:, law.floor] = self.bounds[0][law.floor]
+            without_floor = near.copy()
+            without_floor[:, law.floor] = self.bounds[0][law.floor]
+            starts.append(without_floor)
         return np.concatenate(starts)
