@@ -11,15 +11,15 @@ from typing import Any
 MAX_SEEDS = 100
 MAX_SIZES = 1000
 MAX_SPAN = 1_000_000
-"""The largest designs that are considered; a span is the ratio of the largest to the smallest size."""
+"""Limits of the search for a sufficient design. A span is the ratio of the largest to the smallest size."""
 
 
 @dataclass(frozen=True)
 class Advice:
     """Three ways to detect `difference`: change only the seeds, only the number of sizes, or only the span of sizes.
 
-    `seeds` is the least number of runs per size (None also without `noise`), `sizes` the least number of sizes in the
-    same span, and `span` the least span with the same number of sizes. Each is None if its maximum does not suffice.
+    A change is None if its maximum does not suffice. `seeds` is the least number of runs per size (None if `noise` is
+    unknown), `sizes` the least number of sizes in the same span, and `span` the least span of as many sizes as now.
     """
 
     difference: float
@@ -41,9 +41,9 @@ class Advice:
         if self.sizes is not None:
             changes.append(f"{self.sizes} sizes in the same span instead of {self.sizes_now}")
         if self.span is not None:
-            changes.append(f"sizes over a factor of {_rounded(self.span)} instead of {_rounded(self.span_now)}")
+            changes.append(f"sizes that span a factor of {_rounded(self.span)} instead of {_rounded(self.span_now)}")
         if not changes:
-            changes = [f"more than {MAX_SIZES:,} sizes in the same span", f"sizes over a factor above {MAX_SPAN:,}"]
+            changes = [f"more than {MAX_SIZES:,} sizes in the same span", f"a span of a factor above {MAX_SPAN:,}"]
         text = ", or ".join(changes)
         if self.seeds is not None:
             return text
@@ -65,9 +65,9 @@ def _rounded(value: float) -> str:
 
 
 def advise(suffices: Callable[..., bool], difference: float, design: Any, log_span: float) -> Advice:
-    """Find the least changes of `design` that suffice; the classes of designs are in `slm.scaling.power`.
+    """Find the least changes of `design` (a class of `slm.scaling.power`) that suffice.
 
-    `suffices` takes `seeds`, `sizes` or `stretch`, a factor on `log_span`; `log_span` is the log of the design's span.
+    `suffices` takes one change as a keyword: `seeds`, `sizes`, or `stretch`, a factor on the log of the span.
     """
     stretch = _least_stretch(lambda factor: suffices(stretch=factor), log_span)
     return Advice(
@@ -87,14 +87,15 @@ def _least(suffices: Callable[[int], bool], low: int, high: int) -> int | None:
     """Return the least whole number from `low` to `high` that suffices; None if `high` does not suffice."""
     if low > high or not suffices(high):
         return None
-    return low + bisect_left(range(low, high), True, key=suffices)
+    return low + bisect_left(range(low, high), True, key=suffices)  # False up to some number, then True
 
 
 def _least_stretch(suffices: Callable[[float], bool], log_span: float) -> float | None:
     """Return the least factor on the log span that suffices, to 0.1%; None if the span `MAX_SPAN` does not suffice."""
-    low, high = 1.0, math.log(MAX_SPAN) / log_span if log_span > 0 else 0.0
-    if high <= 1 or not suffices(high):
+    max_stretch = math.log(MAX_SPAN) / log_span if log_span > 0 else 0.0
+    if max_stretch <= 1 or not suffices(max_stretch):
         return None
+    low, high = 1.0, max_stretch
     while high > low * 1.001:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if suffices(middle) else (middle, high)

@@ -1,4 +1,4 @@
-"""Spend compute well: compute-optimal sizes, compute to reach a loss, Pareto fronts, cost."""
+"""How to spend compute: compute-optimal N and D, compute to reach a loss, cost, Pareto fronts."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Allocation:
 
 
 def compute_optimal(law: Mapping[str, float], flops: float, *, unit: float = 6.0) -> Allocation:
-    """Minimise L = E + A/N^alpha + B/D^beta over N D = C/`unit` (Hoffmann et al. 2022, equation 4).
+    """Minimise L = E + A/N^alpha + B/D^beta with N D = C/`unit` fixed (Hoffmann et al. 2022, equation 4).
 
     N* = G (C/unit)^(beta/(alpha+beta)) and D* = (C/unit)^(alpha/(alpha+beta)) / G, where
-    G = (alpha A / (beta B))^(1/(alpha+beta)). The default `unit` is Kaplan's rule C = 6 N D; a table may differ.
+    G = (alpha A / (beta B))^(1/(alpha+beta)). `unit` is C / (N D): 6 by Kaplan's rule, but a table may count otherwise.
     """
     E, A, B, alpha, beta = (law[name] for name in ("E", "A", "B", "alpha", "beta"))
     G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
@@ -36,7 +36,7 @@ def compute_optimal(law: Mapping[str, float], flops: float, *, unit: float = 6.0
 
 
 def numeric_optimum(law: Law, params: Mapping[str, float], flops: float, *, unit: float = 6.0) -> Allocation | None:
-    """Minimise any law in N and D over N D = C/`unit`; None if the loss is least at an end, N = 1 or D = 1."""
+    """Minimise any law in N and D with N D = C/`unit` fixed; None if the loss is lowest at an end, N = 1 or D = 1."""
     log_nd = np.log(flops / unit)
     theta = law.coordinates(params, np.zeros(2))[None]
 
@@ -57,8 +57,8 @@ def numeric_optimum(law: Law, params: Mapping[str, float], flops: float, *, unit
 def flops_to_reach(law: str, params: Mapping[str, float], loss: float, *, unit: float = 6.0) -> float | None:
     """Return the fewest FLOPs at which `chinchilla` (optimally allocated), `power_C` or `power_floor_C` reaches `loss`.
 
-    Returns None if `loss` is not above the floor. At the optimum both terms of `chinchilla` are proportional to
-    C^-(alpha beta/(alpha+beta)), so one evaluation gives the constant; `unit` is as in `compute_optimal`.
+    Returns None if `loss` is not above the floor. `unit` is as in `compute_optimal`. At the optimum both terms of
+    `chinchilla` are proportional to C^-(alpha beta/(alpha+beta)), so one evaluation gives their constant factor.
     """
     above_floor = loss - params.get("E", 0.0)
     if above_floor <= 0:
@@ -78,7 +78,7 @@ def cost(flops: float, flops_per_second: float | None, price_per_hour: float | N
 
 
 def pareto_front(smaller_is_better: Floats) -> np.ndarray:
-    """Return which rows of [rows, criteria] are not dominated by another row: boolean [rows]."""
+    """Return boolean [rows]: whether no other row dominates a row of `smaller_is_better` [rows, criteria]."""
     row, other = smaller_is_better[None], smaller_is_better[:, None]
     dominates = (other <= row).all(axis=2) & (other < row).any(axis=2)  # [other, row]
     return np.asarray(~dominates.any(axis=0))

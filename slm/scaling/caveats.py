@@ -1,4 +1,4 @@
-"""Sentences that qualify the answer of a verdict: differences of level, detectable differences, and limits."""
+"""Sentences that qualify the verdict: differences of level (loss at equal size), detectable differences, and limits."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ class Case:
     """Entries of the law of the verdict, one per family."""
     law_name: str
     law: Entry
-    """The comparison under that law; empty if there is none."""
+    """The comparison of families under that law; empty if there is none."""
     target: str
-    """The target in words."""
     equation: str
-    """The law and its target in words."""
+    """The target, and the law with its target, in words."""
 
     def is_significant(self, p: float) -> bool:
         """Whether p is below the level of the analysis."""
         return bool(p < 1 - self.comparison["primary"]["level"])
+
+    def assessment(self, law_name: str) -> Entry:
+        """Whether a law is tenable, and why not (a row of `selection.assess_laws`); empty if it was not assessed."""
+        return self.comparison["weighed"].get(law_name, {})
 
 
 def list_briefly(names: Iterable[str]) -> str:
@@ -59,16 +62,18 @@ def levels(case: Case) -> list[str]:
     if not tests or not tests[0]["replicates"]:
         return []
     differ = "differ" if case.is_significant(tests[0]["p"]) else "do not differ significantly"
-    return [f"In level, as a constant factor on size, the families {differ} (p = {tests[0]['p']:.2g})."]
+    return [f"In level (a constant factor on size), the families {differ} (p = {tests[0]['p']:.2g})."]
 
 
 def _level(case: Case, row: Entry) -> str:
     lower, higher = (row["a"], row["b"]) if row["level_log_ratio"] < 0 else (row["b"], row["a"])
     share = -math.expm1(-abs(row["level_log_ratio"]))
-    ends = [row["worth"][key] for key in ("low", "factor", "high")]
+    factors = [row["worth"][key] for key in ("low", "factor", "high")]
     worth = ""
-    if None not in ends:
-        low, factor, high = ends if lower == row["a"] else [1 / end for end in reversed(ends)]
+    if None not in factors:
+        if lower == row["b"]:  # `worth` is the factor on the size of b
+            factors = [1 / factor for factor in reversed(factors)]
+        low, factor, high = factors
         worth = f", like a model with {factor:.3g} times the parameters [{low:.3g}, {high:.3g}]"
     difference = f"At the middle size {lower} reaches a {case.target} {share:.1%} lower than {higher}"
     return f"{difference}{worth} (p = {row['level_p_adjusted']:.2g})."
@@ -78,11 +83,14 @@ def detectable(case: Case) -> list[str]:
     """Sentences on the smallest difference that the design would have detected, and on what would detect half of it."""
     matched = case.comparison["paired"]
     power = case.law.get("power", {"by_pair": []})
+    # The verdict uses the test above a shared floor if there is one, else the test of slopes unless laws are curved.
     compared = [row for row in matched["pairs"] if row["above_floor"] or not matched["curved"]]
     rows = [row | (row["above_floor"] or {}) for row in compared]
     rows = [row for row in rows if row["detectable"]]
-    advice = matched["advice"] if rows else power.get("advice")
-    rows = rows or [row for row in power["by_pair"] if row["detectable"]]
+    advice = matched["advice"]
+    if not rows:
+        rows = [row for row in power["by_pair"] if row["detectable"]]
+        advice = power.get("advice")
     if not rows:
         return ["This design could not have detected any difference of exponents with confidence."]
     best = min(rows, key=lambda row: row["detectable"])
@@ -99,13 +107,13 @@ def detectable(case: Case) -> list[str]:
 
 
 def not_compared(case: Case, pairs: Sequence[Entry]) -> list[str]:
-    """Sentences on pairs without a comparison, families that are not identified, and ranges that differ."""
+    """Sentences on pairs without a comparison, exponents that are not identified, and ranges of sizes that differ."""
     sentences = []
     unmatched = case.comparison["paired"]["unmatched"]
     unmatched = [row for row in unmatched if (row["a"], row["b"]) not in family_pairs(pairs)]
     if unmatched and pairs:
-        names = [f"{row['a']} and {row['b']} ({row['reason']})" for row in unmatched]
-        sentences.append(f"Not compared: {shortlist(names, max_items=3, separator='; ', max_characters=150)}.")
+        reasons = [f"{row['a']} and {row['b']} ({row['reason']})" for row in unmatched]
+        sentences.append(f"Not compared: {shortlist(reasons, max_items=3, separator='; ', max_characters=150)}.")
     if families := [fit["family"] for fit in case.fits if not fit["identified"]]:
         exponents = f"{'exponent' if len(families) == 1 else 'exponents'} of {list_briefly(families)}"
         left_out = f"The comparison under {case.law_name} leaves out the {exponents}"
@@ -114,13 +122,13 @@ def not_compared(case: Case, pairs: Sequence[Entry]) -> list[str]:
         effect = "with too few sizes in common, and the exponent of a law without a floor depends on the range"
         if common["range"]:
             low, high = map(count, common["range"])
-            effect = f"so exponents are compared from {low} to {high}"
+            effect = f"so exponents are compared over sizes from {low} to {high}"
         sentences.append(f"The families' sizes span different ranges, {effect}.")
     return sentences
 
 
 def limits(case: Case) -> list[str]:
-    """Sentences on what limits the exponents and intervals: tokens, fit of the law, number and span of sizes."""
+    """Sentences on what limits the exponents and intervals: tokens, fit of the law, seeds, number and span of sizes."""
     sentences = [*_tokens(case), *_misfit(case)]
     fewest = min(fit["n_cells"] for fit in case.fits)
     if fewest < 5:
@@ -131,7 +139,7 @@ def limits(case: Case) -> list[str]:
     spans = {family: high / low for family, (low, high) in ranges.items() if low > 0 and high / low < 10}
     if spans:
         span = f"The sizes of {list_briefly(spans)} span a factor of only {min(spans.values()):.2g}"
-        sentences.append(f"{span}; nothing is known beyond them.")
+        sentences.append(f"{span}; nothing is known beyond that span.")
     return sentences
 
 
@@ -144,25 +152,26 @@ def _tokens(case: Case) -> list[str]:
     low, high = case.comparison["tokens"]
     if high <= low * 1.001:
         return [f"All runs saw {count(low)} tokens; with more or fewer tokens the exponents of N may differ."]
-    variation = f"Tokens vary from {count(low)} to {count(high)} and the law leaves them out"
-    return [f"{variation}, so its exponent includes their effect and holds only for this choice of tokens."]
+    variation = f"Tokens vary from {count(low)} to {count(high)}, and the law has no term for them"
+    return [f"{variation}. Its exponent includes their effect, and holds only for this choice of tokens."]
 
 
 def _misfit(case: Case) -> list[str]:
     """Sentences on what speaks against the law of the verdict: lack of fit, its rejection, and other tenable laws."""
     sentences = []
     tests = {fit["family"]: fit["lack_of_fit"] for fit in case.fits if fit.get("lack_of_fit")}
-    deviating = [family for family, test in tests.items() if test["p"] * len(case.fits) < 0.05]
+    deviating = [family for family, test in tests.items() if test["p"] * len(case.fits) < 0.05]  # Bonferroni
     if deviating:
         excess = f"The sizes of {list_briefly(deviating)} deviate from this law by more than the scatter between seeds"
-        sentences.append(f"{excess}, so the law leaves something out.")
+        sentences.append(f"{excess} explains, so the law lacks something.")
     weighed = case.comparison["weighed"]
-    own = weighed.get(case.law_name, {})
-    if "aicc" in own and not own["tenable"]:
-        sentences.append(f"The runs reject {case.law_name}: {own['why']}.")
+    assessment = case.assessment(case.law_name)
+    if "aicc" in assessment and not assessment["tenable"]:
+        sentences.append(f"The runs reject {case.law_name}: {assessment['why']}.")
     others = [name for name, law in weighed.items() if law["tenable"] and name != case.law_name]
     if others:
-        sentences.append(f"The runs do not reject {list_briefly(others)}{' either' if own.get('tenable') else ''}.")
+        either = " either" if assessment.get("tenable") else ""
+        sentences.append(f"The runs do not reject {list_briefly(others)}{either}.")
     for name, law in weighed.items():
         if law["refused"] and law["families"]:
             reason = next(iter(law["refused"].values())).removeprefix("not fitted: ")

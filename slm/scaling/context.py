@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from slm.scaling.allocation import Allocation, compute_optimal, cost, flops_to_reach, numeric_optimum, pareto_front
+from slm.scaling.allocation import compute_optimal, cost, flops_to_reach, numeric_optimum, pareto_front
 from slm.scaling.entries import Entry, Fitted
 from slm.scaling.isoflop import Exponent, given_optima, isoflop, isoflop_bias
 from slm.scaling.laws import LAWS
@@ -35,12 +35,12 @@ def context(table: Table, fitted: ByLaw, settings: Settings, target: str, size: 
 def references_entries(table: Table, size: str, entries: list[Entry]) -> list[Entry]:
     """Compare local exponents of published laws over this table's sizes with the exponent of `power`.
 
-    Each law counts N as its authors did, if the table has that column. Only families that `power` describes have rows:
-    where tokens vary with N, a local exponent in N means nothing. A law is `left_out` if the table reaches more than
-    `MAX_EXTRAPOLATION` times beyond the runs that the law was fitted to.
+    N is counted as the authors of a law did, if the table has that column. Only families that `power` describes have
+    rows, since a local exponent in N means nothing where tokens vary with N. A law is `left_out` if the table reaches
+    more than `MAX_EXTRAPOLATION` times beyond the runs that the law was fitted to.
     """
     rows: list[Entry] = []
-    for reference in REFERENCES if "loss" in table.targets else []:
+    for reference in REFERENCES:
         reference_size = reference.size if reference.size in table.sizes else size
         for family in _described_by_power(entries):
             rows += _reference_rows(reference, table.family(family), family, reference_size, entries)
@@ -61,22 +61,24 @@ def _reference_rows(reference: Reference, table: Table, family: str, size: str, 
     """One row per target; no rows if the table lacks tokens that the law needs, three sizes, or a fit of `power`."""
     if table.frame[size].nunique() < 3 or missing_columns(table, reference.law, "loss", size):
         return []
-    values = {name: table.frame[column_of(name, size)].to_numpy(float) for name in reference.law.variables}
-    N = values["N"]
-    log_loss = reference.log_loss(values)
-    outside = reference.outside_range(values)
+    columns = {name: table.frame[column_of(name, size)].to_numpy(float) for name in reference.law.variables}
+    N = columns["N"]
+    log_loss = reference.log_loss(columns)
+    outside = reference.outside_range(columns)
     is_left_out = any(variable["factor"] > MAX_EXTRAPOLATION for variable in outside.values())
     rows = []
-    for target, log_values in (("loss", log_loss), ("perplexity", np.exp(log_loss))):
-        # This fit is in fits.json too, so an exponent has the same interval everywhere.
+    for target, log_target in (("loss", log_loss), ("perplexity", np.exp(log_loss))):  # log perplexity is the loss
+        # The entry of fits.json is used, so an exponent has the same interval everywhere.
         keys = {"family": family, "target": target, "size": size, "law": "power", "loss": "least_squares"}
-        power = next((e for e in entries if e["fitted"] and all(e[k] == v for k, v in keys.items())), None)
+        power = next((entry for entry in entries if entry["fitted"] and keys.items() <= entry.items()), None)
         if power is None:
             continue
-        expected = None if is_left_out else local_exponent(np.log(N), log_values)
+        expected = curve = None
+        if not is_left_out:
+            expected = local_exponent(np.log(N), log_target)
+            curve = {"N": np.sort(N), "value": np.exp(log_target[np.argsort(N)])}
         exponent = power["params"]["alpha"]
         low, high = power["ci95"]["alpha"]
-        curve = None if is_left_out else {"N": np.sort(N), "value": np.exp(log_values[np.argsort(N)])}
         is_inside = None if None in (expected, low, high) else low <= expected <= high
         row: Entry = {"reference": reference.name, "source": reference.source, "family": family, "target": target}
         row |= {"size": size, "same_size_definition": size == reference.size}
@@ -93,9 +95,9 @@ def _identified_entry(fitted: ByLaw, law: str, family: str) -> Entry | None:
 
 
 def isoflop_entries(table: Table, fitted: ByLaw, settings: Settings, target: str, size: str) -> list[Entry]:
-    """Return results of approach 2 per family, with their noise-free bias and the optima of `chinchilla`.
+    """Return the results of approach 2 per family. If `settings.optima`, rows of the table are optima of budgets.
 
-    A family without exponents has the `reason`. If `settings.optima`, rows are optima already, one per budget.
+    `parametric` is the exponent of a fitted `chinchilla`, and `bias` the error of approach 2 on its noise-free losses.
     """
     if missing_columns(table, LAWS["power_C"], target, size) or not is_complete(table.frame, "tokens"):
         return []
@@ -124,18 +126,19 @@ def _profiles(frame: pd.DataFrame, size: str, target: str, level: float) -> Entr
     profiles = isoflop(frame, size, target, level=level)
     entry: Entry = {"grouped_by": profiles.grouped_by, "ignored": list(profiles.ignored), "reason": profiles.reason}
     num_dropped = sum(budget.reason is not None for budget in profiles.budgets)
-    entry |= {"ungrouped": profiles.ungrouped, "dropped": num_dropped}
-    entry["budgets"] = [vars(budget) for budget in profiles.budgets]
+    budgets = [vars(budget) for budget in profiles.budgets]
+    entry |= {"ungrouped": profiles.ungrouped, "dropped": num_dropped, "budgets": budgets}
     return entry | _exponents(profiles.params, profiles.tokens)
 
 
 def _given_optima(frame: pd.DataFrame, size: str, level: float) -> Entry:
-    result = given_optima(frame, size, level=level)
-    reason, params, tokens = (result, None, None) if isinstance(result, str) else (None, *result)
     columns = frame.sort_values("flops")[["flops", size, "tokens"]].set_axis(["flops", "params", "tokens"], axis=1)
     budgets = [row | {"reason": None} for row in columns.to_dict("records")]
-    entry: Entry = {"grouped_by": "rows", "ignored": [], "reason": reason, "ungrouped": 0}
-    return entry | {"dropped": 0, "budgets": budgets} | _exponents(params, tokens)
+    entry: Entry = {"grouped_by": "rows", "ignored": [], "ungrouped": 0, "dropped": 0, "budgets": budgets}
+    result = given_optima(frame, size, level=level)
+    if isinstance(result, str):
+        return entry | {"reason": result} | _exponents(None, None)
+    return entry | {"reason": None} | _exponents(*result)
 
 
 def _exponents(params: Exponent | None, tokens: Exponent | None) -> Entry:
@@ -147,18 +150,20 @@ def _exponents(params: Exponent | None, tokens: Exponent | None) -> Entry:
 
 
 def _flops_unit(frame: pd.DataFrame, size: str) -> float:
-    """FLOPs per parameter and token in this table (median of the rows); Kaplan's rule says 6."""
+    """FLOPs per parameter and token in this table (median of the rows). Kaplan's rule C = 6 N D says 6."""
     return float((frame["flops"] / (frame[size] * frame["tokens"])).median())
 
 
 def allocation_entries(table: Table, fitted: ByLaw, settings: Settings, target: str, size: str) -> list[Entry]:
     """Return compute-optimal N and D per family and law in N and D, at 1, 10 and 100 times the family's largest budget.
 
-    `contradicts` says where a law contradicts rows of the family; `beyond` by what factors an optimum exceeds all rows.
-    A law is left out if rows scatter about it more than `MAX_RELATIVE_MISFIT` times as much as about the best law.
+    `contradicts` says where a law contradicts the runs, and `beyond` by what factors an optimum exceeds the largest
+    budget, N or D. A law with over `MAX_RELATIVE_MISFIT` times the scatter about the best law is left out.
     """
     rows: list[Entry] = []
-    for family in table.families if target == "loss" else []:
+    if target != "loss":
+        return rows
+    for family in table.families:
         fits = [families[family] for families in fitted.values() if family in families]
         fits = [result for result in fits if result.entry["identified"] and set(result.entry["range"]) == {"N", "D"}]
         largest_sigma = MAX_RELATIVE_MISFIT * min((result.entry["sigma_log"] for result in fits), default=0.0)
@@ -174,13 +179,12 @@ def _allocation(result: Fitted, frame: pd.DataFrame, size: str, settings: Settin
     unit = _flops_unit(frame, size)
     largest, lowest_loss = float(frame["flops"].max()), float(frame["loss"].min())
     exponent = None
-    solutions: list[Allocation | None]
     if entry["law"] == "chinchilla":
         exponent = params["beta"] / (params["alpha"] + params["beta"])
-        solutions = [compute_optimal(params, largest * times, unit=unit) for times in (1, 10, 100)]
+        optima = [compute_optimal(params, largest * times, unit=unit) for times in (1, 10, 100)]
     else:
-        solutions = [numeric_optimum(result.fit.law, params, largest * times, unit=unit) for times in (1, 10, 100)]
-    optima = [optimum for optimum in solutions if optimum]
+        optima_or_none = (numeric_optimum(result.fit.law, params, largest * times, unit=unit) for times in (1, 10, 100))
+        optima = [optimum for optimum in optima_or_none if optimum]
     contradicts = []
     if params.get("E") is not None and params["E"] > lowest_loss:
         contradicts.append(f"its floor is {params['E']:.4g}, and a run has reached {lowest_loss:.4g}")
@@ -188,10 +192,10 @@ def _allocation(result: Fitted, frame: pd.DataFrame, size: str, settings: Settin
     elif optima and optima[0].loss > lowest_loss * math.exp(3 * entry["sigma_log"]):
         law_says = f"its lowest loss at {largest:.3g} FLOPs is {optima[0].loss:.4g}"
         contradicts.append(f"{law_says}, and a run with at most these FLOPs has reached {lowest_loss:.4g}")
-    reached = {"flops": largest, "params": float(frame[size].max()), "tokens": float(frame["tokens"].max())}
+    maxima = {"flops": largest, "params": float(frame[size].max()), "tokens": float(frame["tokens"].max())}
     budgets = []
     for optimum in optima:
-        ratios = {name: getattr(optimum, name) / value for name, value in reached.items()}
+        ratios = {name: getattr(optimum, name) / maximum for name, maximum in maxima.items()}
         beyond = {name: ratio for name, ratio in ratios.items() if ratio > 1 + 1e-9}
         costs = cost(optimum.flops, settings.flops_per_second, settings.price_per_hour)
         budgets.append(vars(optimum) | {"beyond": beyond} | costs)
@@ -200,10 +204,10 @@ def _allocation(result: Fitted, frame: pd.DataFrame, size: str, settings: Settin
 
 
 def target_entries(table: Table, fitted: ByLaw, settings: Settings, target: str, size: str) -> list[Entry]:
-    """Return the fewest FLOPs with which each family reaches `settings.target_loss`, by every identified law.
+    """Return the fewest FLOPs with which each family reaches `settings.target_loss` under every identified law.
 
-    `reached_with` is the fewest FLOPs of a run that reached it (None: no run did), `beyond` the law's FLOPs over those
-    of the largest run, and `laws_apart` the largest FLOPs of a law over the smallest.
+    `reached_with` is the fewest FLOPs of a run that reached that loss (None if none did). `beyond` is the law's FLOPs
+    divided by those of the largest run, and `laws_apart` the largest FLOPs of a law divided by the smallest.
     """
     loss = settings.target_loss
     if loss is None or target != "loss":
@@ -233,7 +237,7 @@ def pareto_entries(table: Table, target: str, size: str) -> list[Entry]:
     """Return the Pareto fronts of the target against N, FLOPs and speed, if the table has these columns."""
     fronts = []
     frame = table.frame
-    for column, sign in ((size, 1), ("flops", 1), ("tokens_per_second", -1)):  # -1: more is better
+    for column, sign in ((size, 1), ("flops", 1), ("tokens_per_second", -1)):  # -1: larger values are better
         if column in frame and not frame[column].isna().any() and frame[column].nunique() > 1:
             is_best = pareto_front(frame[[target, column]].to_numpy(float) * (1, sign))
             front = frame[is_best].sort_values(column)

@@ -1,10 +1,11 @@
 """Approach 2 of Hoffmann et al. 2022: power laws through the sizes with the lowest loss at each compute budget.
 
-Notable: budgets are values of a column of FLOPs, or groups of runs with clear gaps in FLOPs to all other runs, so a
-design without budgets has no exponent. The parabola is fitted only near the lowest loss: over wide grids it is biased,
-since the true curve is not symmetric (Czech et al. 2026, arXiv:2603.22339). Budgets whose lowest point lies outside
-their runs are dropped with a reason. The interval of an exponent comes from the scatter of the lowest points about the
-line, so it covers everything that moves a lowest point, not only the noise between runs.
+Notable:
+- Budgets are values of a column of FLOPs, or groups of runs with clear gaps in FLOPs to all other runs.
+- The parabola through a budget's losses is fitted only near the lowest loss. Over wide grids it is biased, since the
+  true curve is not symmetric (Czech et al. 2026, arXiv:2603.22339).
+- The interval of an exponent comes from the scatter of the lowest points about the power law, so it covers everything
+  that moves a lowest point, not only the noise between runs.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ MAX_SPREAD = 1.25
 """Maximum over minimum FLOPs of one budget. Published designs stay within 1.1, with budgets at least 1.5 apart."""
 MIN_GAP = np.log(MAX_SPREAD) / 2
 """Smallest gap in log FLOPs between budgets; the gap must also be wider than the budget itself."""
+BUDGET_COLUMNS = ("isoflop", "budget")
+"""Columns that may declare the FLOPs of the budgets, in order of preference."""
 MAX_FLOPS_RATIO = 3.0
-"""A column holds FLOPs if its values are within this factor of `flops`: exact counts are up to twice 6 N D."""
+"""A column declares FLOPs if its values are within this factor of `flops`: exact counts are up to twice 6 N D."""
 MAX_DECLARED_SPREAD = 2.0
-"""`MAX_SPREAD` of a declared budget: if exact FLOPs are equal, 6 N D still varies by 1.4 at a context of 16k."""
+"""`MAX_SPREAD` for declared budgets: if exact FLOPs are equal, 6 N D still varies by 1.4 at a context of 16k."""
 WINDOW = 5.0
 """The parabola is fitted to sizes within this factor of the lowest point. With 5, exponents agree to 0.002 with those
 published by Beck et al. 2025 (arXiv:2510.02228); narrower windows scatter more, wider windows are more biased."""
-BUDGET_COLUMNS = ("isoflop", "budget")
-"""Columns that may hold the FLOPs of the budgets, in order of preference."""
 MIN_SIZES = 5  # per budget
 MIN_BUDGETS = 3  # per exponent
 
@@ -54,8 +55,8 @@ class Budget:
     """Geometric mean over the runs."""
     runs: int
     params: float | None
-    """N at the lowest point; None if the parabola opens downwards."""
     tokens: float | None
+    """N and D at the lowest point; None if the parabola opens downwards."""
     low: float | None
     high: float | None
     """Interval of `params` by Fieller's theorem, from the scatter within all budgets. None is an open end."""
@@ -77,15 +78,14 @@ class IsoFlop:
     grouped_by: str
     """The column whose values define the budgets."""
     ignored: tuple[str, ...]
-    """Columns of `BUDGET_COLUMNS` that the table has, but whose values do not define budgets."""
+    """Columns of `BUDGET_COLUMNS` whose values do not define budgets."""
     budgets: tuple[Budget, ...]
     """Budgets of at least `MIN_SIZES` sizes."""
     ungrouped: int
     """Number of rows that belong to none of `budgets`."""
     params: Exponent | None
-    """a in N* ~ C^a."""
     tokens: Exponent | None
-    """b in D* ~ C^b."""
+    """a in N* ~ C^a, and b in D* ~ C^b."""
     reason: str | None
 
 
@@ -105,7 +105,7 @@ def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95)
     variance_t2 = variance * quantile**2
     budgets = [_budget(fit, runs, size, target, variance_t2) for fit, runs in zip(fits, frames, strict=True)]
     used = [(fit, budget) for fit, budget in zip(fits, budgets, strict=True) if budget.reason is None]
-    ignored = tuple(name for name in BUDGET_COLUMNS if name in frame and column == "flops")
+    ignored = tuple(name for name in BUDGET_COLUMNS if name in frame) if column == "flops" else ()
     ungrouped = len(frame) - sum(len(rows) for rows in groups)
     reason = _why_no_exponents(column, len(budgets), len(used))
     params = tokens = None
@@ -120,33 +120,29 @@ def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95)
 
 
 def isoflop_bias(frame: pd.DataFrame, size: str, target: str, law: Mapping[str, float]) -> float | None:
-    """Return the error of approach 2's exponent of N on noise-free losses of a `chinchilla` law; None if none is found.
-
-    A parabola is symmetric but the isoFLOP curve of the law is not, so the bias depends on the sizes of the runs.
-    """
+    """Return the bias of approach 2's exponent of N (None: no exponent) on noise-free losses of a `chinchilla` law."""
+    # A parabola is symmetric but the isoFLOP curve of the law is not, so the bias depends on the sizes of the runs.
     N, D = frame[size].to_numpy(float), frame["tokens"].to_numpy(float)
-    exact = law["E"] + law["A"] * N ** -law["alpha"] + law["B"] * D ** -law["beta"]
-    estimate = isoflop(frame.assign(**{target: exact}), size, target).params
+    noise_free = law["E"] + law["A"] * N ** -law["alpha"] + law["B"] * D ** -law["beta"]
+    estimate = isoflop(frame.assign(**{target: noise_free}), size, target).params
     return None if estimate is None else estimate.value - law["beta"] / (law["alpha"] + law["beta"])
 
 
 def given_optima(frame: pd.DataFrame, size: str, *, level: float = 0.95) -> tuple[Exponent, Exponent] | str:
-    """Return the exponents of N and D in a table of optima, one row per budget, or why there are none."""
-    flops = np.sort(frame["flops"].to_numpy(float))
-    if len(flops) < MIN_BUDGETS:
-        return f"there are {len(flops)} budgets and {MIN_BUDGETS} are needed"
-    if (flops[1:] / flops[:-1]).min() < np.exp(MIN_GAP):
+    """Return the exponents of N and D in a table of optima, one row per budget; or a reason why there are none."""
+    log_c, log_n, log_d = (np.log(frame[name].to_numpy(float)) for name in ("flops", size, "tokens"))
+    if len(log_c) < MIN_BUDGETS:
+        return f"there are {len(log_c)} budgets and {MIN_BUDGETS} are needed"
+    if np.diff(np.sort(log_c)).min() < MIN_GAP:
         return "several rows have the same budget, but analysis.optima=true needs one row per budget"
-    log_c = np.log(frame["flops"].to_numpy(float))
-    a, b = (exponent(log_c, np.log(frame[name].to_numpy(float)), level) for name in (size, "tokens"))
-    return a, b
+    return exponent(log_c, log_n, level), exponent(log_c, log_d, level)
 
 
 def exponent(log_c: Floats, log_y: Floats, level: float, variances: Floats | None = None) -> Exponent:
     """Fit the least-squares slope of log y against log C, with a t interval of (budgets - 2) degrees of freedom.
 
     `variances` [budgets] of log y follow from the scatter within budgets. The interval is at least a quarter as wide as
-    that scatter alone would make it, as three budgets can lie on a line by luck (coverage in simulations: 94 to 97%).
+    this scatter alone implies, because three budgets may lie on a line by chance (coverage in simulations: 94 to 97%).
     """
     z = log_c - log_c.mean()
     df = len(log_c) - 2
@@ -170,28 +166,26 @@ def group_budgets(frame: pd.DataFrame) -> tuple[str, list[np.ndarray]]:
 
 
 def _declared_flops(column: pd.Series, flops: Floats) -> Floats | None:
-    """Return the numbers in the column if they are FLOPs that define budgets; None for others, such as tokens.
-
-    A sweep writes its budgets as text, such as `flops=1e18`.
-    """
-    text = column.astype(str).str.removeprefix("flops=")
-    values = pd.to_numeric(text, errors="coerce").to_numpy(float)
-    if not np.isfinite(values).all() or (values <= 0).any():
+    """Return the numbers in the column if they are FLOPs that define budgets; None for others, such as tokens."""
+    text = column.astype(str).str.removeprefix("flops=")  # a sweep writes its budgets as `flops=1e18`
+    declared = pd.to_numeric(text, errors="coerce").to_numpy(float)
+    if not np.isfinite(declared).all() or (declared <= 0).any():
         return None
-    if np.abs(np.log(flops / values)).max() > np.log(MAX_FLOPS_RATIO):
+    if np.abs(np.log(flops / declared)).max() > np.log(MAX_FLOPS_RATIO):
         return None
-    groups = [flops[values == value] for value in np.unique(values)]
-    return values if all(group.max() <= MAX_DECLARED_SPREAD * group.min() for group in groups) else None
+    groups = [flops[declared == value] for value in np.unique(declared)]
+    is_narrow = all(group.max() <= MAX_DECLARED_SPREAD * group.min() for group in groups)
+    return declared if is_narrow else None
 
 
 def _clear_groups(log_c: Floats, start: int, end: int) -> list[tuple[int, int]]:
     """Return index ranges of sorted log FLOPs that are no wider than `MAX_SPREAD`, with wider gaps on both sides."""
     width = log_c[end - 1] - log_c[start]
     if width <= np.log(MAX_SPREAD):
-        below = log_c[start] - log_c[start - 1] if start else np.inf
-        above = log_c[end] - log_c[end - 1] if end < len(log_c) else np.inf
-        return [(start, end)] if min(below, above) > max(width, MIN_GAP) else []
-    cut = start + 1 + int(np.argmax(np.diff(log_c[start:end])))
+        gap_below = log_c[start] - log_c[start - 1] if start else np.inf
+        gap_above = log_c[end] - log_c[end - 1] if end < len(log_c) else np.inf
+        return [(start, end)] if min(gap_below, gap_above) > max(width, MIN_GAP) else []
+    cut = start + 1 + int(np.argmax(np.diff(log_c[start:end])))  # at the widest gap
     return _clear_groups(log_c, start, cut) + _clear_groups(log_c, cut, end)
 
 
@@ -210,17 +204,17 @@ def _why_no_exponents(column: str, num_budgets: int, num_used: int) -> str | Non
 
 @dataclass(frozen=True)
 class _Parabola:
-    """A parabola fitted near the lowest log target of one budget, to the means over the runs of each size."""
+    """A parabola fitted near the lowest log target of one budget. A point is the mean over the runs of one size."""
 
     log_sizes: Floats
-    """Log sizes to which the parabola is fitted, rising."""
+    """Log sizes of the points to which the parabola is fitted, rising."""
     ends: tuple[float, float]
     """Smallest and largest log size of the budget."""
     centre: float
     c: Floats
     """[3], the coefficients as in `Budget.parabola`."""
     covariance: Floats
-    """[3, 3], of `c`, divided by the variance of a point."""
+    """[3, 3], covariance of `c` divided by the variance of a point."""
     sse: float
     log_tokens: float
     """Log D at `centre`."""
@@ -235,43 +229,43 @@ class _Parabola:
 
 
 def _fit_parabola(rows: pd.DataFrame, size: str, target: str) -> _Parabola:
-    """Fit a parabola near the size of lowest loss, and return one fitted near the lowest point of the first."""
+    """Fit a parabola near the size of lowest loss, then fit again near the lowest point of that parabola."""
     logs = [np.log(rows[name].to_numpy(float)) for name in (size, target, "tokens")]
     # Rounding merges only sizes that differ by floating-point error.
     _, group, runs_per_size = np.unique(logs[0].round(9), return_inverse=True, return_counts=True)
-    log_n, log_y, log_d = (np.bincount(group, values) / runs_per_size for values in logs)
-    lowest = log_n[np.argmin(log_y)]
+    log_n, log_y, log_d = (np.bincount(group, column) / runs_per_size for column in logs)
+    lowest_n = log_n[np.argmin(log_y)]
     for is_last in (False, True):
-        distance = np.abs(log_n - lowest)
-        reach = max(np.log(WINDOW), np.sort(distance)[MIN_SIZES - 1])
-        near = distance <= reach * (1 + 1e-9)
-        centre = float(log_n[near].mean())
-        z = log_n[near] - centre
+        distance = np.abs(log_n - lowest_n)
+        max_distance = max(np.log(WINDOW), np.sort(distance)[MIN_SIZES - 1])
+        is_near = distance <= max_distance * (1 + 1e-9)
+        centre = float(log_n[is_near].mean())
+        z = log_n[is_near] - centre
         X = np.stack([np.ones_like(z), z, z**2], axis=1)
-        c = np.linalg.lstsq(X, log_y[near], rcond=None)[0]
+        c = np.linalg.lstsq(X, log_y[is_near], rcond=None)[0]
         if is_last or c[2] <= 0:
             break
-        lowest = float(np.clip(centre - c[1] / (2 * c[2]), log_n[0], log_n[-1]))
-    sse = float(((log_y[near] - X @ c) ** 2).sum())
-    token_slope = float(z @ log_d[near] / (z @ z))  # z sums to zero
-    log_tokens = float(log_d[near].mean())
-    covariance = np.linalg.inv(X.T @ X)
-    return _Parabola(log_n[near], (log_n[0], log_n[-1]), centre, c, covariance, sse, log_tokens, token_slope)
+        lowest_n = float(np.clip(centre - c[1] / (2 * c[2]), log_n[0], log_n[-1]))
+    sse = float(((log_y[is_near] - X @ c) ** 2).sum())
+    token_slope = float(z @ log_d[is_near] / (z @ z))  # z sums to zero
+    log_tokens = float(log_d[is_near].mean())
+    ends, covariance = (log_n[0], log_n[-1]), np.linalg.inv(X.T @ X)
+    return _Parabola(log_n[is_near], ends, centre, c, covariance, sse, log_tokens, token_slope)
 
 
 def _budget(fit: _Parabola, rows: pd.DataFrame, size: str, target: str, variance_t2: float) -> Budget:
-    """Return the lowest point with Fieller's interval: every z at which b + 2 c z does not differ from 0.
+    """Return the lowest point with Fieller's interval: every z at which the slope c1 + 2 c2 z may be 0 (t test).
 
     `variance_t2` is the variance of a point times the square of the quantile of t.
     """
-    value, b, c = fit.c.tolist()
+    c0, c1, c2 = fit.c.tolist()
     V = fit.covariance * variance_t2
-    z = -b / (2 * c) if c > 0 else None
+    z = -c1 / (2 * c2) if c2 > 0 else None
     is_inside = z is not None and fit.ends[0] < fit.centre + z < fit.ends[1]
     why_unused = "its curve has no lowest point" if z is None else "its lowest point lies outside its runs"
     low, high = None, None
-    if c**2 > V[2, 2]:  # otherwise the curvature is not significant, and the interval is open
-        roots = np.roots([4 * (c**2 - V[2, 2]), 4 * (b * c - V[1, 2]), b**2 - V[1, 1]])
+    if c2**2 > V[2, 2]:  # If the curvature is not significant, the interval is open.
+        roots = np.roots([4 * (c2**2 - V[2, 2]), 4 * (c1 * c2 - V[1, 2]), c1**2 - V[1, 1]])
         low, high = np.exp(fit.centre + np.sort(roots.real)).tolist()
     return Budget(
         flops=float(np.exp(np.log(rows["flops"].astype(float)).mean())),
@@ -283,6 +277,6 @@ def _budget(fit: _Parabola, rows: pd.DataFrame, size: str, target: str, variance
         reason=None if is_inside else why_unused,
         window=(float(np.exp(fit.log_sizes[0])), float(np.exp(fit.log_sizes[-1]))),
         centre=fit.centre,
-        parabola=(value, b, c),
+        parabola=(c0, c1, c2),
         points={"params": rows[size].tolist(), "value": rows[target].tolist()},
     )

@@ -1,7 +1,4 @@
-"""Match points of two families at the same size and tokens.
-
-If every size was run at the same token counts (and covariates), each size becomes one point: the mean over them.
-"""
+"""Match the points of two families at the same size and tokens. A point is the mean over seeds."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ from slm.scaling.forms import Floats
 from slm.scaling.tables import Table
 
 SAME_SIZE = 0.10
-"""Sizes that differ by at most this share are paired. Losses are then moved along each family's curve to the geometric
-mean of the two sizes."""
+"""Sizes that differ by at most this share are paired, and losses moved along curves to the geometric mean of both."""
 SAME_TOKENS = 0.02
 """Points whose tokens, or tokens per parameter, differ by at most this share are paired."""
 MIN_SIZES = 4
@@ -25,11 +21,11 @@ MIN_SIZES = 4
 
 @dataclass(frozen=True)
 class Matched:
-    """Log targets of two families at their n common sizes, in order of size.
+    """Log targets of two families at their common sizes, in order of size.
 
-    Each value is a mean over `seeds` runs on average. `noise` is the standard deviation between seeds of one log ratio
-    of two runs, with `noise_df` degrees of freedom; None if no size has two seeds. `farthest` is the largest
-    relative difference between two matched sizes.
+    Each log target is a mean over runs, over `seeds` runs on average. `noise` is the standard deviation between seeds
+    of the log ratio of two single runs, with `noise_df` degrees of freedom; None if no size has two seeds. `farthest`
+    is the largest relative difference between two matched sizes.
     """
 
     a: str
@@ -51,8 +47,8 @@ class Matched:
 def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequence[str] = ()) -> Matched | str:
     """Return the matched points of two families, or a sentence that says why they cannot be matched.
 
-    Where both families ran a seed at a point, their runs are paired by seed: they saw the same data in the same order.
-    Points must also agree in the columns `covariates`.
+    If both families ran some seeds at a point, only these runs are used, paired by seed: runs with equal seeds saw the
+    same data in the same order. Points must also agree in the columns `covariates`.
     """
     points_a, points_b = (_points(table.family(name).frame, target, size, covariates) for name in (a, b))
     i, j = _nearest(points_a, points_b)
@@ -62,42 +58,43 @@ def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequ
         return f"{num_sizes} of {fewest} sizes agree within {SAME_SIZE:.0%} at the same tokens; {MIN_SIZES} are needed"
     log_n = np.stack([points_a.log_N[i], points_b.log_N[j]], axis=1)
     middle = log_n.mean(axis=1)
-    shapes = np.unique(np.round(log_n[:, 0], 9), return_inverse=True)[1]
-    columns = np.column_stack([points_a.log_D, np.log(points_a.others)])[i].T
+    size_of_point = np.unique(np.round(log_n[:, 0], 9), return_inverse=True)[1]
+    columns = np.column_stack([points_a.log_D, np.log(points_a.covariates)])[i].T
     others = [column for column in columns if not np.isnan(column).any() and _varies_beyond_size(middle, column)]
-    if not _is_balanced(shapes, others):
+    if not _is_balanced(size_of_point, others):
         return "tokens or other columns vary at a size, but not in the same way at every size"
     runs = [_by_seed(points_a, points_b, index_a, index_b) for index_a, index_b in zip(i, j, strict=True)]
-    counts = np.bincount(shapes)
-    is_curve = len(counts) == len(shapes)  # one point per size
-    means = np.array([[values.mean() for values in pair] for pair in runs])
+    points_per_size = np.bincount(size_of_point)
+    is_curve = len(points_per_size) == len(size_of_point)  # one point per size
+    means = np.array([[log_y.mean() for log_y in pair] for pair in runs])
     moved = [_at_sizes(middle, log_n[:, k], means[:, k], is_curve, others) for k in (0, 1)]
-    log_N, log_a, log_b = (np.bincount(shapes, column) / counts for column in (middle, *moved))
-    seeds = float(np.mean([len(left) for left, _ in runs]) * len(shapes) / len(counts))
+    # If every size was run at the same several token counts (or values of covariates), they are averaged.
+    log_N, log_a, log_b = (np.bincount(size_of_point, column) / points_per_size for column in (middle, *moved))
+    seeds = float(np.mean([len(left) for left, _ in runs]) * len(size_of_point) / len(points_per_size))
     noise, noise_df = _noise(runs)
     farthest = float(np.expm1(np.abs(np.diff(log_n)).max()))
     return Matched(a, b, log_N, log_a, log_b, seeds, noise, noise_df, farthest)
 
 
-def _is_balanced(shapes: np.ndarray, others: Sequence[Floats]) -> bool:
-    """Whether every shape was run at the same combinations of values in the columns `others`."""
+def _is_balanced(size_of_point: np.ndarray, others: Sequence[Floats]) -> bool:
+    """Whether every size was run at the same combinations of values in the columns `others`."""
     combinations: dict[float, list[list[float]]] = {}
-    for shape, *values in np.round(np.column_stack([shapes, *others]), 2).tolist():
-        combinations.setdefault(shape, []).append(values)
+    for size, *combination in np.round(np.column_stack([size_of_point, *others]), 2).tolist():
+        combinations.setdefault(size, []).append(combination)
     first, *rest = (sorted(rows) for rows in combinations.values())
     return not others or all(rows == first for rows in rest)
 
 
 @dataclass(frozen=True)
 class _Points:
-    """All points of a family, in order of size: log size, log tokens, and covariates `others` [points, covariates].
+    """All points of a family, in order of size. `covariates` is [points, covariates].
 
-    `runs` has the log targets of each point by seed, or by row number if seeds are unknown.
+    `runs` has the log targets of each point, indexed by seed, or by row number if seeds are unknown.
     """
 
     log_N: Floats
     log_D: Floats
-    others: Floats
+    covariates: Floats
     runs: list[pd.Series]
     has_seeds: bool
 
@@ -107,13 +104,13 @@ def _points(frame: pd.DataFrame, target: str, size: str, covariates: Sequence[st
     rows = pd.DataFrame({"N": frame[size], "D": frame.get("tokens", np.nan)}, index=frame.index)
     rows["log_y"] = np.log(frame[target].astype(float))
     rows["seed"] = frame["seed"] if has_seeds else np.arange(len(frame))
-    others = [f"other {name}" for name in covariates]
-    rows[others] = frame[list(covariates)]
-    keys, groups = zip(*rows.groupby(["N", "D", *others], dropna=False), strict=True)
-    values = np.array(keys, float)
-    log_N, log_D = np.log(values[:, :2]).T
+    covariate_keys = [f"covariate {name}" for name in covariates]
+    rows[covariate_keys] = frame[list(covariates)]
+    keys, groups = zip(*rows.groupby(["N", "D", *covariate_keys], dropna=False), strict=True)
+    points = np.array(keys, float)
+    log_N, log_D = np.log(points[:, :2]).T
     runs = [group.groupby("seed")["log_y"].mean() for group in groups]
-    return _Points(log_N, log_D, values[:, 2:], runs, has_seeds)
+    return _Points(log_N, log_D, points[:, 2:], runs, has_seeds)
 
 
 def _nearest(points_a: _Points, points_b: _Points) -> tuple[np.ndarray, np.ndarray]:
@@ -121,8 +118,8 @@ def _nearest(points_a: _Points, points_b: _Points) -> tuple[np.ndarray, np.ndarr
     size_gap = abs(points_a.log_N[:, None] - points_b.log_N)
     token_gap = abs(points_a.log_D[:, None] - points_b.log_D)
     ratio_gap = abs((points_a.log_D - points_a.log_N)[:, None] - (points_b.log_D - points_b.log_N))
-    is_same = np.isnan(token_gap) | (np.minimum(token_gap, ratio_gap) <= np.log1p(SAME_TOKENS))
-    is_same &= (size_gap <= np.log1p(SAME_SIZE)) & (points_a.others[:, None] == points_b.others).all(axis=2)
+    is_same = np.isnan(token_gap) | (np.minimum(token_gap, ratio_gap) <= np.log1p(SAME_TOKENS))  # NaN: unknown
+    is_same &= (size_gap <= np.log1p(SAME_SIZE)) & (points_a.covariates[:, None] == points_b.covariates).all(axis=2)
     # Tokens have a small weight: they decide only between points of one size.
     distance = np.where(is_same, size_gap + 1e-3 * np.nan_to_num(token_gap), np.inf)
     i, j = np.arange(len(distance)), distance.argmin(axis=1)
@@ -139,15 +136,15 @@ def _by_seed(points_a: _Points, points_b: _Points, i: int, j: int) -> tuple[Floa
     return left.to_numpy(float), right.to_numpy(float)
 
 
-def _noise(values: list[tuple[Floats, Floats]]) -> tuple[float | None, int]:
+def _noise(runs: list[tuple[Floats, Floats]]) -> tuple[float | None, int]:
     """Standard deviation of a log ratio between the seeds of a point, pooled over points, and its degrees of freedom.
 
-    It comes from the ratios at points where both families have equally many seeds; without such points, from the seeds
-    of each family, as if both families scattered equally.
+    It comes from the ratios at points where both families have equally many seeds. Without such points, it comes from
+    the seeds of each family, as if both families scattered equally.
     """
-    paired = [left - right for left, right in values if len(left) == len(right) > 1]
-    unpaired = [side for pair in values for side in pair if len(side) > 1]
-    for groups, factor in ((paired, 1.0), (unpaired, 2.0)):
+    paired = [left - right for left, right in runs if len(left) == len(right) > 1]
+    unpaired = [side for pair in runs for side in pair if len(side) > 1]
+    for groups, factor in ((paired, 1.0), (unpaired, 2.0)):  # the variance of a ratio is twice that of one run
         df = sum(len(group) - 1 for group in groups)
         if df:
             return float(np.sqrt(factor * sum(np.var(group) * len(group) for group in groups) / df)), df
@@ -161,13 +158,11 @@ def _varies_beyond_size(log_n: Floats, column: Floats) -> bool:
 
 
 def _at_sizes(new_log_n: Floats, log_n: Floats, log_y: Floats, is_curve: bool, others: Sequence[Floats]) -> Floats:
-    """Move log targets from sizes `log_n` to sizes `new_log_n`.
-
-    They move along the slope between neighbouring sizes if `is_curve`, else along a plane in log N and `others`.
-    """
-    if is_curve:
+    """Move log targets from sizes `log_n` to sizes `new_log_n` along a curve, or a plane in log N and `others`."""
+    if is_curve:  # the slope between neighbouring sizes
         order = np.argsort(log_n)
         slopes = np.gradient(log_y[order], log_n[order])
         return np.asarray(log_y + slopes[np.argsort(order)] * (new_log_n - log_n))
-    slope = np.linalg.lstsq(np.stack([np.ones_like(log_n), log_n, *others], axis=1), log_y, rcond=None)[0][1]
+    plane = np.stack([np.ones_like(log_n), log_n, *others], axis=1)
+    slope = np.linalg.lstsq(plane, log_y, rcond=None)[0][1]
     return np.asarray(log_y + slope * (new_log_n - log_n))

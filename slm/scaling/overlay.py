@@ -1,7 +1,7 @@
-"""Compare models from elsewhere with the laws of a table: what each family's law predicts for a run of their size.
+"""Compare models from elsewhere with a table of runs: what each family's law predicts for a run of a model's size.
 
-Notable: only N, perhaps D, and one result of such a model are known. So laws in N, or in N and D, are fitted again here
-with this result as the target, in the same way as for the verdict.
+Notable: only N, perhaps D, and one result of such a model are known. So a law in N, or in N and D, is fitted to the
+table here with the kind of this result (such as bits per byte) as the target, in the same way as for the verdict.
 
 Axes: M models or points of a curve, V variables.
 """
@@ -24,12 +24,12 @@ from slm.scaling.tables import Table
 FALLBACK_LAW = "power"
 """The law of an overlay if the variables of the verdict's law are neither N alone, nor N and D."""
 CURVE_MARGIN = 1.15
-"""How far curves extend beyond the outermost point, as a factor of N."""
+"""Curves extend beyond the smallest and the largest N by this factor."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model from elsewhere: parameters, result, and training tokens if they are known."""
+    """A model from elsewhere: parameters, its result `value`, and training tokens if they are known."""
 
     N: float
     value: float
@@ -47,11 +47,11 @@ def overlay_models(
 ) -> list[Entry]:
     """Return one entry per family: `family`, `range` of N, `identified`, `refused`, `held`, `curve` and `models`.
 
-    `models` has one entry per model, in order. It has the law's prediction for one more run of this size (`value`, and
-    the ends `low` and `high` of a prediction interval, or None), the `log_ratio` of the model's result to `value`,
-    whether the result is `inside` the interval, and `times_beyond`, the factor by which N is outside the family's data
-    (1 if it is inside). A law in N and D is evaluated at the model's tokens. If the tokens are unknown, and for the
-    curve, D is the table's median (`held`). `refused` says why there is no law; `models` and `curve` are then empty.
+    A law in N and D is evaluated at the model's tokens; if they are unknown, and for the curve, at the table's median
+    (`held`). `refused` says why there is no law; `models` and `curve` are then empty. `models` has per model, in order:
+    - `value`, `low`, `high`: the law's prediction for one more run of this size, with its interval (None: no interval);
+    - `log_ratio` of the model's result to `value`, and whether the result is `inside` the interval;
+    - `times_beyond`: the factor by which N is outside the family's sizes (1 if it is inside).
     """
     rng = np.random.default_rng([seed, 3000, seed_of_law(law)])
     task = Task(get_law(law, settings.formulas, table.frame.columns), target, size, settings.fit_loss)
@@ -75,8 +75,8 @@ def _family(
         log_x_MV = np.log(np.array(x_MV, float))
         if has_interval:
             return predictions_at(fit, log_x_MV, ensemble, result.entry["run_sigma_log"], settings.level)
-        columns = np.exp([log_x_MV[:, 0], fit.log_value(log_x_MV)]).T.tolist()
-        return [{"N": N, "value": value, "low": None, "high": None} for N, value in columns]
+        rows = np.exp([log_x_MV[:, 0], fit.log_value(log_x_MV)]).T.tolist()
+        return [{"N": N, "value": value, "low": None, "high": None} for N, value in rows]
 
     sizes = [*span, *(model.N for model in models)]
     grid = np.geomspace(min(sizes) / CURVE_MARGIN, max(sizes) * CURVE_MARGIN, CURVE_POINTS)

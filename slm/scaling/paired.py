@@ -1,10 +1,11 @@
 """Compare two families at the same sizes by the slope and the level of the log ratio of their losses.
 
-Notable: what both families share, such as the deviation of a size from any smooth law, cancels in the ratio, so its
-slope shows differences of exponents that separate fits cannot show. The t test of the slope assumes no law and is exact
-whatever the scatter of the families (`Line.with_noise` says how seeds enter). But if two families follow one law with a
-floor and differ by a constant factor on N, the ratio changes with N too. So the slope is also tested above every floor
-that the runs allow (`p_any_floor`). If the runs reject straight lines, exponents are compared there (`above_floor`).
+Notable: what both families share, such as the deviation of a size from any smooth law, cancels in the ratio. Its slope
+therefore shows differences of exponents that separate fits cannot show. The t test of the slope assumes no law and is
+exact whatever the scatter of the families (`Line.with_noise` says how seeds enter). But the ratio also changes with N
+if two families follow one law with a floor E and differ by a constant factor on N; only the ratio of L - E is then
+constant. So the slope is tested again with every E that the runs do not reject (`p_any_floor`). If the runs reject
+straight lines in logs, the verdict compares the exponents of L - E (`above_floor`), and not the slopes.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from slm.scaling.power import PairedDesign
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 
-OWN_FLOORS_LEVEL = 0.01
-"""Level, over all pairs, of the F test of a shared floor. Exponents are not compared above different floors."""
+SHARED_FLOOR_LEVEL = 0.01
+"""Level, divided by the number of pairs, of the F test that rejects a shared floor for a pair."""
 BAND_POINTS = 40
 
 
 @dataclass(frozen=True)
 class Line:
-    """A fitted line: intercept and slope [2], their standard errors [2], degrees of freedom, residuals [n points]."""
+    """A fitted line: `coefficients` (intercept, slope), their standard `errors`, and `residuals` [points]."""
 
     coefficients: Floats
     errors: Floats
@@ -39,10 +40,10 @@ class Line:
     residuals: Floats
 
     def with_noise(self, variance: float, df: int) -> Line:
-        """Return the line with wider errors if seeds imply more `variance` of a point than the residuals show.
+        """Return the line with larger errors if its residuals vary less than seeds imply, as few points may by chance.
 
-        A few points may lie on a line by chance, but no mean over seeds varies less than seeds imply. Both variances
-        are then pooled. In simulations a test at 5% then has a level of 2.9 to 6.3%, whatever the misfit of the points.
+        `variance`, with `df` degrees of freedom, is the variance of a point that seeds imply. It is pooled with that of
+        the residuals. In simulations a test at 5% then has a level of 2.9 to 6.3%, whatever the misfit of the points.
         """
         observed = float(self.residuals @ self.residuals) / self.df
         if variance <= observed:
@@ -57,17 +58,17 @@ class Line:
     def difference(self, level: float) -> Entry:
         """The difference of two exponents, which is minus the slope, with its interval."""
         slope = float(self.coefficients[1])
-        reach = float(stats.t.ppf(0.5 + level / 2, self.df) * self.errors[1])
-        return {"delta": -slope, "ci_low": -(slope + reach), "ci_high": -(slope - reach)}
+        half_width = float(stats.t.ppf(0.5 + level / 2, self.df) * self.errors[1])
+        return {"delta": -slope, "ci_low": -(slope + half_width), "ci_high": -(slope - half_width)}
 
 
-def regress(values: Floats, x: Floats, weights: Floats | None = None) -> Line:
-    """Fit `values` by least squares to a constant and `x`."""
+def regress(y: Floats, x: Floats, weights: Floats | None = None) -> Line:
+    """Fit a line through `y` against `x` by least squares."""
     root_weights = np.ones_like(x) if weights is None else np.sqrt(weights)
     design = np.stack([np.ones_like(x), x], axis=1) * root_weights[:, None]
     inverse = np.linalg.pinv(design.T @ design)
-    coefficients = inverse @ design.T @ (values * root_weights)
-    residuals = values * root_weights - design @ coefficients
+    coefficients = inverse @ design.T @ (y * root_weights)
+    residuals = y * root_weights - design @ coefficients
     variance = max(float(residuals @ residuals), 1e-30) / (len(x) - 2)
     return Line(coefficients, np.sqrt(variance * np.diag(inverse)), len(x) - 2, residuals)
 
@@ -75,27 +76,28 @@ def regress(values: Floats, x: Floats, weights: Floats | None = None) -> Line:
 def compare_pairs(
     table: Table, target: str, size: str, settings: Settings, covariates: Sequence[str] = (), *, curved: bool = False
 ) -> Entry:
-    """Return `paired` of comparison.json: all pairs of families that can be matched, with p adjusted over them (Holm).
+    """Return `paired` of comparison.json, with Holm's adjustment of p-values over all pairs.
 
-    `unmatched` has the reasons for other pairs, `advice` what would detect half of the largest `detectable`. `p` is the
-    smallest adjusted p of a slope: a test of all families that keeps its level for any scatter and any correlation of
-    the families. If `curved`, pairs that may share a floor have `above_floor`, which `advice` is then about.
+    `pairs` are those that can be matched, `unmatched` the others with reasons. `p` is the smallest adjusted p of a
+    slope: a test of all families that keeps its level for any scatter and any correlation of the families. `advice`
+    says what would detect half of the largest `detectable`. If `curved` (the runs reject straight lines in logs), pairs
+    that may share a floor have `above_floor`, and `advice` is about these.
     """
     level, power = settings.level, settings.power
     num_pairs = max(1, len(table.families) * (len(table.families) - 1) // 2)
     pairs, unmatched = [], []
     for a, b in combinations(table.families, 2):
         matched = match(table, a, b, target, size, covariates)
-        pair = matched if isinstance(matched, str) else _pair(matched, level, OWN_FLOORS_LEVEL / num_pairs, curved)
-        if isinstance(pair, str):
+        pair = matched if isinstance(matched, str) else _pair(matched, level, SHARED_FLOOR_LEVEL / num_pairs, curved)
+        if isinstance(pair, str):  # the reason why there is no pair
             unmatched.append({"a": a, "b": b, "reason": pair})
         else:
             pairs.append(pair)
     adjust(pairs)
     for pair, adjusted in zip(pairs, holm([pair["level_p"] for pair in pairs]), strict=True):
         pair["level_p_adjusted"] = adjusted
-    entry: Entry = {"target": target, "size": size, "power": power, "curved": curved}
-    entry |= {"pairs": pairs, "unmatched": unmatched}
+    entry: Entry = {"target": target, "size": size, "power": power, "curved": curved, "pairs": pairs}
+    entry["unmatched"] = unmatched
     entry["p"] = min((pair["p_adjusted"] for pair in pairs), default=None)
     entry["level_p"] = min((pair["level_p_adjusted"] for pair in pairs), default=None)
     entry["advice"] = _add_detectable(pairs, curved, {"power": power, "level": 1 - level, "pairs": num_pairs})
@@ -103,20 +105,20 @@ def compare_pairs(
 
 
 def _add_detectable(pairs: Sequence[Entry], curved: bool, options: Entry) -> Entry | None:
-    """Add `detectable` to every pair; return what would detect half of the largest that the verdict uses."""
-    compared: list[tuple[float, PairedDesign]] = []
+    """Add `detectable` to every pair. Return what would detect half of the largest in tests that the verdict uses."""
+    designs: list[PairedDesign] = []
     for pair in pairs:
         design = PairedDesign(np.log(pair["sizes"]), pair["noise"], pair["misfit"], max(1, round(pair["seeds"])))
-        pair["detectable"] = smallest = design.detectable(**options)
-        if above := pair["above_floor"]:
-            design = replace(design, unit=above["error"] / design.error())
-            above["detectable"] = smallest = design.detectable(**options)
-        if above or not curved:
-            compared.append((smallest or 0.0, design))
-    largest = max((smallest for smallest, _ in compared), default=0.0)
+        pair["detectable"] = design.detectable(**options)
+        if above_floor := pair["above_floor"]:
+            design = replace(design, unit=above_floor["error"] / design.error())
+            above_floor["detectable"] = design.detectable(**options)
+        if above_floor or not curved:
+            designs.append(design)
+    largest = max((design.detectable(**options) or 0.0 for design in designs), default=0.0)
     if not largest:
         return None
-    worst = max((design for _, design in compared), key=lambda design: design.error())
+    worst = max(designs, key=PairedDesign.error)
     return worst.advice(largest / 2, **options).entry()
 
 
@@ -125,7 +127,7 @@ def _pair(matched: Matched, level: float, floor_level: float, curved: bool) -> E
     x = matched.log_N - matched.log_N.mean()
     noise_of_mean = (matched.noise or 0.0) / np.sqrt(matched.seeds)
     line = regress(matched.log_ratio, x)
-    mean = regress((matched.log_a + matched.log_b) / 2, x)
+    mean_line = regress((matched.log_a + matched.log_b) / 2, x)
     spread = float(np.sqrt((line.residuals**2).sum() / line.df))
     line = line.with_noise(noise_of_mean**2, matched.noise_df)
     if not np.isfinite(line.p(1)):
@@ -142,50 +144,49 @@ def _pair(matched: Matched, level: float, floor_level: float, curved: bool) -> E
     entry["p_any_floor"] = _largest_p([line, *(floor.line for floor in floors)])
     entry["above_floor"] = _above_floor(matched, floors, level, floor_level) if curved else None
     entry |= {"level_log_ratio": intercept, "level_above": float(np.expm1(intercept)), "level_p": line.p(0)}
-    return entry | {
-        "worth": _worth(line, mean, 0.0, 1.0, level),
-        "worth_by_size": [{"N": N} | _worth(line, mean, offset, share, level) for N, offset, share in points],
-        "band": _band(line, x, matched, level),
-    }
+    entry["worth"] = _worth(line, mean_line, 0.0, 1.0, level)
+    entry["worth_by_size"] = [{"N": N} | _worth(line, mean_line, offset, ratio, level) for N, offset, ratio in points]
+    return entry | {"band": _band(line, x, matched, level)}
 
 
-def _worth(line: Line, mean: Line, offset: float, share: float, level: float) -> Entry:
+def _worth(line: Line, mean_line: Line, offset: float, relative_exponent: float, level: float) -> Entry:
     """Return the `factor` on N with which b would match a, at log N = mean + `offset`; interval of Fieller (1954).
 
-    Its logarithm is -log(a / b) over the local exponent, which is minus the slope of `mean`, the line of both families'
-    mean, times `share`. An end is None if the data do not bound it.
+    The log of the factor is log(b / a) (minus the height of `line`) divided by the local exponent: minus the slope of
+    `mean_line` (of both families' mean) times `relative_exponent`. All are None if the data do not bound the factor.
     """
-    ratio = -float(line.coefficients[0] + line.coefficients[1] * offset)
-    exponent = -float(mean.coefficients[1]) * share
+    log_ratio = -float(line.coefficients[0] + line.coefficients[1] * offset)
+    exponent = -float(mean_line.coefficients[1]) * relative_exponent
     t = stats.t.ppf(0.5 + level / 2, line.df)
     ratio_variance = line.errors[0] ** 2 + (line.errors[1] * offset) ** 2
-    exponent_variance = (mean.errors[1] * share) ** 2
-    line_norm, mean_norm = (max(float(np.linalg.norm(fit.residuals)), 1e-300) for fit in (line, mean))
-    correlation = float(line.residuals @ mean.residuals) / line_norm / mean_norm
-    covariance = offset * share * correlation * line.errors[1] * mean.errors[1]
-    # The ends are the roots u of square u^2 - 2 middle u + ratio^2 - t^2 ratio_variance.
-    square, middle = exponent**2 - t**2 * exponent_variance, exponent * ratio - t**2 * covariance
+    exponent_variance = (mean_line.errors[1] * relative_exponent) ** 2
+    line_norm, mean_norm = (max(float(np.linalg.norm(fit.residuals)), 1e-300) for fit in (line, mean_line))
+    correlation = float(line.residuals @ mean_line.residuals) / line_norm / mean_norm
+    covariance = offset * relative_exponent * correlation * line.errors[1] * mean_line.errors[1]
+    # The ends are the roots u of square u^2 - 2 middle u + log_ratio^2 - t^2 ratio_variance.
+    square, middle = exponent**2 - t**2 * exponent_variance, exponent * log_ratio - t**2 * covariance
     if exponent <= 0 or square <= 0:
         return {"factor": None, "low": None, "high": None}
-    root = np.sqrt(max(middle**2 - square * (ratio**2 - t**2 * ratio_variance), 0.0))
-    log_factors = [ratio / exponent, (middle - root) / square, (middle + root) / square]
+    root = np.sqrt(max(middle**2 - square * (log_ratio**2 - t**2 * ratio_variance), 0.0))
+    log_factors = [log_ratio / exponent, (middle - root) / square, (middle + root) / square]
     with np.errstate(over="ignore"):
         factor, low, high = np.exp(log_factors).tolist()
     return {"factor": factor, "low": low, "high": high}
 
 
 def _band(line: Line, x: Floats, matched: Matched, level: float) -> Entry:
-    """Points on the line of the log ratio along N, with the interval of its height."""
-    along = np.linspace(x.min(), x.max(), BAND_POINTS)
-    height = line.coefficients[0] + line.coefficients[1] * along
+    """Points on the line of the log ratio against N, each with an interval."""
+    grid = np.linspace(x.min(), x.max(), BAND_POINTS)
+    centre = line.coefficients[0] + line.coefficients[1] * grid
     t = stats.t.ppf(0.5 + level / 2, line.df)
-    reach = t * np.sqrt(line.errors[0] ** 2 + (line.errors[1] * along) ** 2)
-    return {"N": np.exp(along + matched.log_N.mean()), "centre": height, "low": height - reach, "high": height + reach}
+    half_width = t * np.sqrt(line.errors[0] ** 2 + (line.errors[1] * grid) ** 2)
+    N = np.exp(grid + matched.log_N.mean())
+    return {"N": N, "centre": centre, "low": centre - half_width, "high": centre + half_width}
 
 
 @dataclass(frozen=True)
 class _Floor:
-    """A floor, the line of the log ratio above it, and the sum of squares of both families' fits with it.
+    """A floor E of `height`, the `line` of the log ratio of L - E, and the sum of `squares` of both families' fits.
 
     `relative_exponent` [n] is the local exponent at each size (mean of both families), divided by its mean over sizes.
     """
@@ -199,36 +200,33 @@ class _Floor:
 def _floors(matched: Matched, x: Floats, level: float) -> list[_Floor]:
     """Return the shared floors that the two families do not reject, at least the best floor.
 
-    Above a floor E, a constant factor on N is a constant in the log ratio of L - E. Its scatter is the scatter of log L
-    over the share of L above the floor. Families may deviate together, so the F test has the rows of only one.
+    The scatter of log(L - E) is that of log L divided by the share (L - E) / L, so points are weighted by the squared
+    share. The F test counts the rows of only one family, since the families may deviate together.
     """
-    both = (matched.log_a, matched.log_b)
-    heights = FLOOR_SHARES * float(np.exp(np.min(both)))
-    a, b = (at_floors(matched.log_N, log_y, heights) for log_y in both)
-    squares = a.squares + b.squares
-    kept = floors_not_rejected(squares, len(x) - 3, level) | (squares == squares.min())
+    log_targets = (matched.log_a, matched.log_b)
+    heights = FLOOR_SHARES * float(np.exp(np.min(log_targets)))
+    fit_a, fit_b = (at_floors(matched.log_N, log_y, heights) for log_y in log_targets)
+    squares = fit_a.squares + fit_b.squares
+    is_kept = floors_not_rejected(squares, len(x) - 3, level) | (squares == squares.min())
     floors = []
-    for g in np.flatnonzero(kept):
-        above_a, above_b = (np.exp(log_y) - heights[g] for log_y in both)
+    for g in np.flatnonzero(is_kept):
+        above_a, above_b = (np.exp(log_y) - heights[g] for log_y in log_targets)
         share = (above_a / (above_a + heights[g]) + above_b / (above_b + heights[g])) / 2
         line = regress(np.log(above_a / above_b), x, share**2)
         line = line.with_noise((matched.noise or 0.0) ** 2 / matched.seeds, matched.noise_df)
-        exponent = (a.local[g] + b.local[g]) / 2
-        floors.append(_Floor(float(heights[g]), line, float(squares[g]), exponent / exponent.mean()))
+        exponents = (fit_a.local_exponents[g] + fit_b.local_exponents[g]) / 2
+        floors.append(_Floor(float(heights[g]), line, float(squares[g]), exponents / exponents.mean()))
     return floors
 
 
 def _largest_p(lines: Sequence[Line]) -> float:
-    """The largest p of the slopes of `lines`; 1 if the slopes differ in sign."""
+    """The largest p of the slopes of `lines`; 1 if not all slopes have one sign."""
     have_one_sign = len({np.sign(line.coefficients[1]) for line in lines}) == 1
     return max(line.p(1) for line in lines) if have_one_sign else 1.0
 
 
 def _above_floor(matched: Matched, floors: Sequence[_Floor], level: float, floor_level: float) -> Entry | None:
-    """Return the difference of exponents above a shared floor; its interval and p hold for each of `floors`.
-
-    None if an F test at `floor_level` rejects that the families share a floor.
-    """
+    """Return the difference of exponents above a shared floor, with an interval and a p that hold for all `floors`."""
     separate_squares = sum(
         at_floors(matched.log_N, log_y, FLOOR_SHARES * float(np.exp(log_y.min()))).squares.min()
         for log_y in (matched.log_a, matched.log_b)
@@ -236,7 +234,7 @@ def _above_floor(matched: Matched, floors: Sequence[_Floor], level: float, floor
     best = min(floors, key=lambda floor: floor.squares)
     df = 2 * len(matched.log_N) - 6
     if df < 1 or stats.f.sf((best.squares / separate_squares - 1) * df, 1, df) < floor_level:
-        return None
+        return None  # the F test rejects a shared floor; exponents above two different floors are not compared
     differences = [floor.line.difference(level) for floor in floors]
     low, high = min(row["ci_low"] for row in differences), max(row["ci_high"] for row in differences)
     entry = {"floor": best.height} | best.line.difference(level) | {"ci_low": low, "ci_high": high}

@@ -1,12 +1,12 @@
 """Test whether families share an exponent: differences of pairs, a joint test, floors, and Holm's adjustment.
 
-Every family keeps its own scatter and its own degrees of freedom (Welch 1951): where no exponents differ but a noisy
-family has fewer runs, a pooled variance finds a difference in 12 to 30% of tables. Each family enters as a curve of t
-against the value of its exponent: a straight line for laws that are straight in logs, else the profile likelihood.
+Every family keeps its own scatter and its own degrees of freedom (Welch 1951). With a pooled variance, equal exponents
+are found to differ in 12 to 30% of tables if a noisy family has fewer runs. Each family enters as a curve of t against
+the value of its exponent: a straight line for laws that are straight in logs, else the profile likelihood.
 
-A straight line in logs can be fitted even if the true law has a floor. If two families follow one law with a floor but
-differ by a constant factor on N, or in their sizes, their lines then have different slopes. Above a given floor E, the
-law of L - E is a straight line again, so the comparison is repeated for every floor that the runs do not reject.
+A straight line in logs can be fitted even if the true law has a floor E. If two families follow one law with a floor
+but differ by a constant factor on N, or in their sizes, their lines have different slopes. The law of L - E is a
+straight line again, so the comparison is repeated for every E that the runs do not reject.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from slm.scaling.forms import Floats
 from slm.scaling.intervals import Uncertainty
 
 SIMULATIONS = 9999
-"""Draws of the null distribution of the joint test. They are numbers, not refits, and take milliseconds."""
+"""Draws of the null distribution of the joint test. They take milliseconds, because nothing is refitted."""
 FLOOR_SHARES = np.r_[0.0, 1 - np.geomspace(1.0, 0.02, 16)[1:]]
-"""Floors that are tried, as shares of the lowest target."""
+"""Floors that are tried, as shares of the lowest target: 0 to 0.98, denser towards the end."""
 FLOOR_STEPS = 40
-"""Steps of the fit with given floors: quadratic convergence needs fewer than ten, damping some more."""
+"""Steps of the fit with given floors. Without damping, fewer than ten suffice."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The t of one family's exponent at each of `values`, with `df` degrees of freedom; 0 at the `estimate`.
+    """The t of one family at each of the possible values `exponents`, with `df` degrees of freedom; 0 at `estimate`.
 
-    The standard `error` matches the interval. An end is open if the data do not bound it.
+    The standard `error` matches the interval. An end of the interval is open if the data do not bound it.
     """
 
-    values: Floats
+    exponents: Floats
     t: Floats
     df: float
     estimate: float
@@ -48,21 +48,21 @@ class Curve:
 
 
 def curve(fit: Fit, bounds: Uncertainty, exponent: str, level: float) -> Curve | None:
-    """Return the profile of an exponent, or a straight line by its standard error; None if there is neither."""
+    """Return the profile of an exponent, or a straight line from its standard error; None if there is neither."""
     estimate, error = fit.params[exponent], bounds.error(fit, exponent, level)
     df = bounds.degrees_of_freedom(fit, exponent)
     if df < 1 or not (np.isfinite(error) and error > 0):
         return None
     t = np.linspace(-200, 200, 401)
-    values = estimate + error * t
+    exponents = estimate + error * t
     if (profile := bounds.profiles.get(exponent)) is not None:
-        values, t = profile.values, profile.t
+        exponents, t = profile.values, profile.t
     low, high = bounds.ci[exponent]
-    return Curve(values, t, df, estimate, error, open_low=low is None, open_high=high is None)
+    return Curve(exponents, t, df, estimate, error, open_low=low is None, open_high=high is None)
 
 
 class Difference(NamedTuple):
-    """The exponent of a minus the exponent of b. None is an open end."""
+    """The exponent of family a minus that of family b, its interval (None: an open end), and the test that it is 0."""
 
     delta: float
     ci_low: float | None
@@ -74,8 +74,8 @@ class Difference(NamedTuple):
 def difference(a: Curve, b: Curve, *, level: float = 0.95) -> Difference:
     """Return interval and p of the difference of one exponent between two families, each with its own scatter.
 
-    The t of a difference is the smallest root sum of squares of both families' t over pairs of exponents that differ by
-    that much; for straight curves this is Welch's t. The degrees of freedom are Welch's (Satterthwaite's).
+    t of a difference d is the smallest sqrt(t_a^2 + t_b^2) over all pairs of exponents that differ by d. For straight
+    curves this is Welch's t. The degrees of freedom are Welch's (Satterthwaite's).
     """
     delta = a.estimate - b.estimate
     df = welch_df([a.error, b.error], [a.df, b.df])
@@ -93,14 +93,14 @@ def welch_df(errors: Sequence[float], dfs: Sequence[float]) -> float:
 
 
 def joint_p(curves: Sequence[Curve], rng: np.random.Generator) -> tuple[float, float]:
-    """Test that all families have one exponent; return the smallest sum of squared t over common values, and its p.
+    """Test that all families have one exponent; return the smallest sum of squared t at a common exponent, and its p.
 
-    The null distribution is simulated, with these errors and degrees of freedom (Krishnamoorthy, Lu & Mathew 2007):
-    Welch's F does not keep its level where families have only two degrees of freedom each.
+    The null distribution is simulated with these errors and degrees of freedom (Krishnamoorthy, Lu & Mathew 2007),
+    because Welch's F does not keep its level if families have only two degrees of freedom each.
     """
     estimates, errors, dfs = np.array([(curve.estimate, curve.error, curve.df) for curve in curves]).T
     common = np.linspace(estimates.min(), estimates.max(), 401)
-    squares = [np.interp(common, curve.values, curve.t) ** 2 for curve in curves]
+    squares = [np.interp(common, curve.exponents, curve.t) ** 2 for curve in curves]
     statistic = float(np.sum(squares, axis=0).min())
     shape = (SIMULATIONS, len(curves))
     drawn = errors * rng.standard_normal(shape)
@@ -111,17 +111,15 @@ def joint_p(curves: Sequence[Curve], rng: np.random.Generator) -> tuple[float, f
 
 
 def _t_of_difference(a: Curve, b: Curve, delta: float) -> float:
-    """The smallest root sum of squares of both families' t, over pairs of exponents that differ by `delta`.
-
-    Both curves are straight between their values, so the sum of squares is a parabola between neighbouring knots.
-    Infinite if the curves have no such pair.
-    """
-    knots = np.union1d(b.values, a.values - delta)
-    low, high = max(b.values[0], a.values[0] - delta), min(b.values[-1], a.values[-1] - delta)
-    knots = knots[(knots >= low) & (knots <= high)]
+    """The smallest sqrt(t_a^2 + t_b^2) over pairs of exponents that differ by `delta`; infinite if there is no pair."""
+    shifted_a = a.exponents - delta
+    # Knots are exponents of b. Both curves are straight between neighbours, so t_a^2 + t_b^2 is a parabola there.
+    knots = np.union1d(b.exponents, shifted_a)
+    is_in_both = (knots >= max(b.exponents[0], shifted_a[0])) & (knots <= min(b.exponents[-1], shifted_a[-1]))
+    knots = knots[is_in_both]
     if not len(knots):
         return float("inf")
-    t_a, t_b = np.interp(knots + delta, a.values, a.t), np.interp(knots, b.values, b.t)
+    t_a, t_b = np.interp(knots + delta, a.exponents, a.t), np.interp(knots, b.exponents, b.t)
     rise_a, rise_b = np.diff(t_a), np.diff(t_b)
     steepness = np.maximum(rise_a**2 + rise_b**2, np.finfo(float).tiny)
     lowest = np.clip(-(t_a[:-1] * rise_a + t_b[:-1] * rise_b) / steepness, 0, 1)  # share of the way to the next knot
@@ -130,14 +128,14 @@ def _t_of_difference(a: Curve, b: Curve, delta: float) -> float:
 
 
 def _end(a: Curve, b: Curve, delta: float, side: int, critical: float) -> float | None:
-    """The difference at which t reaches `critical`, by bisection; None if t stays below it within the curves."""
-    reach = np.ptp(a.values) + np.ptp(b.values)
+    """The difference below (`side` -1) or above (1) `delta` at which t reaches `critical`; None if it never does."""
+    largest_step = np.ptp(a.exponents) + np.ptp(b.exponents)
     inner, step = delta, max(1e-4, 0.01 * abs(delta))
     while _t_of_difference(a, b, outer := delta + side * step) < critical:
         inner, step = outer, 2 * step
-        if step > reach:
+        if step > largest_step:
             return None
-    for _ in range(50):
+    for _ in range(50):  # bisection
         middle = 0.5 * (inner + outer)
         inner, outer = (middle, outer) if _t_of_difference(a, b, middle) < critical else (inner, middle)
     curves_end_before = np.isinf(_t_of_difference(a, b, outer)) and _t_of_difference(a, b, inner) < 0.98 * critical
@@ -148,40 +146,40 @@ def _end(a: Curve, b: Curve, delta: float, side: int, critical: float) -> float 
 class AtFloors:
     """Least-squares fits of L = floor + A N^-alpha to log L in n rows, one fit for each of G given floors.
 
-    `errors` are the standard errors of `alpha`, `squares` the sums of squared log residuals, and `local` [G, n] the
-    local exponents -dlog L / dlog N = alpha (1 - floor / L) at the rows.
+    `errors` are the standard errors of `alpha`, and `squares` the sums of squared log residuals. `local_exponents`
+    [G, n] are -dlog L / dlog N = alpha (1 - floor / L) at the rows.
     """
 
-    floors: Floats
     alpha: Floats
     errors: Floats
     squares: Floats
-    local: Floats
+    local_exponents: Floats
 
 
 def at_floors(log_n: Floats, log_y: Floats, floors: Floats) -> AtFloors:
     """Fit L = floor + A N^-alpha to rows [n] of log N and log L, with each of the `floors` [G], all below every L.
 
-    Gauss-Newton with Levenberg's damping, all floors at once, from a weighted straight line through log(L - floor).
+    Gauss-Newton with Levenberg's damping, all floors at once. It starts at a weighted straight line through
+    log(L - floor) = level + alpha x, where x is the distance of log N below its mean.
     """
     x = log_n.mean() - log_n
     E = floors[:, None]
-    above = np.exp(log_y) - E
-    weights = (above / np.exp(log_y)) ** 2
+    above_floor = np.exp(log_y) - E
+    weights = (above_floor / np.exp(log_y)) ** 2
     middle = (weights * x).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
-    alpha = (weights * (x - middle) * np.log(above)).sum(1) / (weights * (x - middle) ** 2).sum(1)
-    level = (weights * np.log(above)).sum(1) / weights.sum(1) - alpha * middle[:, 0]
+    alpha = (weights * (x - middle) * np.log(above_floor)).sum(1) / (weights * (x - middle) ** 2).sum(1)
+    level = (weights * np.log(above_floor)).sum(1) / weights.sum(1) - alpha * middle[:, 0]
 
     def evaluate(level: Floats, alpha: Floats) -> tuple[Floats, Floats]:
-        """Residuals of log L, and the share of L above the floor, both [G, n]."""
+        """Residuals of log L, and the share (L - floor) / L of the law, both [G, n]."""
         power = np.exp(np.clip(level[:, None] + alpha[:, None] * x, -500, 500))
         return log_y - np.log(E + power), power / (E + power)
 
     damping = np.full(len(floors), 1e-3)
     residuals, share = evaluate(level, alpha)
     for _ in range(FLOOR_STEPS):
-        slope = share * x  # derivatives of log L: `share` by level, `slope` by alpha
-        # Normal equations [[a, b], [b, c]] step = [p, q].
+        slope = share * x  # The derivatives of log L are `share` by level, and `slope` by alpha.
+        # Normal equations [[a, b], [b, c]] step = [p, q], with a damped diagonal.
         a, b, c = (share**2).sum(1) * (1 + damping), (share * slope).sum(1), (slope**2).sum(1) * (1 + damping)
         p, q = (share * residuals).sum(1), (slope * residuals).sum(1)
         determinant = np.maximum(a * c - b**2, 1e-300)
@@ -196,19 +194,19 @@ def at_floors(log_n: Floats, log_y: Floats, floors: Floats) -> AtFloors:
     squares = (residuals**2).sum(1)
     information = (share * x**2 * share).sum(1) - (share**2 * x).sum(1) ** 2 / (share**2).sum(1)
     errors = np.sqrt(squares / max(len(log_y) - 2, 1) / np.maximum(information, 1e-300))
-    return AtFloors(floors, alpha, errors, squares, alpha[:, None] * share)
+    return AtFloors(alpha, errors, squares, alpha[:, None] * share)
 
 
-def floors_not_rejected(squares: Floats, spare: int, level: float) -> np.ndarray:
-    """Whether an F test with `spare` degrees of freedom keeps each floor [G], given its sum of `squares` [G]."""
-    limit = squares.min() * (1 + stats.f.ppf(level, 1, spare) / spare) if spare > 0 else np.inf
+def floors_not_rejected(squares: Floats, df: int, level: float) -> np.ndarray:
+    """Whether an F test with `df` degrees of freedom keeps each floor [G], given its sum of `squares` [G]."""
+    limit = squares.min() * (1 + stats.f.ppf(level, 1, df) / df) if df > 0 else np.inf
     return np.asarray(np.isfinite(squares) & (squares <= limit))
 
 
 def any_floor_p(a: Fit, b: Fit, test: Difference, level: float) -> float | None:
-    """Return the largest p of equal exponents above any shared floor that the runs of both families do not reject.
+    """Return the largest p of equal exponents over all shared floors that the runs of both families do not reject.
 
-    1 if a floor changes the sign of the difference. None for a law that is not a straight line in log N, and if a
+    1 if such a floor changes the sign of the difference. None for a law that is not a straight line in log N, and if a
     cluster of rows has several sizes.
     """
     means = [_cluster_means(fit) for fit in (a, b) if fit.law.is_linear and fit.law.variables == ("N",)]
@@ -218,16 +216,16 @@ def any_floor_p(a: Fit, b: Fit, test: Difference, level: float) -> float | None:
         return None
     lowest = float(np.exp(min(log_y.min() for _, log_y in rows)))
     fit_a, fit_b = (at_floors(log_n, log_y, FLOOR_SHARES * lowest) for log_n, log_y in rows)
-    worst = test.p
+    largest_p = test.p
     for g in np.flatnonzero(floors_not_rejected(fit_a.squares + fit_b.squares, sum(dfs) - 1, level)):
         delta = float(fit_a.alpha[g] - fit_b.alpha[g])
-        errors = [float(fit_a.errors[g]), float(fit_b.errors[g])]
         if delta * test.delta < 0:
             return 1.0
+        errors = [float(fit_a.errors[g]), float(fit_b.errors[g])]
         error = math.hypot(*errors)
         t = abs(delta) / error if error > 0 else math.inf
-        worst = max(worst, float(2 * stats.t.sf(t, welch_df(errors, dfs))))
-    return worst
+        largest_p = max(largest_p, float(2 * stats.t.sf(t, welch_df(errors, dfs))))
+    return largest_p
 
 
 def _cluster_means(fit: Fit) -> tuple[Floats, Floats] | None:
@@ -235,12 +233,12 @@ def _cluster_means(fit: Fit) -> tuple[Floats, Floats] | None:
     sample = fit.sample
     groups = np.unique(sample.clusters, return_inverse=True)[1]
     counts = np.bincount(groups)
-    log_n, log_y = (np.bincount(groups, values) / counts for values in (sample.log_x[:, 0], sample.log_y))
-    return None if np.abs(sample.log_x[:, 0] - log_n[groups]).max() > 1e-6 else (log_n, log_y)
+    log_n, log_y = (np.bincount(groups, column) / counts for column in (sample.log_x[:, 0], sample.log_y))
+    return (log_n, log_y) if np.abs(sample.log_x[:, 0] - log_n[groups]).max() <= 1e-6 else None
 
 
 def adjust(pairs: Sequence[dict[str, Any]]) -> None:
-    """Add `p_adjusted` (Holm) to each pair, and `p_any_floor_adjusted`, which is `p_any_floor` by the same factor."""
+    """Add `p_adjusted` (Holm) to each pair, and `p_any_floor_adjusted`: `p_any_floor` multiplied by the same factor."""
     for pair, adjusted in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
         pair |= {"p_adjusted": adjusted, "p_any_floor_adjusted": None}
         if adjusted is not None and pair["p_any_floor"] is not None:
@@ -249,7 +247,7 @@ def adjust(pairs: Sequence[dict[str, Any]]) -> None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjust by Holm's step-down method (1979), which bounds the chance of any false rejection. None is not counted."""
+    """Adjust p by Holm's step-down method (1979), which bounds the chance of any false rejection. None stays None."""
     ranked = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0

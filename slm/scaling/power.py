@@ -1,7 +1,7 @@
 """The power of a design: the smallest difference of exponents that it detects, and what would detect a smaller one.
 
-Notable: two things scatter. Runs of one size differ between seeds (noise), which more seeds average out; and the mean
-of a size deviates from every smooth law (misfit), which more seeds do not change. In small models the misfit is larger
+Notable: the scatter has two parts. Noise is the scatter between seeds of one size; more seeds average it out. Misfit is
+the deviation of a size's mean from every smooth law; more seeds do not change it. In small models the misfit is larger
 (results/first_study: 0.5% between seeds, 1.6% about a power law), so a power computed from noise alone is too high.
 Families trained at the same sizes share most of the misfit, and a paired comparison removes what they share.
 """
@@ -32,22 +32,18 @@ def _power(difference: float, errors: Sequence[float], dfs: Sequence[int], level
     `errors` has the standard error of the difference (Student's t), or those of the two exponents (Welch's t).
     """
     error = math.hypot(*errors)
-    if not _is_testable(error, dfs):
+    if min(dfs) <= 0 or not math.isfinite(error):
         return 0.0
     if error == 0:
         return float(difference != 0)
     shift = abs(difference) / error
     if len(errors) > 1:
         return _power_of_welch(shift, errors, dfs, level)
-    # Noncentral t (Cohen 1988, chapter 2).
+    # The power of Student's t test is a tail of the noncentral t (Cohen 1988, chapter 2).
     critical = stats.t.ppf(1 - level / 2, dfs[0])
     upper, lower = stats.nct.sf(critical, dfs[0], shift), stats.nct.cdf(-critical, dfs[0], shift)
     # For very large shifts scipy's noncentral t is NaN, and the normal approximation is exact to rounding.
     return float(upper + np.nan_to_num(lower)) if np.isfinite(upper) else float(stats.norm.sf(critical - shift))
-
-
-def _is_testable(error: float, dfs: Sequence[int]) -> bool:
-    return min(dfs) > 0 and math.isfinite(error)
 
 
 @cache
@@ -59,13 +55,14 @@ def _chi_squared_nodes(df: int) -> Floats:
 def _power_of_welch(shift: float, errors: Sequence[float], dfs: Sequence[int], level: float) -> float:
     """Average the probability of exceeding the critical value over the variances that the two families may show.
 
-    A noncentral t with the degrees of freedom of the true errors would promise 80% where the test has 77.6% (two
-    families with four degrees of freedom each), because estimated errors have fewer degrees of freedom.
+    Welch's degrees of freedom depend on the estimated errors. A noncentral t with the degrees of freedom of the true
+    errors promises 80% where the test has 77.6% (two families with four degrees of freedom each).
     """
     variances = [error**2 * _chi_squared_nodes(own_df) / own_df for error, own_df in zip(errors, dfs, strict=True)]
-    a, b = np.meshgrid(*variances, indexing="ij")
-    df = (a + b) ** 2 / (a**2 / dfs[0] + b**2 / dfs[1])
-    critical = stats.t.ppf(1 - level / 2, df) * np.sqrt(a + b) / math.hypot(*errors)
+    variance_a, variance_b = np.meshgrid(*variances, indexing="ij")
+    total = variance_a + variance_b
+    df = total**2 / (variance_a**2 / dfs[0] + variance_b**2 / dfs[1])
+    critical = stats.t.ppf(1 - level / 2, df) * np.sqrt(total) / math.hypot(*errors)
     power = stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift)
     return float(_WEIGHTS @ power @ _WEIGHTS / 4)  # the weights sum to 2
 
@@ -75,11 +72,11 @@ class Comparison(ABC):
 
     @abstractmethod
     def _test(self) -> tuple[Sequence[float], Sequence[int]]:
-        """Standard errors and degrees of freedom, of the difference (one each) or of the two exponents (two each)."""
+        """Standard errors and degrees of freedom: one each, of the difference, or two each, of the two exponents."""
 
     @abstractmethod
     def _worse_design(self) -> PairedDesign | Design:
-        """The design that `advice` changes, to detect a smaller difference."""
+        """The design with the larger error, from which `advice` starts."""
 
     @abstractmethod
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> Self:
@@ -97,7 +94,7 @@ class Comparison(ABC):
         """Smallest difference of exponents detected with probability `power`; None if the design cannot test at all."""
         errors, dfs = self._test()
         error = self.error()
-        if not _is_testable(error, dfs):
+        if min(dfs) <= 0 or not math.isfinite(error):
             return None
         if error == 0:
             return 0.0
@@ -125,21 +122,21 @@ class Comparison(ABC):
 class PairedDesign(Comparison):
     """Two families trained at the same sizes, whose log ratio of losses is a straight line in log N.
 
-    At each size the log ratio of the means over seeds scatters about the line with variance
-    misfit^2 + 2 noise^2 / seeds. The test is Student's t of the slope, the difference of two exponents, with two
-    degrees of freedom fewer than sizes: exact for normal scatter.
+    The slope of the line is the difference of the two exponents. Student's t test of the slope has two degrees of
+    freedom fewer than there are sizes, and is exact for normal scatter. At each size, the log ratio of the means over
+    seeds scatters about the line with variance misfit^2 + 2 noise^2 / seeds.
     """
 
     log_N: Floats
     """[sizes], natural logarithms."""
     noise: float | None
-    """Standard deviation between seeds of one run's log loss or, if the families share seeds, of one seed's log ratio
-    divided by sqrt(2). None if unknown: then `misfit` is all of the scatter."""
+    """Standard deviation of log loss between seeds of one size. If the families share seeds, that of the log ratio
+    between seeds, divided by sqrt(2). None if unknown; `misfit` is then all of the scatter."""
     misfit: float
-    """Standard deviation of the log ratio about the line, whatever the number of seeds."""
+    """Standard deviation of the log ratio about the line with infinitely many seeds."""
     seeds: int = 1
     unit: float = 1.0
-    """Difference of exponents per unit of slope: more than 1 above a floor."""
+    """Difference of exponents per unit of slope. It is more than 1 if exponents are compared above a floor."""
 
     @property
     def sizes(self) -> int:
@@ -157,15 +154,16 @@ class PairedDesign(Comparison):
 
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> PairedDesign:
         """Return a copy as `Comparison.changed` does; new sizes are evenly spaced."""
-        return replace(self, log_N=_respaced(self.log_N[:, None], sizes, stretch)[:, 0], seeds=seeds or self.seeds)
+        log_N = _respaced(self.log_N[:, None], sizes, stretch)[:, 0]
+        return replace(self, log_N=log_N, seeds=seeds or self.seeds)
 
 
 @dataclass(frozen=True)
 class Design:
-    """The cells of one family under a law, and how they scatter about it. Cells are independent, their runs are not.
+    """The cells of one family (runs with equal size and tokens), a law, and the scatter of the cells about the law.
 
-    The variance of an exponent is the squared scatter of a cell, times the exponent's element of the inverse Fisher
-    information of the law (exact for laws that are linear in logs, first order otherwise).
+    Cells are independent; the runs of one cell share its misfit. The variance of an exponent is the variance of a cell
+    times the exponent's element of the inverse Fisher information (exact for laws linear in logs, else first order).
     """
 
     law: Law
@@ -174,9 +172,9 @@ class Design:
     params: Mapping[str, float]
     """Parameters of the law, assumed or fitted."""
     noise: float | None
-    """Standard deviation between seeds of one run's log loss. None if unknown: then `misfit` is all of the scatter."""
+    """Standard deviation of log loss between seeds of a cell. None if unknown; `misfit` is then all of the scatter."""
     misfit: float = 0.0
-    """Standard deviation of a cell's log loss about the law, whatever the number of seeds."""
+    """Standard deviation of a cell's log loss about the law with infinitely many seeds."""
     seeds: int = 1
     groups: int | None = None
     """Independent groups of cells, if several rows of `log_x` belong to one run or one shape."""
@@ -188,7 +186,7 @@ class Design:
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Degrees of freedom of the scatter of this family. More seeds add none."""
+        """Degrees of freedom of the scatter of this family; more seeds do not add any."""
         return self.sizes - len(self.law.parameters)
 
     def error(self, exponent: str | None = None) -> float:
@@ -197,7 +195,7 @@ class Design:
         theta = self.law.coordinates(self.params, refs)
         jacobian = self.law.derivatives(theta[None], self.log_x - refs)[1][0].T
         index = list(self.law.parameters).index(exponent or self.law.exponents[0])
-        scale = np.linalg.norm(jacobian, axis=0)  # divided out, so that the check of the rank has no units
+        scale = np.linalg.norm(jacobian, axis=0)  # without scaling, the check of the rank would depend on units
         if len(jacobian) < len(theta) or not (scale > 0).all():
             return np.inf
         singular, vectors = np.linalg.svd(jacobian / scale, full_matrices=False)[1:]
@@ -209,16 +207,16 @@ class Design:
 
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> Design:
         """Return a copy as `Comparison.changed` does; `sizes` counts cells, or groups if there are any."""
-        rows, groups = sizes, self.groups
+        num_cells, groups = sizes, self.groups
         if sizes is not None and groups is not None:
-            rows = round(sizes * len(self.log_x) / groups)
+            num_cells = round(sizes * len(self.log_x) / groups)
             groups = sizes
-        return replace(self, log_x=_respaced(self.log_x, rows, stretch), seeds=seeds or self.seeds, groups=groups)
+        return replace(self, log_x=_respaced(self.log_x, num_cells, stretch), seeds=seeds or self.seeds, groups=groups)
 
 
 @dataclass(frozen=True)
 class UnpairedDesigns(Comparison):
-    """Two families that are not paired: Welch's test of the law's first exponent, each with its own scatter."""
+    """Two families, not paired, each with its own scatter. Welch's t test compares the first exponent of their law."""
 
     a: Design
     b: Design
@@ -254,16 +252,16 @@ def plan(
         missing = [name for name in names if name not in given]
         if missing:
             raise ValueError(f"a design for {law} needs {kind} {', '.join(names)}; missing: {', '.join(missing)}")
-    counts = {len(sizes[variable]) for variable in chosen.variables}
-    if len(counts) > 1 or 0 in counts:
-        raise ValueError("all sizes of a design must have the same number of cells, and at least one cell")
+    lengths = {len(sizes[variable]) for variable in chosen.variables}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError("all lists of sizes in a design must have the same length, and at least one item")
     x = np.stack([np.asarray(sizes[variable], float) for variable in chosen.variables], axis=1)
     impossible = x[~(np.isfinite(x) & (x > 0))]
     if len(impossible):
         raise ValueError(f"all sizes of a design must be finite numbers above 0, and {impossible[0]:g} is among them")
     for name in chosen.parameters:
         if not np.isfinite(params[name]) or (params[name] <= 0 and name not in chosen.exponents):
-            raise ValueError(f"params {name}={params[name]} must be a finite number, and above 0 unless an exponent")
+            raise ValueError(f"params {name}={params[name]} must be a finite number; only exponents may be 0 or less")
     if not 0 < sigma < np.inf:
         raise ValueError(f"sigma={sigma} must be above 0: it is the scatter of log loss between seeds")
     if not 0 <= misfit < np.inf:
@@ -274,12 +272,10 @@ def plan(
 
 
 def _respaced(log_x: Floats, count: int | None, stretch: float) -> Floats:
-    """Return `count` sizes [count, V] about the same middle, in a span `stretch` times as wide.
-
-    Sizes in one variable are evenly spaced. Sizes in several variables have no order, so they are repeated.
-    """
+    """Return `count` sizes [count, V] about the same middle, in a span `stretch` times as wide."""
     if count is not None and count != len(log_x):
-        spaced = np.linspace(log_x.min(axis=0), log_x.max(axis=0), count)
-        log_x = spaced if log_x.shape[1] == 1 else np.resize(log_x, (count, log_x.shape[1]))
+        evenly_spaced = np.linspace(log_x.min(axis=0), log_x.max(axis=0), count)
+        repeated = np.resize(log_x, (count, log_x.shape[1]))  # sizes in several variables have no order
+        log_x = evenly_spaced if log_x.shape[1] == 1 else repeated
     middle = log_x.mean(axis=0)
     return np.asarray(middle + stretch * (log_x - middle))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "mobilellm_published"
-"""The name by which `read_table` knows the table."""
+"""The name under which `read_table` finds the table."""
 CLAIM_COLUMNS = ("params_total", "params_non_embedding", "tokens", "perplexity", "tokens_per_second", "depth")
 
 
@@ -29,9 +29,10 @@ def published_rows() -> list[dict[str, Any]]:
 
 
 def is_published(frame: pd.DataFrame) -> bool:
-    """Whether a table has the published rows and no others, with all columns that the claims are about."""
+    """Whether a table has exactly the published rows, with all columns that the claims are about."""
+    has_columns = set(CLAIM_COLUMNS) <= set(frame)
     rows = [tuple(row[name] for name in CLAIM_COLUMNS) for row in published_rows()]
-    return {*CLAIM_COLUMNS} <= {*frame} and rows == list(frame[[*CLAIM_COLUMNS]].itertuples(index=False, name=None))
+    return has_columns and rows == list(frame[[*CLAIM_COLUMNS]].itertuples(index=False, name=None))
 
 
 def published_claims() -> list[dict[str, Any]]:

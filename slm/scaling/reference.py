@@ -1,4 +1,4 @@
-"""Published laws. Compare them only with fits over the same sizes and with the same N and target."""
+"""Published laws. Compare them only with fits over the same sizes, with the same definition of N and target."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from slm.scaling.forms import Floats
 from slm.scaling.laws import Law, get_law
 
 MAX_EXTRAPOLATION = 10.0
-"""A law is not used if sizes or tokens are outside its fitted range by more than this factor."""
+"""A law is not used if sizes or tokens lie outside its fitted range by more than this factor."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A published law of the loss in nats per token; `size` is the column that counts N as its authors did."""
+    """A published law of the loss in nats per token. `size` names the column that counts N as the authors did."""
 
     name: str
     law: Law
@@ -28,18 +28,18 @@ class Reference:
     """Smallest and largest value of each variable among the runs that the law was fitted to."""
 
     def outside_range(self, values: Mapping[str, Floats]) -> dict[str, dict[str, Any]]:
-        """Return the variables with values outside the fitted range: ranges `table` and `fitted`, largest `factor`."""
+        """Return both ranges and the largest `factor` beyond, for each variable that leaves the fitted range."""
         outside: dict[str, dict[str, Any]] = {}
         for name, (low, high) in self.fitted.items():
-            x = np.asarray(values[name], float)
-            factor = max(low / float(x.min()), float(x.max()) / high)
+            smallest, largest = float(np.min(values[name])), float(np.max(values[name]))
+            factor = max(low / smallest, largest / high)
             if factor > 1:
-                outside[name] = {"table": [float(x.min()), float(x.max())], "fitted": [low, high], "factor": factor}
+                outside[name] = {"table": [smallest, largest], "fitted": [low, high], "factor": factor}
         return outside
 
     def log_loss(self, values: Mapping[str, Floats]) -> Floats:
         """Return the natural log of the loss at `values` of the law's variables, arrays of equal length."""
-        log_x = np.log(np.stack([np.asarray(values[v], float) for v in self.law.variables], axis=1))
+        log_x = np.log(np.stack([np.asarray(values[name], float) for name in self.law.variables], axis=1))
         theta = self.law.coordinates(self.params, np.zeros(log_x.shape[1]))
         return self.law.log_value(theta[None], log_x)[0]
 

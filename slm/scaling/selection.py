@@ -1,4 +1,4 @@
-"""Reject laws by the data, choose the law of the verdict, and derive what depends on laws: rankings and predictions."""
+"""Reject laws that do not fit, choose the law of the verdict, rank families, and combine the predictions of laws."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_AIC_DIFFERENCE = 10.0
 NESTED_LEVEL = 0.01
 """Level of the F test of a law against one that contains it, such as the same law with a floor."""
 MAX_RELATIVE_MISFIT = 3.0
-"""A law about which rows scatter this many times as much as about the best law lacks a variable, such as tokens."""
+"""If rows scatter about a law this many times as much as about the best law, it lacks a variable, such as tokens."""
 SAME_VALUE = 1e-6
 """Largest relative difference of two values of a variable that count as equal."""
 CHOICES = ("law", "target", "size", "loss")
@@ -31,23 +31,23 @@ ByLaw = Mapping[str, Mapping[str, Fitted]]
 def assess_laws(fitted: ByLaw) -> dict[str, Entry]:
     """Compare the laws in N (all laws if none is in N) by AIC and AICc pooled over the families. Returns law -> row.
 
-    Laws that fit at most half as many families as another law are not compared. The others are compared on the same
-    rows: the families that all of these laws fit, each with its own parameters and all with one scatter. Keys of a row:
-    `families`, `refused` (family -> reason), `tenable`, and `why` it is not. A law that is compared also has `aicc`,
-    `aic`, `aicc_above_best`, `aic_above_best`, `parameters`, `exact` and `held_out` (root mean square log error of
-    predicting the largest size).
-
-    A law is rejected if both its AIC and its AICc are `MAX_AIC_DIFFERENCE` above the best. With few rows, AICc alone
+    Laws that fit at most half as many families as another law are not compared. The others are compared on the
+    families that all of them fit. In each law, every family has its own parameters, and all families one scatter. A law
+    is rejected if both its AIC and its AICc are `MAX_AIC_DIFFERENCE` above the best. With few rows, AICc alone
     would reject laws with many parameters, and AIC alone would reject simple laws that do not follow the noise. A law
     is also rejected by an F test at `NESTED_LEVEL` against a law that has all its parameters and more.
+
+    Keys of a row: `families`, `refused` (family -> reason), `tenable` (compared and not rejected), and `why` it is not
+    tenable; if the law is compared, also `aicc`, `aic`, `aicc_above_best`, `aic_above_best`, `parameters`, `exact` (all
+    rows lie on the law) and `held_out` (root mean square log error of predicting the largest size).
     """
     candidates = {law: families for law, families in fitted.items() if is_in_size(families)} or dict(fitted)
     fits_by_law: dict[str, dict[str, Fit]] = {}
     for law, families in candidates.items():
         fits_by_law[law] = {name: result.fit for name, result in families.items() if result.fit}
-    most = max(map(len, fits_by_law.values()), default=0)
-    compared = [law for law, by_family in fits_by_law.items() if by_family and 2 * len(by_family) > most]
-    all_families = list(next(iter(fitted.values()))) if compared else []
+    most_families = max(map(len, fits_by_law.values()), default=0)
+    compared = [law for law, by_family in fits_by_law.items() if by_family and 2 * len(by_family) > most_families]
+    all_families = next(iter(fitted.values()), {})
     common = [name for name in all_families if all(name in fits_by_law[law] for law in compared)]
     fits = {law: [fits_by_law[law][name] for name in common] for law in compared}
     assessed: dict[str, Entry] = {}
@@ -60,16 +60,16 @@ def assess_laws(fitted: ByLaw) -> dict[str, Entry]:
             row |= {"aicc": score.aicc, "aic": score.aic, "exact": all(fit.is_exact for fit in fits[law])}
             row |= {"parameters": score.parameters, "held_out": _held_out_error(families[name] for name in common)}
         assessed[law] = row
-    ranked = [row for row in assessed.values() if "aic" in row]
+    compared_rows = [row for row in assessed.values() if "aic" in row]
     for key in ("aicc", "aic"):
-        best = min((row[key] for row in ranked if np.isfinite(row[key])), default=np.nan)
-        for row in ranked:
+        best = min((row[key] for row in compared_rows if np.isfinite(row[key])), default=np.nan)
+        for row in compared_rows:
             row[f"{key}_above_best"] = row[key] - best
-    has_exact = any(row["exact"] for row in ranked)
-    for row in ranked:
-        above = min(row["aicc_above_best"], row["aic_above_best"])  # NaN, which rejects nothing, if no law has an AICc
-        row["tenable"] = row["exact"] if has_exact else not above > MAX_AIC_DIFFERENCE
-        why = "other laws fit all rows exactly" if has_exact else f"AIC and AICc at least {above:.3g} above the best"
+    has_exact = any(row["exact"] for row in compared_rows)
+    for row in compared_rows:
+        excess = min(row["aicc_above_best"], row["aic_above_best"])  # NaN if no law has an AICc: none is rejected
+        row["tenable"] = row["exact"] if has_exact else not excess > MAX_AIC_DIFFERENCE
+        why = "other laws fit all rows exactly" if has_exact else f"AIC and AICc at least {excess:.3g} above the best"
         row["why"] = "" if row["tenable"] else why
     if common and not has_exact:
         for law, p, richer in _rejected_by_richer(fits):
@@ -83,7 +83,7 @@ def is_in_size(families: Mapping[str, Fitted]) -> bool:
 
 
 def _rejected_by_richer(fits: Mapping[str, Sequence[Fit]]) -> Iterator[tuple[str, float, str]]:
-    """Yield (law, p, richer law) where an F test on independent rows rejects a law for a law that contains it."""
+    """Yield (law, p, richer law) if an F test on independent rows rejects a law in favour of a law that contains it."""
     for law, richer in permutations(fits, 2):
         narrow, wide = fits[law][0].law, fits[richer][0].law
         is_nested = set(narrow.parameters) < set(wide.parameters) and narrow.variables == wide.variables
@@ -106,18 +106,17 @@ def _held_out_error(fitted: Iterable[Fitted]) -> float | None:
 
 def is_curved(fitted: ByLaw, assessed: Mapping[str, Entry], law: str) -> bool:
     """Whether `law` is curved in logs, and the runs reject every law that is straight in logs."""
-
-    def is_straight(name: str) -> bool:
-        return any(result.fit and result.fit.law.is_linear for result in fitted[name].values())
-
-    return not is_straight(law) and not any(row["tenable"] for name, row in assessed.items() if is_straight(name))
+    is_straight: dict[str, bool] = {}
+    for name, families in fitted.items():
+        is_straight[name] = any(result.fit and result.fit.law.is_linear for result in families.values())
+    return not is_straight[law] and not any(row["tenable"] and is_straight[name] for name, row in assessed.items())
 
 
 def choose_law(fitted: ByLaw, assessed: Mapping[str, Entry], requested: str) -> tuple[str, str]:
-    """Return the law of the verdict and the reason for it. The law is `requested` unless that is `auto`.
-
-    If all rows lie exactly on some laws, `auto` takes the one of them with the fewest parameters. Otherwise it takes
-    the tenable law with the lowest pooled AICc; with too few rows for AICc, the first that fits the most families.
+    """Return the law of the verdict and the reason for it. A `requested` law is taken as it is; `auto` takes
+    - the law with the fewest parameters among those on which all rows lie exactly, if there are any;
+    - else the tenable law with the lowest pooled AICc;
+    - else, with too few rows for AICc, the first law that fits the most families.
     """
     if requested != "auto":
         return requested, "it was requested"
@@ -132,9 +131,10 @@ def choose_law(fitted: ByLaw, assessed: Mapping[str, Entry], requested: str) -> 
         held_out = {law: assessed[law]["held_out"] for law in scores if assessed[law]["held_out"] is not None}
         remark = ""
         if held_out and len(scores) > 1:
-            predictor = min(held_out, key=lambda law: held_out[law])
-            better = f", though {predictor} predicts the largest size better"
-            remark = ", and it predicts the largest size best" if predictor == best else better
+            best_predictor = min(held_out, key=lambda law: held_out[law])
+            remark = f", though {best_predictor} predicts the largest size better"
+            if best_predictor == best:
+                remark = ", and it predicts the largest size best"
         return best, f"it has the lowest AICc (pooled over the families) of {group} that are not rejected{remark}"
     first = max(tenable, key=lambda law: len(assessed[law]["families"]), default=None)
     if first is not None and assessed[first]["families"]:
@@ -149,8 +149,8 @@ def rows_by_law(fitted: ByLaw, families: Sequence[str]) -> list[Entry]:
     for law, family in product(fitted, families):
         entry = fitted[law][family].entry
         extrapolation = entry.get("extrapolation") or {}
-        row = {"law": law} | {key: entry[key] for key in ("family", "aicc", "bic", "rmse_log", "identified")}
-        row |= {"extrapolation_error_log": extrapolation.get("rms_error_log")}
+        row = {key: entry[key] for key in ("law", "family", "aicc", "bic", "rmse_log", "identified")}
+        row["extrapolation_error_log"] = extrapolation.get("rms_error_log")
         rows.append(row | {"extrapolation_inside": extrapolation.get("inside_interval")})
     return rows
 
@@ -158,13 +158,13 @@ def rows_by_law(fitted: ByLaw, families: Sequence[str]) -> list[Entry]:
 def rankings(entries: Sequence[Entry], families: Sequence[str]) -> list[Entry]:
     """Rank the families from the steepest exponent to the flattest, once per combination of `CHOICES`.
 
-    A ranking is not `usable` if the exponent of a family is missing or not identified, or if rows scatter about
-    the law more than `MAX_RELATIVE_MISFIT` times as much as about the best law for the same target and loss.
+    A ranking is `tenable` if rows scatter about the law at most `MAX_RELATIVE_MISFIT` times as much as about the best
+    law for the same target and loss. It is `usable` if the exponent of every family is identified too.
     """
     groups: dict[tuple[Any, ...], dict[str, Entry]] = {}
     for entry in entries:
         groups.setdefault(tuple(entry[choice] for choice in CHOICES), {})[entry["family"]] = entry
-    scatter = {key: max((e["sigma_log"] or 0.0 for e in group.values()), default=0.0) for key, group in groups.items()}
+    scatter = {key: max(entry["sigma_log"] or 0.0 for entry in group.values()) for key, group in groups.items()}
     lowest_scatter: dict[tuple[str, str], float] = {}
     for (law, target, size, loss), group in groups.items():
         sigma = scatter[law, target, size, loss]
@@ -173,22 +173,22 @@ def rankings(entries: Sequence[Entry], families: Sequence[str]) -> list[Entry]:
     rows = []
     for key, group in groups.items():
         row: Entry = dict(zip(CHOICES, key, strict=True))
-        best = lowest_scatter.get((row["target"], row["loss"]), np.inf)
-        row["tenable"] = scatter[key] <= MAX_RELATIVE_MISFIT * best
+        lowest = lowest_scatter.get((row["target"], row["loss"]), np.inf)
+        row["tenable"] = scatter[key] <= MAX_RELATIVE_MISFIT * lowest
         row["usable"] = row["tenable"] and all(name in group and group[name]["identified"] for name in families)
         exponents: dict[str, float] = {}
-        for name in families if row["usable"] else []:
-            ranked_exponent = group[name]["exponents"][0]
-            exponents[name] = group[name]["params"][ranked_exponent]
+        if row["usable"]:
+            exponents = {name: group[name]["params"][group[name]["exponents"][0]] for name in families}
         row |= {"variable": next(iter(group.values()))["variables"][0], "exponents": exponents}
         rows.append(row | {"order": sorted(exponents, key=lambda name: -exponents[name])})
     return rows
 
 
 def survival(all_rankings: Sequence[Entry], primary: Entry, families: Sequence[str]) -> Entry:
-    """Count how many other usable rankings by the same variable have the same order of all families, and of each pair.
+    """Count how many other usable rankings, by exponents of the same variable, agree with `primary`, the verdict's.
 
-    `primary` is the ranking of the verdict. `survives` is None if `primary` is not usable, or no other ranking is.
+    They may agree in the order of all families, or of a pair in `pairs` (`same` rankings of `of`). `survives` is None
+    if `primary` is not usable, or no other ranking is.
     """
 
     def differs_only_in(choice: str, row: Entry) -> bool:
@@ -201,22 +201,23 @@ def survival(all_rankings: Sequence[Entry], primary: Entry, families: Sequence[s
         others = [row for row in others if row["target"] != "perplexity"]
     perplexity = [row for row in usable if row["target"] == "perplexity" and differs_only_in("target", row)]
     order, exponents = primary["order"], primary["exponents"]
-    pairs = []
-    for a, b in combinations(families, 2) if primary["usable"] else []:
-        steeper, flatter = (a, b) if exponents[a] > exponents[b] else (b, a)
-        num_a_steeper = sum(row["exponents"][a] > row["exponents"][b] for row in others)
-        same = num_a_steeper if steeper == a else len(others) - num_a_steeper
-        pairs.append({"steeper": steeper, "flatter": flatter, "same": same, "of": len(others)})
+    num_same = sum(row["order"] == order for row in others)
     entry: Entry = {"rankings": list(all_rankings), "unknown": _why_unknown(primary, others), "usable": len(usable)}
     entry |= {"perplexity_order": perplexity[0]["order"] if perplexity else None, "primary_order": order}
-    entry |= {"same_order": sum(row["order"] == order for row in others), "compared_with": len(others)}
-    entry["survives"] = entry["same_order"] == len(others) if others and primary["usable"] else None
-    entry["survives_change_of"] = {}
-    for choice in CHOICES if primary["usable"] else []:
+    entry |= {"same_order": num_same, "compared_with": len(others), "survives_change_of": {}, "pairs": []}
+    entry["survives"] = num_same == len(others) if others and primary["usable"] else None
+    if not primary["usable"]:
+        return entry
+    for choice in CHOICES:
         orders = [row["order"] for row in others if differs_only_in(choice, row)]
         if orders:
             entry["survives_change_of"][choice] = all(other == order for other in orders)
-    return entry | {"pairs": pairs}
+    for a, b in combinations(families, 2):
+        steeper, flatter = (a, b) if exponents[a] > exponents[b] else (b, a)
+        num_a_steeper = sum(row["exponents"][a] > row["exponents"][b] for row in others)
+        same = num_a_steeper if steeper == a else len(others) - num_a_steeper
+        entry["pairs"].append({"steeper": steeper, "flatter": flatter, "same": same, "of": len(others)})
+    return entry
 
 
 def _why_unknown(primary: Entry, others: Sequence[Entry]) -> str | None:
@@ -231,11 +232,11 @@ def _why_unknown(primary: Entry, others: Sequence[Entry]) -> str | None:
 def envelopes(fitted: ByLaw, assessed: Mapping[str, Entry], law: str) -> list[Entry]:
     """Return, for each family and predicted point, the union of the prediction intervals of all tenable laws.
 
-    The points are all `predictions` that have the first variable of `law` (of the first assessed law if `law` was not
-    assessed). A law is used at the points that have all its variables.
+    The points are all points of `predictions` that state the first variable of `law` (of the first assessed law if
+    `law` was not assessed). A law predicts at the points that state all its variables.
 
     Keys: `family`, `at` (variable -> value), `low`, `high`, `laws`, `excluded` (law -> reason). An end is None (open)
-    if a tenable law sets no bound there. If no law is tenable, `laws` is empty and both ends are None.
+    if a tenable law has no bound there, or if no law is tenable; `laws` is then empty.
     """
     if not assessed:
         return []
@@ -249,12 +250,12 @@ def envelopes(fitted: ByLaw, assessed: Mapping[str, Entry], law: str) -> list[En
 
 
 def _points(entries: Mapping[str, Entry], variable: str) -> list[dict[str, float]]:
-    """The predicted points of all laws, except points that another point contains."""
+    """The predicted points of all laws that state `variable`, without points that are part of another point."""
     points: list[dict[str, float]] = []
     for entry in entries.values():
         for point, _ in _predictions(entry):
             if variable in point and not any(_covers(other, point) for other in points):
-                points = [other for other in points if not _covers(point, other)] + [point]
+                points = [*(other for other in points if not _covers(point, other)), point]
     return sorted(points, key=lambda point: point[variable])
 
 
@@ -269,7 +270,8 @@ def _covers(point: Mapping[str, float], part: Mapping[str, float]) -> bool:
 
 
 def _envelope(entries: Mapping[str, Entry], at: Mapping[str, float], assessed: Mapping[str, Entry]) -> Entry:
-    intervals, excluded = {}, {}
+    intervals: dict[str, tuple[float, float]] = {}
+    excluded: dict[str, str] = {}
     for law, entry in entries.items():
         if not assessed[law]["tenable"]:
             excluded[law] = assessed[law]["why"]

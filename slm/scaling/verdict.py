@@ -1,10 +1,14 @@
 """State in words whether families differ in how they scale: a headline, and the sentences that qualify it.
 
-Families at the same sizes are compared by the slope of their log ratio (`paired`), or above a shared floor if the runs
-reject straight lines; other families are compared by exponents under the law of the verdict. The verdict says that
-two families differ only if the difference is significant, stays significant under every floor that the runs do not
-reject, and has the same sign under every law that the runs do not reject and in which both exponents are identified. A
-difference that could not be tested above floors must be significant under one of these laws too.
+Two families are compared by the first of these that is possible:
+- the slope of the log ratio of their losses, if they have runs at the same sizes (`paired`);
+- the same above a floor that both share, if the runs reject every law that is a straight line in logs;
+- their exponents under the law of the verdict: the one law chosen for all families.
+
+A law or a floor is tenable if the runs do not reject it. The verdict says that two families differ only if
+- the difference is significant, also above every tenable floor;
+- it has the same sign under every tenable law in which both exponents are identified;
+- one of these laws finds it significant too, if no floor could be tested.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ from slm.scaling.caveats import Case, Entry, detectable, family_pairs, levels, l
 from slm.scaling.pairs import adjust
 
 RECORDED_KEYS = "a b exponent paired above delta ci_low ci_high p p_adjusted p_any_floor_adjusted differs"
-"""Keys of a pair that are written to comparison.json."""
+"""Keys of a pair that are written to comparison.json. `above` is true for a comparison above a shared floor."""
+SHARED_LAW = "One law with a floor for both families, and a constant factor on N between them,"
 
 
 def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | None) -> Entry:
@@ -27,15 +32,16 @@ def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | N
     by the law of the verdict. Its `differs` is None if the answer depends on the law.
     """
     primary = comparison["primary"]
-    keys = ("law", "target", "loss")
-    fits = [e for e in entries if all(e[k] == primary[k] for k in keys) and e["size"] in (None, primary["size"])]
+    of_primary = {key: primary[key] for key in ("law", "target", "loss")}
+    fits = [entry for entry in entries if of_primary.items() <= entry.items()]
+    fits = [fit for fit in fits if fit["size"] in (None, primary["size"])]  # None: a law without N
     target = primary["target"].replace("_", " ")
     equation = f"{fits[0]['equation']} of {target}"
     case = Case(comparison, fits, primary["law"], comparison["laws"].get(primary["law"], {}), target, equation)
     sentences: list[str] = []
     pairs: list[Entry] = []
     distinguishable = None
-    if comparison["weighed"].get(case.law_name, {}).get("exact"):
+    if case.assessment(case.law_name).get("exact"):
         headline = _headline_without_scatter(case)
     elif len(comparison["families"]) == 1:
         headline = _headline_for_one_family(case)
@@ -51,25 +57,18 @@ def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | N
 
 
 def _compared_pairs(case: Case) -> list[Entry]:
-    """Return every pair of families with its best comparison: the answer `differs`, and a sentence `against` that.
+    """Return every pair of families that can be compared, at the same sizes if possible, else under the verdict's law.
 
-    `is_ranked` says whether families are also ranked by the exponent that is compared. The p-values are adjusted over
-    all these pairs, and written back to the `source` rows in `case.comparison`, which the report shows.
+    `against` is a sentence on what contradicts the answer `differs`, or "". `is_ranked` says whether the report also
+    ranks families by the exponent that is compared. The p-values are adjusted over all these pairs, and written back to
+    the `source` rows in `case.comparison`, which the report shows.
     """
-    matched = case.comparison["paired"]
     law_rows = case.law.get("pairs", [])
     ranking_exponent = law_rows[0]["exponent"] if law_rows else ""
-    pairs: list[Entry] = []
-    for row in matched["pairs"] if case.comparison["primary"]["in_N"] else []:
-        is_above = bool(row["above_floor"])
-        source = row["above_floor"] if is_above else row
-        if is_above or not matched["curved"]:
-            exponent = (ranking_exponent or "the exponent of N") if is_above else "local exponent"
-            pair = {"a": row["a"], "b": row["b"], "variable": "N", "exponent": exponent, "straight": not is_above}
-            pairs.append({"p_any_floor": None, **source, **pair, "paired": True, "above": is_above, "source": source})
-    pairs_at_same_sizes = family_pairs(pairs)
+    pairs = _pairs_at_same_sizes(case, ranking_exponent) if case.comparison["primary"]["in_N"] else []
+    families_at_same_sizes = family_pairs(pairs)
     for row in law_rows:
-        is_compared = (row["a"], row["b"]) in pairs_at_same_sizes and row["exponent"] == ranking_exponent
+        is_compared = (row["a"], row["b"]) in families_at_same_sizes and row["exponent"] == ranking_exponent
         if row["p"] is not None and not is_compared:
             pairs.append({**row, "paired": False, "above": False, "source": row})
     adjust(pairs)
@@ -82,47 +81,63 @@ def _compared_pairs(case: Case) -> list[Entry]:
     return pairs
 
 
+def _pairs_at_same_sizes(case: Case, ranking_exponent: str) -> list[Entry]:
+    """Return the pairs compared above a shared floor, and, unless the runs reject straight lines, those by slopes."""
+    pairs: list[Entry] = []
+    for row in case.comparison["paired"]["pairs"]:
+        pair: Entry = {"a": row["a"], "b": row["b"], "variable": "N", "paired": True, "p_any_floor": None}
+        if above_floor := row["above_floor"]:
+            pair |= above_floor | {"source": above_floor, "above": True, "straight": False}
+            pairs.append(pair | {"exponent": ranking_exponent or "the exponent of N"})
+        elif not case.comparison["paired"]["curved"]:
+            pair |= row | {"source": row, "above": False, "straight": True}
+            pairs.append(pair | {"exponent": "local exponent"})
+    return pairs
+
+
 def _objection(case: Case, pair: Entry) -> str:
-    """A sentence on a law or floor that the runs do not reject and that contradicts this pair; "" if there is none."""
+    """A sentence on a tenable law or floor that contradicts the answer for this pair; "" if there is none."""
     is_significant = case.is_significant(pair["p_adjusted"])
-    any_floor = pair["p_any_floor_adjusted"]
+    any_floor_p = pair["p_any_floor_adjusted"]
+    has_floor_test = pair["above"] or (pair["straight"] and any_floor_p is not None)
     is_confirmed = False
     for name, law in case.comparison["laws"].items():
         row = _identified_row(pair, law["pairs"])
-        if row is None or row["straight"] or not case.comparison["weighed"].get(name, {}).get("tenable", False):
-            continue  # what floors do to a straight line is tested below, by `any_floor`
-        if not pair["paired"] and name == case.law_name:
+        is_own_law = name == case.law_name and not pair["paired"]
+        # Straight laws are skipped: `any_floor_p` below tests whether a floor explains their slopes.
+        if row is None or row["straight"] or is_own_law or not case.assessment(name).get("tenable"):
             continue
-        differs, is_opposite = case.is_significant(row["p_adjusted"]), row["delta"] * pair["delta"] < 0
-        # A test above a floor has more power than a test under a law, which then need not be significant too.
-        is_sharper = pair["above"] or (pair["straight"] and any_floor is not None)
-        if is_significant and not is_opposite and (differs or is_sharper):
+        is_significant_under_law = case.is_significant(row["p_adjusted"])
+        if not is_significant and not is_significant_under_law:
+            continue
+        # A test with floors has more power than a test under a law, so the law then only has to give the same sign.
+        has_same_sign = row["delta"] * pair["delta"] >= 0
+        if is_significant and has_same_sign and (is_significant_under_law or has_floor_test):
             is_confirmed = True
-        elif is_significant or differs:
+        else:
             return _contradiction(case, pair, name, row)
     if not is_significant or not pair["straight"]:
         return ""
     steeper, flatter = _steeper_first(pair)
     comparison = f"The {case.target} of {steeper} falls faster over these sizes than that of {flatter}"
     slope = f"{comparison}, by {_difference(pair)} in the exponent (p = {pair['p_adjusted']:.2g})"
-    if any_floor is None:
-        return "" if is_confirmed else f"{slope}, but no law with a floor that the runs identify confirms it."
-    if case.is_significant(any_floor):
+    if any_floor_p is None:
+        return "" if is_confirmed else f"{slope}, but no law with a floor could be fitted well enough to confirm it."
+    if case.is_significant(any_floor_p):
         return ""
-    explanation = f"One law with a floor and a constant factor on N explains this too (p = {any_floor:.2g})"
-    consequence = "the difference need not continue at larger sizes. A wider span of sizes would tell."
-    return f"{slope}. {explanation}, so {consequence}"
+    consequence = "so the difference need not continue at larger sizes. A wider span of sizes would tell."
+    return f"{slope}. {SHARED_LAW} explains this too (p = {any_floor_p:.2g}), {consequence}"
 
 
 def _identified_row(pair: Entry, rows: Sequence[Entry]) -> Entry | None:
-    """The first of another law's `rows` with the same families and variable; None if it is not identified."""
+    """The first of a law's `rows` with the families and variable of `pair`; None if an exponent is not identified."""
     keys = ("a", "b", "variable")
     row = next((row for row in rows if all(row[key] == pair[key] for key in keys)), None)
     return row if row and row["identified"] and row["p_adjusted"] is not None else None
 
 
 def _contradiction(case: Case, pair: Entry, law: str, row: Entry) -> str:
-    """A sentence with the result of this pair, the different result under `law`, and what would decide."""
+    """A sentence with the result of this pair, the different result under `law`, and what would decide between them."""
     condition = _condition(case, [pair]).capitalize() if pair["paired"] else f"Under {case.law_name}"
     result = f"{pair['a']} and {pair['b']} do not differ significantly"
     other_result = "they do not differ significantly"
@@ -133,7 +148,7 @@ def _contradiction(case: Case, pair: Entry, law: str, row: Entry) -> str:
         other_result = f"{row['exponent']} of {_steeper_first(row)[0]} is larger"
     one_side = f"{condition}, {result} (p = {pair['p_adjusted']:.2g})"
     other_side = f"under {law}, which the runs do not reject, {other_result} (p = {row['p_adjusted']:.2g})"
-    return f"{one_side}; {other_side}. Sizes over a wider span would show the bend and decide."
+    return f"{one_side}; {other_side}. A wider span of sizes would show which law holds."
 
 
 def _steeper_first(pair: Entry) -> tuple[str, str]:
@@ -142,7 +157,7 @@ def _steeper_first(pair: Entry) -> tuple[str, str]:
 
 
 def _difference(pair: Entry) -> str:
-    """The steeper exponent minus the flatter, as `difference [low, high]`."""
+    """The steeper exponent minus the flatter in words, as `difference [low, high]`."""
     ends = [pair["ci_low"], pair["ci_high"]]
     if pair["delta"] <= 0:
         ends = [None if end is None else -end for end in reversed(ends)]
@@ -168,14 +183,14 @@ def _headline(case: Case, pairs: Sequence[Entry]) -> tuple[str, bool | None]:
 
 
 def _condition(case: Case, pairs: Sequence[Entry]) -> str:
-    """The condition under which an answer on these pairs holds: `over these sizes`."""
+    """The condition under which an answer on these pairs holds, such as `over these sizes`."""
     if any(pair["above"] for pair in pairs):
         return "above a floor that they share"
     return "over these sizes" if any(pair["paired"] for pair in pairs) else f"under {case.equation}"
 
 
 def _differences(case: Case, pairs: Sequence[Entry]) -> list[str]:
-    """Sentences on each difference, on what supports or contradicts it, and on what the design can detect."""
+    """Sentences on each significant difference, on what supports or contradicts answers, and on what is detectable."""
     if not pairs:
         return []
     differing = [pair for pair in pairs if pair["differs"]]
@@ -187,8 +202,8 @@ def _differences(case: Case, pairs: Sequence[Entry]) -> list[str]:
             comparison = f"Above a floor that they share, {comparison}"
         elif pair["paired"]:
             comparison = f"The {case.target} of {steeper} falls faster with N than"
-        value = f"{_difference(pair)}, Holm-adjusted p = {pair['p_adjusted']:.2g}"
-        sentences.append(f"{comparison} that of {flatter}, by {value}.")
+        difference = f"{_difference(pair)}, Holm-adjusted p = {pair['p_adjusted']:.2g}"
+        sentences.append(f"{comparison} that of {flatter}, by {difference}.")
     sentences += [pair["against"] for pair in pairs if pair["against"]]
     sentences += _explained_by_floor(case, pairs)
     sentences += [_agreement(case, pair) for pair in differing if pair["is_ranked"]]
@@ -197,14 +212,14 @@ def _differences(case: Case, pairs: Sequence[Entry]) -> list[str]:
 
 def _explained_by_floor(case: Case, pairs: Sequence[Entry]) -> list[str]:
     """A sentence on pairs whose slopes differ over these sizes, but whose exponents above a shared floor do not."""
-    not_differing = family_pairs(pair for pair in pairs if pair["above"] and pair["differs"] is False)
-    rows = [row for row in case.comparison["paired"]["pairs"] if (row["a"], row["b"]) in not_differing]
+    have_equal_exponents = family_pairs(pair for pair in pairs if pair["above"] and pair["differs"] is False)
+    rows = [row for row in case.comparison["paired"]["pairs"] if (row["a"], row["b"]) in have_equal_exponents]
     rows = [row for row in rows if case.is_significant(row["p_adjusted"])]
     if not rows:
         return []
     comparisons = [f"for {steeper} than for {flatter}" for steeper, flatter in map(_steeper_first, rows)]
     slopes = f"Over these sizes the {case.target} falls faster {shortlist(comparisons, max_items=3)}"
-    return [f"{slopes}; one law with a floor and a constant factor on N explains that."]
+    return [f"{slopes}. {SHARED_LAW} explains that."]
 
 
 def _agreement(case: Case, pair: Entry) -> str:
@@ -214,8 +229,8 @@ def _agreement(case: Case, pair: Entry) -> str:
     if row is None or not row["of"]:
         return ""
     steeper, flatter = _steeper_first(pair)
-    agreeing = row["same"] if row["steeper"] == steeper else row["of"] - row["same"]
-    return f"{steeper} is steeper than {flatter} in {agreeing} of {row['of']} fits with other laws, N or targets."
+    num_agreeing = row["same"] if row["steeper"] == steeper else row["of"] - row["same"]
+    return f"{steeper} is steeper than {flatter} in {num_agreeing} of {row['of']} fits with other laws, N or targets."
 
 
 def _headline_without_scatter(case: Case) -> str:

@@ -160,7 +160,7 @@ def test_a_fit_at_a_given_floor_is_the_line_of_the_log_above_it(floor: float) ->
     found = at_floors(np.log(SIZES), y, np.array([floor]))
     assert found.alpha[0] == pytest.approx(0.3, rel=1e-8)
     assert found.squares[0] < 1e-20
-    assert found.local[0] == pytest.approx(0.3 * (1 - floor / np.exp(y)), rel=1e-6)
+    assert found.local_exponents[0] == pytest.approx(0.3 * (1 - floor / np.exp(y)), rel=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 0.98])
