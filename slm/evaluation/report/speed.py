@@ -27,13 +27,13 @@ CAPTION = (
 
 
 def conditions(entry: Entry) -> str | None:
-    """Describe the conditions of a measured speed; speeds are comparable if these are equal. None without a speed."""
+    """Return the conditions of a measured speed in words, equal for comparable speeds; None without a speed."""
     speed = entry["speed"]
     if not is_number(speed.get("decode_tokens_per_second")):
         return None
     device = speed.get("device")
     threads = f" ({speed['threads']} threads)" if speed.get("threads") and device == "cpu" else ""
-    processor = speed.get("device_name") or f"{device}{threads}"  # the name of a CPU includes its threads
+    processor = speed.get("device_name") or f"{device}{threads}"  # `device_name` of a CPU includes its threads
     cache = "KV cache" if speed.get("cache") else "no KV cache"
     compiled = ", compiled" if speed.get("compiled") else ""
     tokens = f"{speed.get('prompt_tokens')} + {speed.get('new_tokens')} tokens"
@@ -66,8 +66,8 @@ def speed_section(results: Results) -> Section | None:
 
 
 def _rate(name: str, entry: Entry) -> str:
-    value, spread = (entry["speed"].get(f"{name}_{key}") for key in ("tokens_per_second", "spread"))
-    return format_number(value) + (f" {interval(spread)}" if spread and is_number(value) else "")
+    rate, spread = entry["speed"].get(f"{name}_tokens_per_second"), entry["speed"].get(f"{name}_spread")
+    return f"{format_number(rate)} {interval(spread)}" if spread and is_number(rate) else format_number(rate)
 
 
 COLUMNS: Columns = {
@@ -90,32 +90,25 @@ def _caution(results: Results) -> str:
     others = [name_of(entry) for entry in results.entries if conditions(entry) not in (None, usual)]
     if not others or usual is None:
         return ""
+    verb = "was" if len(others) == 1 else "were"
     return (
-        f"**Caution:** {join_names(others)} {'was' if len(others) == 1 else 'were'} measured under other conditions "
-        f"than the rest ({escape_markdown(usual)}), so these speeds are not comparable; see the last column."
+        f"**Caution:** {join_names(others)} {verb} measured under other conditions than the rest "
+        f"({escape_markdown(usual)}), so these speeds are not comparable; see the last column."
     )
-
-
-def sharing_price(entry: Entry) -> dict[str, float]:
-    """Return the time per token divided by the time without block sharing (same tensors), for prefill and decode."""
-    rates = entry["speed"]
-    unshared = rates.get("without_sharing") or {}
-    return {
-        name: unshared[key] / rates[key]
-        for name, key in (("prefill", "prefill_tokens_per_second"), ("decode", "decode_tokens_per_second"))
-        if is_number(unshared.get(key)) and is_number(rates.get(key))
-    }
 
 
 def _sharing_line(entry: Entry) -> str:
     """Say how much slower block sharing makes the model; empty for a model that shares no blocks."""
-    repeats = entry["shape"].get("num_repeats")
-    sharing = f"uses each block {repeats} times" if is_number(repeats) else "uses blocks repeatedly"
     times = []
-    for name, ratio in sharing_price(entry).items():
-        shared = format_number(entry["speed"][f"{name}_tokens_per_second"])
-        unshared = format_number(entry["speed"]["without_sharing"][f"{name}_tokens_per_second"])
-        times.append(f"{format_number(ratio, 3)} times the time in {name} ({shared} against {unshared} tokens/s)")
+    for name in ("prefill", "decode"):
+        rate = entry["speed"].get(f"{name}_tokens_per_second")
+        rate_without_sharing = (entry["speed"].get("without_sharing") or {}).get(f"{name}_tokens_per_second")
+        if is_number(rate) and is_number(rate_without_sharing):
+            ratio = format_number(rate_without_sharing / rate, 3)
+            rates = f"{format_number(rate)} against {format_number(rate_without_sharing)} tokens/s"
+            times.append(f"{ratio} times the time in {name} ({rates})")
     if not times:
         return ""
+    repeats = entry["shape"].get("num_repeats")
+    sharing = f"uses each block {repeats} times" if is_number(repeats) else "uses blocks repeatedly"
     return f"{name_of(entry)} {sharing}: compared with the same tensors used once, a token takes {join_names(times)}."

@@ -54,29 +54,29 @@ def tasks_section(results: Results) -> Section | None:
 
 
 def warnings(entries: list[Entry]) -> list[str]:
-    """Return sentences on tasks that were scored in part, and on tasks whose settings differ between checkpoints."""
+    """Return a sentence on tasks scored in part, and one on tasks whose settings differ between checkpoints."""
     results_by_task: dict[str, list[Entry]] = {}
     for entry in entries:
         for name, result in tasks_of(entry).items():
             results_by_task.setdefault(name, []).append(result)
-    partial, different = [], []
+    partly_scored, with_different_settings = [], []
     for name, results in results_by_task.items():
         counts = {int(n) for result in results if (n := number(result, "n")) is not None}
         if name in NUM_ITEMS and counts and min(counts) < NUM_ITEMS[name]:
-            shown = join_names([str(n) for n in sorted(counts)])
-            partial.append(f"{escape_markdown(name)} ({shown} of {NUM_ITEMS[name]})")
+            counts_text = join_names([str(n) for n in sorted(counts)])
+            partly_scored.append(f"{escape_markdown(name)} ({counts_text} of {NUM_ITEMS[name]})")
         if len({(result.get("metric"), result.get("n"), result.get("num_fewshot")) for result in results}) > 1:
-            different.append(escape_markdown(name))
+            with_different_settings.append(escape_markdown(name))
     sentences = []
-    if partial:
+    if partly_scored:
         sentences.append(
-            f"only a part of the items was scored: {join_names(partial)}. These values, and averages with them, are "
-            "not comparable with published values."
+            f"only a part of the items was scored: {join_names(partly_scored)}. These values, and averages with them, "
+            "are not comparable with published values."
         )
-    if different:
+    if with_different_settings:
+        names = join_names(with_different_settings)
         sentences.append(
-            f"items, examples or metrics of {join_names(different)} differ between checkpoints, so the values are not "
-            "comparable."
+            f"items, examples or metrics of {names} differ between checkpoints, so the values are not comparable."
         )
     return sentences
 
@@ -92,10 +92,10 @@ def _table(entries: list[Entry], common: list[str], averages: Averages) -> str:
 
 
 def _row(name: str, entries: list[Entry]) -> list[str]:
-    results = [tasks_of(entry).get(name) for entry in entries]
+    results = [tasks_of(entry).get(name, {}) for entry in entries]
     cells = [escape_markdown(name)]
     for key in ("metric", "n", "num_fewshot"):
-        settings = dict.fromkeys(str(result[key]) for result in results if result and result.get(key) is not None)
+        settings = dict.fromkeys(str(result[key]) for result in results if result.get(key) is not None)
         cells.append(escape_markdown(join_names(list(settings))) or NO_VALUE)
     return cells + [with_error(result["value"], result.get("se")) if result else NO_VALUE for result in results]
 
@@ -113,9 +113,9 @@ def _average_note(entries: list[Entry], common: list[str]) -> str:
 
 def _indistinguishable_pairs(averages: Averages) -> str:
     pairs = []
-    for (a, a_average), (b, b_average) in combinations(averages.items(), 2):
-        if differ_significantly(a_average, b_average) is False:
-            pairs.append(f"{a} and {b}")
+    for (name, mean_and_error), (other_name, other_mean_and_error) in combinations(averages.items(), 2):
+        if differ_significantly(mean_and_error, other_mean_and_error) is False:
+            pairs.append(f"{name} and {other_name}")
     if not pairs:
         return ""
     return (
