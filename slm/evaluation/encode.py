@@ -1,9 +1,10 @@
 """Encode a text with one checkpoint's tokenizer: tokens, which tokens are scored, and how many bytes each covers.
 
-Notable: each byte of the text is attributed to one token, so bits per byte is exact for any part of the text; if
-decoding does not return the text, a note says so. A running text begins with BOS if the tokenizer's own rule says so,
-and then all tokens of the text are scored; otherwise its first token is only context. Separate documents are framed by
-begin and end tokens as in training.
+Notable:
+- Each byte of the text is attributed to one token, so bits per byte is exact for any part of the text.
+- A running text begins with BOS if the tokenizer's own rule says so. Without BOS, its first token is only context.
+- Separate documents have begin and end tokens as in training.
+- If decoding does not return the text, a note says so.
 """
 
 import hashlib
@@ -31,24 +32,24 @@ class Stream:
     name: str
     fingerprint: str  # of the text, independent of the tokenizer
     tokens: np.ndarray  # int64: token ids
-    scored: np.ndarray  # bool: whether the prediction of a token counts; false for the first token
+    is_scored: np.ndarray  # bool: whether the prediction of a token counts; false for the first token
     token_bytes: np.ndarray  # int64: UTF-8 bytes of the text that a token covers; 0 for BOS and EOS
     document: np.ndarray  # int32: number of the document that a token is in
     words: int | None  # white-space separated words in the scored part of a running text; None if not counted
     notes: tuple[str, ...]  # caveats for the report, as sentences
     in_training: float | None = None  # share of the bytes that the checkpoint was trained on; None if unknown
-    separator: int | None = None  # the token that begins a document; None if documents see each other
+    separator: int | None = None  # id of the token that begins a document; None if documents attend to each other
 
     @property
     def num_scored(self) -> int:
         """Number of tokens whose predictions count."""
-        return int(self.scored.sum())
+        return int(self.is_scored.sum())
 
     @cached_property
     def segmentation(self) -> str:
         """Hash of where the text is cut into tokens, independent of token ids and of a BOS.
 
-        Losses per token are comparable between checkpoints with equal segmentation.
+        Losses per token are comparable between checkpoints if it is equal.
         """
         sizes = self.token_bytes[self.token_bytes > 0]
         return hashlib.sha256(sizes.astype("<i4").tobytes()).hexdigest()[:16]
@@ -58,8 +59,8 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
     """Return the stream of a text, or of its first `max_tokens` tokens (not counting a BOS before the text).
 
     `bos` says whether a running text begins with BOS: auto (the tokenizer's own rule), always, or never. In separate
-    documents EOS is scored, as in training (the model must predict where a document ends), and BOS is not. Raises
-    ValueError if no token can be scored.
+    documents, BOS is not scored. EOS is scored, because the model must predict where a document ends. Raises ValueError
+    if no token can be scored.
     """
     if text.separate:
         starts = range(0, len(text.documents), DOCUMENTS_PER_CALL)
@@ -70,7 +71,7 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
         if bos != "auto":
             notes.append(f"bos={bos} has no effect on separate documents.")
         if tokenizer.has_own_bos:  # then the id of BOS never occurs inside a document
-            stream = replace(stream, scored=stream.scored & (stream.tokens != tokenizer.bos_id))
+            stream = replace(stream, is_scored=stream.is_scored & (stream.tokens != tokenizer.bos_id))
     else:
         stream, notes = _encode_running_text(text, tokenizer, bos, max_tokens), []
     if not stream.num_scored:
@@ -82,7 +83,7 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
 
 
 def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: int | None = None) -> Stream:
-    """Return the validation stream of a run of train.py, with the same tokens and masks as in its own validation.
+    """Return the validation stream of a run of train.py, with the tokens and masks of the run's own validation.
 
     `tokenizer` is the tokenizer that the run saved. The text is read from `cache_dir` or the run's own cache, or built
     again in `cache_dir` from its source. `max_tokens` limits the stream, begin and end tokens included. Raises
@@ -100,10 +101,11 @@ def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: 
         raise ValueError(f"the validation text of {run} is no longer available: {error}") from error
     stream = _encode_documents(config["data"]["name"], fingerprints["data"], groups, tokenizer, max_tokens)
     notes = ["This is the validation text of the run, framed and counted as in training."]
-    is_masked = config["train"].get("document_masking")  # older runs lack the key
-    if is_masked:
+    separator = None
+    if config["train"].get("document_masking"):  # older runs lack the key
         notes.append("Tokens attend only to their own document, as in training.")
-    return replace(stream, notes=(*notes, *stream.notes), separator=tokenizer.separator_id if is_masked else None)
+        separator = tokenizer.separator_id
+    return replace(stream, notes=(*notes, *stream.notes), separator=separator)
 
 
 def _encode_running_text(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None) -> Stream:
@@ -120,15 +122,17 @@ def _encode_running_text(text: Text, tokenizer: Tokenizer, bos: str, max_tokens:
     num_unscored_bytes = 0 if has_bos else int(sizes[:1].sum())
     scored_text = content.encode()[num_unscored_bytes : sizes.sum()].decode(errors="ignore")
     if has_bos:
-        begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-        tokens, sizes, document = np.r_[begin, tokens], np.r_[0, sizes], np.r_[document[:1], document]
+        begin_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        tokens = np.r_[begin_id, tokens]
+        sizes = np.r_[0, sizes]
+        document = np.r_[document[:1], document]
     else:
         notes.append("The text does not begin with BOS, so its first token is only context and is not scored.")
     return Stream(
         name=text.name,
         fingerprint=text.fingerprint,
         tokens=tokens,
-        scored=np.arange(len(tokens)) > 0,
+        is_scored=np.arange(len(tokens)) > 0,
         token_bytes=sizes,
         document=document,
         words=len(scored_text.split()) if is_lossless else None,
@@ -148,27 +152,24 @@ def _encode_documents(
 
     `groups` are lists of documents. `advance` is called with the megabytes encoded since its last call.
     """
-    opening = np.asarray(tokenizer.ids_before_stream, dtype=np.int64)  # tokens before the first document
-    tokens, sizes = [opening], [0 * opening]
-    lengths: list[int] = []
-    num_tokens = len(opening)
+    tokens_before = np.asarray(tokenizer.ids_before_stream, dtype=np.int64)  # they belong to the first document
+    tokens, sizes = [tokens_before], [np.zeros_like(tokens_before)]
+    num_tokens = len(tokens_before)
     is_lossless = True
     num_begin_tokens = int(tokenizer.has_own_bos)
     documents = (pair for group in groups for pair in zip(group, tokenizer.encode_batch(group), strict=True))
     for content, ids in documents:
-        framed = np.fromiter(tokenizer.with_begin_and_end(ids), dtype=np.int64)
-        framed_sizes = np.zeros_like(framed)
-        text_sizes, gives_text_back = tokenizer.text_bytes(content, ids)
-        framed_sizes[num_begin_tokens : num_begin_tokens + len(ids)] = text_sizes
-        is_lossless &= gives_text_back
-        tokens.append(framed)
-        sizes.append(framed_sizes)
-        lengths.append(len(framed))
-        num_tokens += len(framed)
+        tokens.append(np.fromiter(tokenizer.with_begin_and_end(ids), dtype=np.int64))
+        sizes.append(np.zeros_like(tokens[-1]))
+        text_sizes, is_document_lossless = tokenizer.text_bytes(content, ids)
+        sizes[-1][num_begin_tokens : num_begin_tokens + len(ids)] = text_sizes
+        is_lossless &= is_document_lossless
+        num_tokens += len(tokens[-1])
         advance(len(content) / 1e6)
         if max_tokens is not None and num_tokens > max_tokens:
             break
-    lengths[0] += len(opening)  # the opening belongs to the first document
+    lengths = [len(document_tokens) for document_tokens in tokens[1:]]
+    lengths[0] += len(tokens_before)
     document = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     notes = [] if is_lossless else [LOSSY_NOTE]
     if max_tokens is not None and len(document) > max_tokens:
@@ -178,7 +179,7 @@ def _encode_documents(
         name=name,
         fingerprint=fingerprint,
         tokens=np.concatenate(tokens)[:max_tokens],
-        scored=np.arange(len(document)) > 0,
+        is_scored=np.arange(len(document)) > 0,
         token_bytes=np.concatenate(sizes)[:max_tokens],
         document=document,
         words=None,

@@ -40,7 +40,7 @@ class Ledger:
         self.entries = self._read()
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Lock the directory and write its settings. Raises `ValueError` if another process evaluates there."""
         with locked(self.folder, "process that evaluates there"):
             self.entries = self._read()  # another process may have added entries meanwhile
@@ -54,21 +54,22 @@ class Ledger:
             if all(entry.get(key) == checkpoint[key] for key in IDENTITY_FIELDS):
                 entry["checkpoint"] = checkpoint["checkpoint"]
                 if entry["versions"] != checkpoint["versions"]:
-                    before, now = _version_text(entry["versions"]), _version_text(checkpoint["versions"])
-                    entry["continued"] = f"Begun with {before}, continued with {now}."
+                    old, new = _version_text(entry["versions"]), _version_text(checkpoint["versions"])
+                    entry["continued"] = f"Begun with {old}, continued with {new}."
                 return entry
         # An entry of this checkpoint with different identity fields is outdated: the run was trained further, or the
         # results come from a machine with another precision.
         self.entries = [entry for entry in self.entries if entry["checkpoint"] != checkpoint["checkpoint"]]
-        blank: Entry = {"perplexity_results": [], "speed": None, "tasks": {}, "wall_seconds": 0.0, "status": "begun"}
-        self.entries.append({**checkpoint, **blank})
+        no_results: Entry = {"perplexity_results": [], "speed": None, "tasks": {}}
+        self.entries.append({**checkpoint, **no_results, "wall_seconds": 0.0, "status": "begun"})
         return self.entries[-1]
 
     def save(self) -> None:
         """Write `results.json` atomically."""
         text = json.dumps(self.entries, indent=2, ensure_ascii=False, allow_nan=False)
-        lists_on_one_line = re.sub(r"\[\n[-+.,\deE\s]*\]", lambda match: " ".join(match[0].split()), text)
-        write_atomically(self.file, lists_on_one_line + "\n")
+        # Lists of numbers go on one line.
+        text = re.sub(r"\[\n[-+.,\deE\s]*\]", lambda match: " ".join(match[0].split()), text)
+        write_atomically(self.file, text + "\n")
 
     def arrange(self, checkpoints: Sequence[str]) -> None:
         """Sort entries into the order of `checkpoints`, entries of earlier commands last; give unique names to all."""
@@ -86,7 +87,7 @@ class Ledger:
                 )
             return []
         try:
-            before = yaml.safe_load((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+            old_settings = yaml.safe_load((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
             entries = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else []
             if not all("fingerprint" in entry and isinstance(entry["versions"], dict) for entry in entries):
                 raise TypeError
@@ -94,8 +95,8 @@ class Ledger:
             raise ValueError(
                 f"output_dir={self.folder} holds results or settings that cannot be read: choose another output_dir"
             ) from None
-        now = yaml.safe_load(yaml.safe_dump(self.settings))  # with the types that YAML reads back
-        changed = [key for key in FIXED_SETTINGS if before.get(key) != now.get(key)]
+        settings = yaml.safe_load(yaml.safe_dump(self.settings))  # with the types that YAML reads back
+        changed = [key for key in FIXED_SETTINGS if old_settings.get(key) != settings.get(key)]
         if changed:
             raise ValueError(
                 f"output_dir={self.folder} holds an evaluation with other values of {', '.join(changed)}: choose "
@@ -111,9 +112,11 @@ def _version_text(versions: Mapping[str, str]) -> str:
 def short_names(checkpoints: Sequence[str]) -> list[str]:
     """Return the shortest unique ends of paths or hub ids; a generic last part keeps at least its parent."""
     paths = [[part for part in PurePath(name).parts if part not in ("/", ".", "..")] or [name] for name in checkpoints]
-    for count in range(1, max(map(len, paths)) + 1):
-        counts = [max(count, 2) if path[-1] in GENERIC_NAMES else count for path in paths]
-        names = ["/".join(path[-number:]) for path, number in zip(paths, counts, strict=True)]
+    for num_parts in range(1, max(map(len, paths)) + 1):
+        names = []
+        for parts in paths:
+            is_generic = num_parts == 1 and parts[-1] in GENERIC_NAMES
+            names.append("/".join(parts[-2:] if is_generic else parts[-num_parts:]))
         if len(set(names)) == len(names):
             return names
     return list(checkpoints)

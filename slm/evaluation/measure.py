@@ -18,7 +18,7 @@ from slm.evaluation.encode import Stream, encode, run_stream
 from slm.evaluation.ledger import Entry
 from slm.evaluation.perplexity import Protocol, perplexity
 from slm.evaluation.speed import check_speed, measure_speed
-from slm.evaluation.tasks.local import answered, files_of_task, read_records
+from slm.evaluation.tasks.local import files_of_task, question_texts, read_records
 from slm.evaluation.tasks.run import run_task
 from slm.evaluation.texts import Text, read_text, training_documents
 from slm.runtime.machine import has_mps, native_bfloat16, unusable_gpu
@@ -47,7 +47,7 @@ class Precision:
 class Measurement:
     """One thing to measure on a checkpoint."""
 
-    is_in: Callable[[Entry], bool]  # whether an entry already has the result
+    is_done: Callable[[Entry], bool]  # whether an entry already has the result
     measure: Callable[[Entry, Checkpoint, Precision], None]  # measures the checkpoint and adds the result to the entry
 
 
@@ -58,7 +58,8 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
     """
     device = settings["device"]
     if device == "cuda" and not torch.cuda.is_available():
-        hint = f" ({reason})" if (reason := unusable_gpu()) else ""
+        reason = unusable_gpu()
+        hint = f" ({reason})" if reason else ""
         raise ValueError(f"device=cuda, but torch sees no CUDA device here; device=cpu runs anywhere{hint}")
     if device == "mps" and not has_mps():
         raise ValueError("device=mps, but torch sees no Apple GPU here; device=cpu runs anywhere")
@@ -92,17 +93,19 @@ def plan_measurements(
     settings: Mapping[str, Any], provenance: Provenance, precision: Precision, text: Text | None
 ) -> list[Measurement]:
     """Return the measurements that the settings request. Raises `ValueError` for one that is impossible."""
-    # Speed comes first, because memory that other measurements leave allocated would count as used.
-    speed = [_speed(settings["speed"], provenance, precision.device)] if settings["speed"]["enabled"] else []
+    measurements = []
+    if settings["speed"]["enabled"]:
+        # Speed comes first, because memory that other measurements leave allocated would count as used.
+        measurements.append(_speed(settings["speed"], provenance, precision.device))
     tasks = [_task(name, settings, provenance) for name in settings["tasks"]]
-    return speed + _perplexities(settings, provenance, text) + tasks
+    return measurements + _perplexities(settings, provenance, text) + tasks
 
 
 def _speed(settings: Mapping[str, Any], provenance: Provenance, device: str) -> Measurement:
-    room = provenance.config.max_position_embeddings
-    prompt_tokens = settings["prompt_tokens"] or max(1, min(512, room - settings["new_tokens"]))
+    context = provenance.config.max_position_embeddings
+    prompt_tokens = settings["prompt_tokens"] or max(1, min(512, context - settings["new_tokens"]))
     settings = {**settings, "prompt_tokens": prompt_tokens}
-    check_speed(settings, room, device)
+    check_speed(settings, context, device)
 
     def measure(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         with progress("evaluation: speed", 100, "%") as advance:
@@ -133,18 +136,18 @@ def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Mea
         training = training_documents(provenance.run, Path(settings["cache_dir"])) if file else None
         share = None
         if training is not None:
-            share = training.share_of_questions([answered(record) for record in read_records(name, file)])
+            share = training.share_of_questions([question_texts(record) for record in read_records(name, file)])
         origin = {"asked_as": name, "file_fingerprint": fingerprint, "in_training": share}
-        # `asked_as` finds the results of a harness group, which are stored under the names of its tasks.
+        # A harness group gives several results under the names of its tasks, and all have the group as `asked_as`.
         others = {task: result for task, result in entry["tasks"].items() if result["asked_as"] != name}
         entry["tasks"] = others | {task: {**result, **origin} for task, result in results.items()}
 
-    def is_in(entry: Entry) -> bool:
+    def is_done(entry: Entry) -> bool:
         results = [result for result in entry["tasks"].values() if result["asked_as"] == name]
         # A failed task is tried again.
         return bool(results) and all("error" not in r and r["file_fingerprint"] == fingerprint for r in results)
 
-    return Measurement(is_in, measure)
+    return Measurement(is_done, measure)
 
 
 def _perplexities(settings: Mapping[str, Any], provenance: Provenance, text: Text | None) -> list[Measurement]:
@@ -178,15 +181,15 @@ def _perplexity(protocol: Protocol, settings: Mapping[str, Any], run: Path | Non
     def has_same_protocol(score: Entry) -> bool:
         return all(score.get(key) == value for key, value in protocol_fields.items())
 
-    def is_in(entry: Entry) -> bool:
+    def is_done(entry: Entry) -> bool:
         fingerprints = [score["data_fingerprint"] for score in entry["perplexity_results"] if has_same_protocol(score)]
         return bool(fingerprints) and (text is None or text.fingerprint in fingerprints)
 
-    return Measurement(is_in, measure)
+    return Measurement(is_done, measure)
 
 
 def _stream(checkpoint: Checkpoint, settings: Mapping[str, Any], run: Path | None, text: Text | None) -> Stream:
-    """Encode the shared text, or without one the run's own validation text, with the checkpoint's tokenizer."""
+    """Encode the shared text, or if it is None the run's own validation text, with the checkpoint's tokenizer."""
     bos, max_tokens = settings["perplexity"]["bos"], settings["perplexity"]["max_tokens"]
     cache_dir = Path(settings["cache_dir"])
     if text is None:
@@ -200,7 +203,7 @@ def _stream(checkpoint: Checkpoint, settings: Mapping[str, Any], run: Path | Non
 def _protocol(
     name: Literal["sliding", "non_overlapping"], settings: Mapping[str, Any], provenance: Provenance
 ) -> Protocol:
-    """Return a protocol. Its default `max_length` is at most the context and the length of training sequences."""
+    """Return a protocol. By default, its windows are no longer than the context and the sequences of training."""
     default = 1024 if name == "sliding" else 2048
     trained_length = provenance.result.get("sequence_length") or default
     max_length = settings[name]["max_length"] or min(default, provenance.config.max_position_embeddings, trained_length)

@@ -93,7 +93,7 @@ def perplexity(
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, Any]:
-    """Score a stream by a protocol; return an entry of `perplexity_results` (docs/evaluation_results.md).
+    """Score a stream under a protocol; return an entry of `perplexity_results` (docs/evaluation_results.md).
 
     A batch has at most `batch_tokens` tokens, but at least one window. `autocast` is the dtype of matmuls (None: the
     dtype of the weights). `progress` is called with the number of tokens scored since its last call. Values that are
@@ -109,35 +109,36 @@ def perplexity(
     windows = protocol.windows(len(stream.tokens))
     nats = np.zeros(len(stream.tokens))
     device = decoder.embed_tokens.weight.device
-    casting = torch.autocast(device.type, dtype=autocast, enabled=autocast is not None, cache_enabled=False)
-    with torch.inference_mode(), casting:
-        for inputs_BT, targets_BT in _batches(stream, windows, max(1, batch_tokens // protocol.max_length)):
-            is_scored_BT = targets_BT >= 0
+    autocasting = torch.autocast(device.type, dtype=autocast, enabled=autocast is not None, cache_enabled=False)
+    with torch.inference_mode(), autocasting:
+        for inputs_BT, positions_BT in _batches(stream, windows, max(1, batch_tokens // protocol.max_length)):
+            is_scored_BT = positions_BT >= 0
             if is_scored_BT.any():
-                nats[targets_BT[is_scored_BT]] = _losses(decoder, stream, inputs_BT, targets_BT, is_scored_BT)
+                nats[positions_BT[is_scored_BT]] = _losses(decoder, stream, inputs_BT, positions_BT, is_scored_BT)
                 progress(int(is_scored_BT.sum()))
     return _entry(stream, protocol, nats, windows)
 
 
-def _batches(stream: Stream, windows: list[Window], rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the inputs (token ids) and targets (positions in the stream) of up to `rows` windows, each (B, T).
+def _batches(stream: Stream, windows: list[Window], num_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield inputs (token ids) and targets (positions in the stream) of up to `num_rows` windows, each (B, T).
 
-    A target of -1 is not scored: context, padding, and tokens that the stream excludes.
+    A position of -1 is not scored: context, padding, and tokens that the stream excludes.
     """
-    for first_row in range(0, len(windows), rows):
-        batch = windows[first_row : first_row + rows]
+    for first_row in range(0, len(windows), num_rows):
+        batch = windows[first_row : first_row + num_rows]
         T = max(window.stop - window.start for window in batch)
         inputs_BT = np.zeros((len(batch), T), dtype=np.int64)
-        targets_BT = np.full((len(batch), T), -1)
+        positions_BT = np.full((len(batch), T), -1)
         for row, (start, stop, first_scored) in enumerate(batch):
             inputs_BT[row, : stop - start] = stream.tokens[start:stop]
             positions = np.arange(first_scored, stop + 1)
-            targets_BT[row, positions - start - 1] = np.where(stream.scored[positions], positions, -1)
-        yield inputs_BT, targets_BT
+            # The token at position p is predicted from the inputs up to p - 1.
+            positions_BT[row, positions - 1 - start] = np.where(stream.is_scored[positions], positions, -1)
+        yield inputs_BT, positions_BT
 
 
 def _losses(
-    decoder: Decoder, stream: Stream, inputs_BT: np.ndarray, targets_BT: np.ndarray, is_scored_BT: np.ndarray
+    decoder: Decoder, stream: Stream, inputs_BT: np.ndarray, positions_BT: np.ndarray, is_scored_BT: np.ndarray
 ) -> np.ndarray:
     """Return the losses (N,) of the scored positions, in nats."""
 
@@ -147,26 +148,26 @@ def _losses(
     tokens_BT = on_device(inputs_BT)
     documents_BT = None if stream.separator is None else document_numbers(tokens_BT, stream.separator)
     hidden_ND = decoder.hidden(tokens_BT, documents_BT=documents_BT)[on_device(is_scored_BT)]
-    targets_N = on_device(stream.tokens[targets_BT[is_scored_BT]])
+    targets_N = on_device(stream.tokens[positions_BT[is_scored_BT]])
     return token_losses(hidden_ND, decoder.head_weight, targets_N).cpu().double().numpy()
 
 
 def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[Window]) -> dict[str, Any]:
     """Return an entry of `perplexity_results`; `nats` are the losses of all positions, 0 if not scored."""
-    scored = stream.scored
-    tokens, num_bytes = stream.num_scored, int(stream.token_bytes[scored].sum())
-    total = float(nats[scored].sum())
+    nats_N, bytes_N = nats[stream.is_scored], stream.token_bytes[stream.is_scored]
+    num_tokens, num_bytes = len(nats_N), int(bytes_N.sum())
+    total_nats = float(nats_N.sum())
     notes = list(stream.notes)
     if len(windows) == 1:
         size = len(stream.tokens)
         notes.append(f"The text has {size:,} tokens and fits into one window, so the first ones have little context.")
-    if not math.isfinite(total):
-        num_bad = int((~np.isfinite(nats[scored])).sum())
-        notes.append(f"The loss of {num_bad:,} of {tokens:,} tokens is not finite, so no results can be given.")
-    block_N, description = make_blocks(stream.document[scored])
-    nats_K = np.bincount(block_N, nats[scored])
-    sizes_KM = np.column_stack([np.bincount(block_N), np.bincount(block_N, stream.token_bytes[scored])])
-    errors = ratio_errors(nats_K, sizes_KM).tolist()
+    if not math.isfinite(total_nats):
+        num_bad = int((~np.isfinite(nats_N)).sum())
+        notes.append(f"The loss of {num_bad:,} of {num_tokens:,} tokens is not finite, so no results can be given.")
+    block_N, description = make_blocks(stream.document[stream.is_scored])
+    nats_K = np.bincount(block_N, nats_N)
+    sizes_KM = np.column_stack([np.bincount(block_N), np.bincount(block_N, bytes_N)])
+    loss_error, nats_per_byte_error = ratio_errors(nats_K, sizes_KM).tolist()
     return {
         "data": stream.name,
         "data_fingerprint": stream.fingerprint,
@@ -174,28 +175,31 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
         "protocol": protocol.name,
         "max_length": protocol.max_length,
         "stride": protocol.stride,
-        "loss": _finite(total / tokens),
-        "perplexity": _exp(total / tokens),
-        "bits_per_byte": _finite(total / num_bytes / math.log(2)) if num_bytes else None,
-        "se_loss": _finite(errors[0]),
-        "se_bits_per_byte": _finite(errors[1] / math.log(2)),
+        "loss": _finite(total_nats / num_tokens),
+        "perplexity": _exp(total_nats / num_tokens),
+        "bits_per_byte": _finite(total_nats / num_bytes / math.log(2)) if num_bytes else None,
+        "se_loss": _finite(loss_error),
+        "se_bits_per_byte": _finite(nats_per_byte_error / math.log(2)),
         "se_method": f"block bootstrap over {description}",
-        "tokens": tokens,
+        "tokens": num_tokens,
         "bytes": num_bytes,
         "words": stream.words,
-        "word_perplexity": _exp(total / stream.words) if stream.words else None,
+        "word_perplexity": _exp(total_nats / stream.words) if stream.words else None,
         "windows": len(windows),
         "in_training": stream.in_training,
         "notes": notes,
-        "blocks": _stored_blocks(nats_K, sizes_KM) if math.isfinite(total) else None,
+        "blocks": _stored_blocks(nats_K, sizes_KM) if math.isfinite(total_nats) else None,
     }
 
 
 def _stored_blocks(nats_K: np.ndarray, sizes_KM: np.ndarray) -> dict[str, list[Any]]:
     """Return sums over blocks, for errors of differences. Nats are rounded to seven digits, as float32 losses have."""
-    sums = merge_blocks(np.column_stack([nats_K, sizes_KM]))
-    tokens, num_bytes = sums[:, 1:].astype(np.int64).T.tolist()
-    return {"nats": [float(f"{value:.7g}") for value in sums[:, 0]], "tokens": tokens, "bytes": num_bytes}
+    nats, tokens, num_bytes = merge_blocks(np.column_stack([nats_K, sizes_KM])).T
+    return {
+        "nats": [float(f"{total:.7g}") for total in nats],
+        "tokens": tokens.astype(np.int64).tolist(),
+        "bytes": num_bytes.astype(np.int64).tolist(),
+    }
 
 
 def _finite(value: float) -> float | None:

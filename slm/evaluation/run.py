@@ -58,9 +58,9 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     checkpoints = {name: _check(name, settings) for name in settings["checkpoints"]}
     name_by_fingerprint: dict[str, str] = {}
     for name, provenance in checkpoints.items():  # comparisons and fits would count equal weights twice
-        first = name_by_fingerprint.setdefault(provenance.fingerprint, name)
-        if first != name:
-            raise ValueError(f"checkpoints: {first} and {name} have the same weights: give only one of them")
+        first_name = name_by_fingerprint.setdefault(provenance.fingerprint, name)
+        if first_name != name:
+            raise ValueError(f"checkpoints: {first_name} and {name} have the same weights: give only one of them")
     text = shared_text(settings)  # after the checks, because building the text can take long
     plans = []
     for name, provenance in checkpoints.items():  # plan all measurements before reading any weights
@@ -70,7 +70,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
         say(note)
     if settings["device"] == "auto" and (why := unusable_gpu()):
         say(f"WARNING: this evaluation runs on the CPU, but {why}")
-    with ledger.claimed():
+    with ledger.lock():
         say(f"results go to {folder}")
         for number, (name, provenance, precision, measurements) in enumerate(plans, start=1):
             say(f"[{number}/{len(plans)}] {name}")
@@ -101,7 +101,7 @@ def _measure(
     entry: Entry, measurements: Sequence[Measurement], provenance: Provenance, precision: Precision, ledger: Ledger
 ) -> None:
     """Take the measurements that `entry` lacks and save after each; load the checkpoint only if one is lacking."""
-    missing = [measurement for measurement in measurements if not measurement.is_in(entry)]
+    missing = [measurement for measurement in measurements if not measurement.is_done(entry)]
     if not missing:
         say("  already measured")
         return
@@ -114,7 +114,9 @@ def _measure(
     entry["params_total"] = num_params(config)
     entry["params_non_embedding"] = num_params(config, non_embedding=True)
     entry["shape"] = config.to_dict()
-    entry["notes"] = [*checkpoint.provenance.notes, *precision.notes, *filter(None, [entry.get("continued")])]
+    entry["notes"] = [*checkpoint.provenance.notes, *precision.notes]
+    if "continued" in entry:
+        entry["notes"].append(entry["continued"])
     for measurement in missing:
         start = time.perf_counter()
         measurement.measure(entry, checkpoint, precision)
@@ -156,10 +158,10 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
     def key(*parts: str) -> str:
         return "/".join(part.replace("/", "_") for part in parts)
 
-    numbers = {
+    summary = {
         key(row["model"], name): row[name] for row in checkpoints for name in SUMMARY if is_number(row.get(name))
     }
-    numbers |= {key(row["model"], "task", row["task"]): row["value"] for row in tasks if is_number(row.get("value"))}
+    summary |= {key(row["model"], "task", row["task"]): row["value"] for row in tasks if is_number(row.get("value"))}
     record_directory(
         folder,
         kind="evaluation",
@@ -170,7 +172,7 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
             "tasks": (TASK_COLUMNS, [[row.get(column) for column in TASK_COLUMNS] for row in tasks]),
         },
         images=[file for file in files if file.suffix == ".png"],
-        summary=numbers,
+        summary=summary,
         files=[folder / "results.json", *files],
     )
 
@@ -208,16 +210,17 @@ def _sample(settings: Mapping[str, Any]) -> int:
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Return the ids of a prompt. BOS (else EOS) comes first if the tokenizer adds it or the prompt is empty."""
-    begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-    opening = [begin] if tokenizer.adds_bos or not prompt else []
-    return [*opening, *tokenizer.encode(prompt)]
+    ids = tokenizer.encode(prompt)
+    if tokenizer.adds_bos or not prompt:
+        ids = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id, *ids]
+    return ids
 
 
-def text_pieces(tokenizer: Tokenizer, before: list[int], ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text that each of `ids` adds to `before`; an incomplete character is held back until it is complete."""
-    context = before[-8:]  # a token can decode differently at the start of a text
+def text_pieces(tokenizer: Tokenizer, ids: list[int], new_ids: Iterable[int]) -> Iterator[str]:
+    """Yield the text that each of `new_ids` adds to `ids`; an incomplete character is held back until it is complete."""
+    context = ids[-8:]  # a token can decode differently at the start of a text
     pending: list[int] = []
-    for token in ids:
+    for token in new_ids:
         pending.append(token)
         text = tokenizer.decode([*context, *pending])
         if not text.endswith(REPLACEMENT):

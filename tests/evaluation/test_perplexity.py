@@ -116,7 +116,7 @@ def test_batches_change_nothing_and_what_a_stream_leaves_out_does_not_count(
     """The reference scores each window alone, in float64, from whole logits."""
     scored = np.random.default_rng(seeded(seed)).random(length) < 0.8
     scored[:2] = False, True
-    stream = random_stream(length, seed=seed, scored=scored)
+    stream = random_stream(length, seed=seed, is_scored=scored)
     exact, nats = in_float64(decoder), 0.0
     tokens = torch.from_numpy(stream.tokens)
     for start, stop, first in protocol.windows(length):

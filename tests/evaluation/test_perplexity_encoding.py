@@ -55,8 +55,8 @@ def test_with_bos_the_scored_bytes_are_those_of_the_text(tokenizer: Tokenizer, c
     stream = encode(running(content), tokenizer)
     assert stream.tokens[0] == tokenizer.bos_id
     assert stream.tokens[1:].tolist() == tokenizer.encode(content)
-    assert stream.scored.tolist() == [False] + [True] * (len(stream.tokens) - 1)
-    assert stream.token_bytes[stream.scored].sum() == len(content.encode())
+    assert stream.is_scored.tolist() == [False] + [True] * (len(stream.tokens) - 1)
+    assert stream.token_bytes[stream.is_scored].sum() == len(content.encode())
     assert stream.words == len(content.split())
     assert stream.notes == ()
 
@@ -68,8 +68,8 @@ def test_without_bos_the_first_token_is_context_and_its_bytes_do_not_count(conte
         return
     stream = encode(running(content), BYTE_LEVEL)
     assert stream.tokens.tolist() == ids
-    assert not stream.scored[0]
-    assert stream.token_bytes[stream.scored].sum() == len(content.encode()) - stream.token_bytes[0]
+    assert not stream.is_scored[0]
+    assert stream.token_bytes[stream.is_scored].sum() == len(content.encode()) - stream.token_bytes[0]
     assert "first token is only context" in stream.notes[0]
 
 
@@ -118,7 +118,7 @@ def test_separate_documents_are_framed_with_the_end_scored_at_no_bytes_and_bos_n
         expected += [*begin, *ids, tokenizer.eos_id]
         scored += [False] * len(begin) + [True] * (len(ids) + 1)
     assert stream.tokens.tolist() == expected
-    assert stream.scored.tolist() == scored
+    assert stream.is_scored.tolist() == scored
     assert stream.token_bytes[stream.tokens == tokenizer.eos_id].sum() == 0
     for number, content in enumerate(contents):
         assert stream.token_bytes[stream.document == number].sum() == len(content.encode())
@@ -152,7 +152,7 @@ def test_scored_bytes_are_those_of_the_text_whatever_the_tokenizer_does_to_it(na
     assert [int(stream.token_bytes[stream.document == number].sum()) for number in range(3)] == [7, 7, 6]
     assert (LOSSY_NOTE in stream.notes) == (name not in KEEP_TEXT)
     whole = encode(running(WIKI, START), tokenizer, bos="always")
-    assert whole.token_bytes[whole.scored].sum() == len(WIKI.encode())
+    assert whole.token_bytes[whole.is_scored].sum() == len(WIKI.encode())
     # Documents lie where they are in the text, the third where its title does: to a token, which may hold a line break.
     before = int(whole.token_bytes[whole.document < 2].sum())
     assert WIKI.encode()[before:].lstrip(b" =\n").startswith(b"Name 2 =")

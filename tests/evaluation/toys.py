@@ -29,7 +29,7 @@ def random_stream(length: int, *, seed: int = 0, vocab_size: int = VOCAB, **chan
     """Scored but for its first token, in documents of 9 tokens."""
     rng = np.random.default_rng(seeded(seed))
     fields = {"name": "text", "fingerprint": "f", "tokens": rng.integers(0, vocab_size, length)}
-    fields |= {"scored": np.arange(length) > 0, "token_bytes": rng.integers(1, 6, length)}
+    fields |= {"is_scored": np.arange(length) > 0, "token_bytes": rng.integers(1, 6, length)}
     fields |= {"document": np.arange(length, dtype=np.int32) // 9, "words": 7, "notes": ("As given.",)}
     return Stream(**fields | changes)
 

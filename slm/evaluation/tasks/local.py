@@ -1,8 +1,9 @@
 """Make lm-evaluation-harness tasks from multiple-choice questions in local files (JSON lines, Parquet).
 
-Notable: records have one of two forms. `query, choices, gold` asks which choice follows the query. `context_options,
-continuation, gold` asks which context the continuation follows (WinoGrande by partial evaluation, arXiv:1806.02847:
-only the words after the choice are scored). As in the harness, a space joins the given and the scored text.
+Notable: a record has one of two forms. As in the harness, a space joins the given and the scored text.
+- `query, choices, gold` asks which choice follows the query.
+- `context_options, continuation, gold` asks which context the continuation follows. Only the continuation is scored
+  (partial evaluation, arXiv:1806.02847, as in WinoGrande).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def read_records(name: str, path: str) -> list[dict[str, Any]]:
     return records
 
 
-def answered(record: Mapping[str, Any]) -> list[str]:
+def question_texts(record: Mapping[str, Any]) -> list[str]:
     """Return the texts whose presence in training data shows that a question was seen: without and with its answer."""
     if "choices" in record:
         return [record["query"], f"{record['query']} {record['choices'][record['gold']]}"]
