@@ -34,7 +34,7 @@ BOS_RULES = ("auto", "always", "never")
 
 
 def _integer(least: int) -> Kind:
-    """Accept whole numbers from `least` on, but no floats such as 1e3, because counts of tokens index arrays."""
+    """Accept whole numbers from `least` up, but no floats such as 1e3, because counts of tokens index arrays."""
     kind = whole_number(least)
     return Kind(kind.words, lambda value: isinstance(value, int) and kind.accepts(value))
 
@@ -116,8 +116,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, default in (("bos", "auto"), ("document_start", None)):
         if config.get("data") is None and perplexity[key] != default:
             raise ValueError(
-                f"perplexity.{key}={perplexity[key]} needs data=...: a run's own validation text is always encoded as "
-                "in training"
+                f"perplexity.{key}={perplexity[key]} needs data=...: a run's own text is always encoded as in training"
             )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
@@ -136,7 +135,7 @@ def check_paths(settings: Mapping[str, Any]) -> None:
 
 
 def address_of(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return the path or hub id, and the revision: the text after @ in `checkpoint`, else the setting `revision`."""
+    """Return the path or hub id, and its revision: the text after @ in `checkpoint`, else the setting `revision`."""
     name, at, revision = checkpoint.rpartition("@")
     is_local = Path(os.path.expanduser(checkpoint)).exists()
     if at and not is_local:

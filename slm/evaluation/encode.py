@@ -4,7 +4,6 @@ Notable:
 - Each byte of the text is attributed to one token, so bits per byte is exact for any part of the text.
 - A running text begins with BOS if the tokenizer's own rule says so. Without BOS, its first token is only context.
 - Separate documents have begin and end tokens as in training.
-- If decoding does not return the text, a note says so.
 """
 
 import hashlib
@@ -23,6 +22,7 @@ from slm.runtime.progress import progress
 
 DOCUMENTS_PER_CALL = 1024  # number of documents that the tokenizer encodes in one call
 LONG_TEXT = 4_000_000  # encoding shows its progress from this number of characters on, because it then takes seconds
+CUT_NOTE = "Only the first {:,} tokens of the text are used."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +75,7 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
     else:
         stream, notes = _encode_running_text(text, tokenizer, bos, max_tokens), []
     if not stream.num_scored:
-        raise ValueError(
-            f"{text.name} has a single token, and no token before it to predict it from: "
-            "give more text, or a larger max_tokens"
-        )
+        raise ValueError(f"{text.name} has a single token, which is not scored: give more text or a larger max_tokens")
     return replace(stream, notes=(*text.notes, *stream.notes, *notes))
 
 
@@ -117,7 +114,7 @@ def _encode_running_text(text: Text, tokenizer: Tokenizer, bos: str, max_tokens:
     tokens, sizes = np.asarray(encoded, dtype=np.int64)[:max_tokens], sizes[:max_tokens]
     notes = [] if is_lossless else [LOSSY_NOTE]
     if len(tokens) < len(encoded):
-        notes.append(_cut_note(max_tokens))
+        notes.append(CUT_NOTE.format(max_tokens))
     has_bos = tokenizer.adds_bos if bos == "auto" else bos == "always"
     num_unscored_bytes = 0 if has_bos else int(sizes[:1].sum())
     scored_text = content.encode()[num_unscored_bytes : sizes.sum()].decode(errors="ignore")
@@ -173,7 +170,7 @@ def _encode_documents(
     document = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     notes = [] if is_lossless else [LOSSY_NOTE]
     if max_tokens is not None and len(document) > max_tokens:
-        notes.append(_cut_note(max_tokens))
+        notes.append(CUT_NOTE.format(max_tokens))
     document = document[:max_tokens]
     return Stream(
         name=name,
@@ -185,10 +182,6 @@ def _encode_documents(
         words=None,
         notes=tuple(notes),
     )
-
-
-def _cut_note(max_tokens: int | None) -> str:
-    return f"Only the first {max_tokens:,} tokens of the text are used."
 
 
 def _progress(characters: int) -> AbstractContextManager[Callable[[float], None]]:

@@ -34,7 +34,7 @@ class Ledger:
     """The entries of an evaluation directory, in the order in which their checkpoints were first evaluated."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Raises `ValueError` if the directory holds an evaluation with other settings, or files but no evaluation."""
+        """Raises `ValueError` if the directory holds an evaluation with other settings, or something else."""
         self.folder, self.file = folder, folder / "results.json"
         self.settings = {key: settings[key] for key in (*FIXED_SETTINGS, "checkpoints", "revision") if key in settings}
         self.entries = self._read()
@@ -60,16 +60,15 @@ class Ledger:
         # An entry of this checkpoint with different identity fields is outdated: the run was trained further, or the
         # results come from a machine with another precision.
         self.entries = [entry for entry in self.entries if entry["checkpoint"] != checkpoint["checkpoint"]]
-        no_results: Entry = {"perplexity_results": [], "speed": None, "tasks": {}}
-        self.entries.append({**checkpoint, **no_results, "wall_seconds": 0.0, "status": "begun"})
+        no_results = {"perplexity_results": [], "speed": None, "tasks": {}, "wall_seconds": 0.0, "status": "begun"}
+        self.entries.append({**checkpoint, **no_results})
         return self.entries[-1]
 
     def save(self) -> None:
         """Write `results.json` atomically."""
         text = json.dumps(self.entries, indent=2, ensure_ascii=False, allow_nan=False)
-        # Lists of numbers go on one line.
-        text = re.sub(r"\[\n[-+.,\deE\s]*\]", lambda match: " ".join(match[0].split()), text)
-        write_atomically(self.file, text + "\n")
+        lists_on_one_line = re.sub(r"\[\n[-+.,\deE\s]*\]", lambda match: " ".join(match[0].split()), text)
+        write_atomically(self.file, lists_on_one_line + "\n")
 
     def arrange(self, checkpoints: Sequence[str]) -> None:
         """Sort entries into the order of `checkpoints`, entries of earlier commands last; give unique names to all."""
@@ -82,9 +81,7 @@ class Ledger:
         if not (self.folder / SETTINGS_FILE).exists():
             foreign = [name for name in FOREIGN_FILES if (self.folder / name).exists()]
             if foreign:
-                raise ValueError(
-                    f"output_dir={self.folder} holds {foreign[0]} but no evaluation: choose another output_dir"
-                )
+                raise ValueError(f"output_dir={self.folder} holds {foreign[0]} but no evaluation: choose another one")
             return []
         try:
             old_settings = yaml.safe_load((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
@@ -92,9 +89,7 @@ class Ledger:
             if not all("fingerprint" in entry and isinstance(entry["versions"], dict) for entry in entries):
                 raise TypeError
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-            raise ValueError(
-                f"output_dir={self.folder} holds results or settings that cannot be read: choose another output_dir"
-            ) from None
+            raise ValueError(f"output_dir={self.folder} holds files that cannot be read: choose another one") from None
         settings = yaml.safe_load(yaml.safe_dump(self.settings))  # with the types that YAML reads back
         changed = [key for key in FIXED_SETTINGS if old_settings.get(key) != settings.get(key)]
         if changed:
@@ -112,11 +107,9 @@ def _version_text(versions: Mapping[str, str]) -> str:
 def short_names(checkpoints: Sequence[str]) -> list[str]:
     """Return the shortest unique ends of paths or hub ids; a generic last part keeps at least its parent."""
     paths = [[part for part in PurePath(name).parts if part not in ("/", ".", "..")] or [name] for name in checkpoints]
+    least_parts = [2 if path[-1] in GENERIC_NAMES else 1 for path in paths]
     for num_parts in range(1, max(map(len, paths)) + 1):
-        names = []
-        for parts in paths:
-            is_generic = num_parts == 1 and parts[-1] in GENERIC_NAMES
-            names.append("/".join(parts[-2:] if is_generic else parts[-num_parts:]))
+        names = ["/".join(path[-max(num_parts, least) :]) for path, least in zip(paths, least_parts, strict=True)]
         if len(set(names)) == len(names):
             return names
     return list(checkpoints)

@@ -1,7 +1,4 @@
-"""Plan the measurements of a checkpoint (perplexity by protocol, speed, tasks) and choose their precision.
-
-Notable: planning checks everything that can be checked in advance, so mistakes show before any checkpoint is loaded.
-"""
+"""Plan the measurements of a checkpoint and choose their precision. Planning finds mistakes before weights are read."""
 
 from __future__ import annotations
 
@@ -73,9 +70,7 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
         raise ValueError("device=mps has no float64: give dtype=float32, or device=cpu")
     is_fast = native_bfloat16(device) if autocast == torch.bfloat16 else device == "cuda"
     if autocast is not None and not is_fast:
-        note = (
-            f"The run was validated in {trained_precision}, but this device lacks fast matmuls for it: float32 is used."
-        )
+        note = f"The run was validated in {trained_precision}, which is slow on this device: float32 is used."
         return Precision(device=device, dtype=dtype, autocast=None, notes=(note,))
     return Precision(device=device, dtype=dtype, autocast=autocast)
 

@@ -194,12 +194,9 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
 
 def _stored_blocks(nats_K: np.ndarray, sizes_KM: np.ndarray) -> dict[str, list[Any]]:
     """Return sums over blocks, for errors of differences. Nats are rounded to seven digits, as float32 losses have."""
-    nats, tokens, num_bytes = merge_blocks(np.column_stack([nats_K, sizes_KM])).T
-    return {
-        "nats": [float(f"{total:.7g}") for total in nats],
-        "tokens": tokens.astype(np.int64).tolist(),
-        "bytes": num_bytes.astype(np.int64).tolist(),
-    }
+    sums_KM = merge_blocks(np.column_stack([nats_K, sizes_KM]))
+    num_tokens, num_bytes = sums_KM[:, 1:].astype(np.int64).T.tolist()
+    return {"nats": [float(f"{nats:.7g}") for nats in sums_KM[:, 0]], "tokens": num_tokens, "bytes": num_bytes}
 
 
 def _finite(value: float) -> float | None:

@@ -33,8 +33,7 @@ from slm.tracking import check_logger, record_directory
 
 SKIPPED_TASKS = 3  # exit code if everything was measured except tasks whose data was not available
 SCHEMA = 1
-SUMMARY = ("perplexity", "bits_per_byte", "decode_tokens_per_second")
-"""Columns of results.csv that are logged to the summary of a W&B run."""
+SUMMARY = ("perplexity", "bits_per_byte", "decode_tokens_per_second")  # columns logged to the summary of a W&B run
 TASK_COLUMNS = ("model", "task", "metric", "value", "se", "n", "num_fewshot", "error")
 REPLACEMENT = "\ufffd"  # decoding the first bytes of a character without the rest gives this character
 
@@ -66,8 +65,9 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     for name, provenance in checkpoints.items():  # plan all measurements before reading any weights
         precision = resolve_precision(settings, provenance)
         plans.append((name, provenance, precision, plan_measurements(settings, provenance, precision, text)))
-    for note in text.notes if text else ():
-        say(note)
+    if text is not None:
+        for note in text.notes:
+            say(note)
     if settings["device"] == "auto" and (why := unusable_gpu()):
         say(f"WARNING: this evaluation runs on the CPU, but {why}")
     with ledger.lock():
@@ -185,9 +185,7 @@ def _sample(settings: Mapping[str, Any]) -> int:
     ids = prompt_ids(tokenizer, prompt)
     context = decoder.config.max_position_embeddings
     if len(ids) >= context:
-        raise ValueError(
-            f"prompt has {len(ids)} tokens, and the checkpoint's context is {context} tokens: give a shorter prompt"
-        )
+        raise ValueError(f"prompt has {len(ids)} tokens, but the checkpoint's context is {context}: shorten the prompt")
     print(prompt, end="", flush=True)
     start = time.perf_counter()
     tokens = generate(decoder, ids, stop_id=tokenizer.eos_id, num_ids=tokenizer.vocab_size, seed=seed, **options)
@@ -217,7 +215,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def text_pieces(tokenizer: Tokenizer, ids: list[int], new_ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text that each of `new_ids` adds to `ids`; an incomplete character is held back until it is complete."""
+    """Yield the text that each of `new_ids` adds to `ids`. A character is held back until it is complete."""
     context = ids[-8:]  # a token can decode differently at the start of a text
     pending: list[int] = []
     for token in new_ids:

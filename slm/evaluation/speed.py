@@ -47,8 +47,9 @@ def measure_speed(
     """
     config, weight = decoder.config, decoder.head_weight
     main_timer = _Timer(decoder, settings)
-    unshared_timer = None if config.layer_sharing == "none" else _Timer(without_sharing(decoder), settings)
-    timers = [main_timer, unshared_timer] if unshared_timer else [main_timer]
+    timers = [main_timer]
+    if config.layer_sharing != "none":
+        timers.append(_Timer(without_sharing(decoder), settings))
     num_rounds = settings["repetitions"] + 1
     start = time.perf_counter()
     for number in range(num_rounds):
@@ -65,7 +66,7 @@ def measure_speed(
     model_bytes = sum(parameter.nbytes for parameter in decoder.parameters())
     return {
         **main_timer.medians(),
-        "without_sharing": unshared_timer.medians() if unshared_timer else None,
+        "without_sharing": timers[-1].medians() if config.layer_sharing != "none" else None,
         "cache": settings["cache"],
         "compiled": main_timer.compiled,
         "dtype": dtype_name(weight.dtype),
@@ -83,12 +84,12 @@ def measure_speed(
     }
 
 
-def check_speed(settings: Mapping[str, Any], room: int, device: str) -> None:
-    """Raise `ValueError` if the tokens do not fit into `room` positions, or if a required compiler is missing."""
-    if settings["prompt_tokens"] + settings["new_tokens"] > room:
+def check_speed(settings: Mapping[str, Any], num_positions: int, device: str) -> None:
+    """Raise `ValueError` if the tokens do not fit into the positions, or if a required compiler is missing."""
+    if settings["prompt_tokens"] + settings["new_tokens"] > num_positions:
         raise ValueError(
             f"speed.prompt_tokens={settings['prompt_tokens']} and speed.new_tokens={settings['new_tokens']} do not fit "
-            f"into the {room} positions of the checkpoint: give fewer"
+            f"into the {num_positions} positions of the checkpoint: give fewer"
         )
     if settings["compile"] is True and (reason := why_not_compiled(device)):
         raise ValueError(f"speed.compile=true, but {reason}; with speed.compile=auto the step is not compiled")
@@ -96,9 +97,9 @@ def check_speed(settings: Mapping[str, Any], room: int, device: str) -> None:
 
 def without_sharing(decoder: Decoder) -> Decoder:
     """Return a decoder with the same tensors that uses every block once."""
-    unshared = copy.copy(decoder)
-    unshared.config = dataclasses.replace(decoder.config, layer_sharing="none", num_repeats=1)
-    return unshared
+    new_decoder = copy.copy(decoder)
+    new_decoder.config = dataclasses.replace(decoder.config, layer_sharing="none", num_repeats=1)
+    return new_decoder
 
 
 class _Timer:
@@ -120,7 +121,7 @@ class _Timer:
         """Prefill and decode once; store the seconds if `keep`."""
         device = self.decoder.head_weight.device
         cache = self._cache(self.settings["prompt_tokens"] + self.settings["new_tokens"])
-        if self.compiled:  # let a GPU capture the decoding step of this cache before the clock starts, then empty it
+        if self.compiled:  # let a GPU capture the decoding step of this cache before the clock starts; then clear it
             self.next_logits(self.prompt_1T[:, :1], cache)
             cache.select(self._cache(1), torch.zeros(1, dtype=torch.long, device=device))
         start = _now(device)

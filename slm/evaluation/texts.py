@@ -2,8 +2,7 @@
 
 Notable:
 - One running text stays one text, and several documents stay separate. Unlike in training, no document is cut.
-- The fingerprint depends on the text alone. It shows whether two checkpoints with different tokenizers were scored on
-  the same text.
+- The fingerprint depends on the text alone. It shows whether two checkpoints were scored on the same text.
 - Training documents are found in a text by their hashes, which are in the cache of the run. Only whole documents match,
   or whole pieces of a document that `data.max_document_bytes` cut. A share of 0 therefore does not prove that the run
   never saw the text.
@@ -76,7 +75,8 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
     notes: list[str] = []
     if data["source"] == "local":
         files, note = local.files_to_evaluate(data)
-        notes += [note] if note else []
+        if note:
+            notes.append(note)
         if name == "local":
             name = files[0].name if len(files) == 1 else f"{len(files)} files"
         documents = tuple(local.texts_to_evaluate(data))

@@ -161,7 +161,7 @@ def test_scored_bytes_are_those_of_the_text_whatever_the_tokenizer_does_to_it(na
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        (running("a"), {}, r"^text has a single token, and no token before it to predict it from: give more text"),
+        (running("a"), {}, r"^text has a single token, which is not scored: give more text"),
         (running("abc"), {"max_tokens": 1}, r"^text has a single token"),
     ],
 )

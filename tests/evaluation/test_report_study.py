@@ -59,7 +59,7 @@ def test_a_part_of_the_text_or_another_protocol_is_not_set_beside_the_published(
         results = Results(entries)
         assert published_points(results) == []
         assert measured_table(study_pairs(results)) is None
-        assert "The study's models were not evaluated here on the whole text under its protocol" in text_of(entries)
+        assert "No model was evaluated on the whole text under the study's protocol" in text_of(entries)
 
 
 def test_the_file_of_the_raw_test_split_is_known_by_its_name() -> None:

@@ -196,7 +196,7 @@ def test_a_folder_of_something_else_is_left_alone(name: str, run: Run, tmp_path:
 def test_results_that_are_damaged_are_refused(content: str, run: Run, tmp_path: Path) -> None:
     run("perplexity.protocols=[]")
     (tmp_path / "out" / "results.json").write_text(content)
-    with pytest.raises(ValueError, match="cannot be read: choose another output_dir"):
+    with pytest.raises(ValueError, match="cannot be read: choose another one"):
         run("perplexity.protocols=[]")
 
 

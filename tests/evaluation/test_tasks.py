@@ -132,7 +132,7 @@ def test_a_question_longer_than_the_context_is_cut_from_the_left(model: tuple, t
     scores = [log_likelihood(model, query, " " + choice) for choice in ("warm", "cold")]
     assert results["long"]["also"]["acc"]["value"] == float(best(scores) == 0)
     assert results["long"]["se"] is None  # one question has none
-    assert "2 requests were longer than the model's context of 128 tokens" in results["long"]["notes"][-1]
+    assert "2 requests were cut on the left to the context of 128 tokens" in results["long"]["notes"][-1]
 
 
 def test_a_diverged_model_has_an_error_in_place_of_an_accuracy(model: tuple, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -55,8 +54,8 @@ def size_figure(results: Results) -> Figure | None:
     all_N = [entry["params_total"] for entry, _ in rows] + published_N
     laws = [entry for entry in results.laws if has_complete_lists(entry.get("curve"), "x", "centre")]
     ranges = []  # lowest and highest value of each thing drawn
-    for law, dashes in zip(laws, cycle(DASHES), strict=False):
-        ranges.append(_draw_law(axis, law, max(all_N), dashes))
+    for index, law in enumerate(laws):
+        ranges.append(_draw_law(axis, law, max(all_N), DASHES[index % len(DASHES)]))
     if published:
         axis.plot(published_N, published_losses, ls="", marker="D", ms=9, mfc="none", mec=GREY, label="published")
         ranges.append((min(published_losses), max(published_losses)))
@@ -104,13 +103,15 @@ def _draw_law(axis: Axes, law: Entry, largest_N: float, dashes: str) -> tuple[fl
 def pareto_figure(results: Results) -> Figure | None:
     """Draw quality against decode speed, and the Pareto front, for checkpoints measured under the usual conditions."""
     target, usual = results.target_for(results.primary), usual_conditions(results)
+    is_comparable = target == "bits_per_byte" or results.has_same_tokens(results.primary)
+    if results.primary is None or usual is None or not is_comparable:
+        return None
     rows = [
         (entry, entry["speed"]["decode_tokens_per_second"], score)
         for entry, score in results.scores_under(results.primary)
-        if usual is not None and conditions(entry) == usual and is_number(score.get(target))
+        if conditions(entry) == usual and is_number(score.get(target))
     ]
-    is_comparable = target == "bits_per_byte" or results.has_same_tokens(results.primary)
-    if len(rows) < 2 or results.primary is None or usual is None or not is_comparable:
+    if len(rows) < 2:
         return None
     is_on_front = pareto_front(np.array([[score[target], -speed] for _, speed, score in rows]))
     names = [results.labels[entry["name"]] for entry, _, _ in rows]

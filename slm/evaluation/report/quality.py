@@ -1,9 +1,8 @@
 """Report section on perplexity: a table per measure, and the differences between checkpoints with standard errors.
 
 Notable: two checkpoints tend to find the same documents hard. If both were scored on the same blocks of a text, the
-error of their difference is therefore computed from what each block adds to the difference (a *paired* error, see
-`slm.evaluation.bootstrap.influences`). Otherwise the two errors are combined as if they were independent, and the
-report says so.
+error of their difference is *paired*: computed from what each block adds to it (`slm.evaluation.bootstrap.influences`).
+Otherwise the two errors are combined as if they were independent, and the report says so.
 """
 
 from __future__ import annotations

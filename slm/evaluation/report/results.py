@@ -94,8 +94,7 @@ class Results:
 
     def scores_under(self, measure: Measure | None) -> list[tuple[Entry, Entry]]:
         """Return (entry, score) for each entry that has a loss under `measure`."""
-        pairs = [(entry, score_for(entry, measure)) for entry in self.entries]
-        return [(entry, score) for entry, score in pairs if has_loss(score)]
+        return [(entry, score) for entry in self.entries if has_loss(score := score_for(entry, measure))]
 
     def has_same_tokens(self, measure: Measure | None) -> bool:
         """Whether all checkpoints cut the text into the same tokens, so that losses per token are comparable."""
@@ -165,9 +164,8 @@ def family_of(entry: Entry) -> str:
 def common_tasks(entries: Sequence[Entry]) -> list[str]:
     """Return the tasks with a value for every checkpoint that has a value for any task."""
     tasks_by_entry = [tasks for entry in entries if (tasks := tasks_of(entry))]
-    if not tasks_by_entry:
-        return []
-    return [name for name in tasks_by_entry[0] if all(name in tasks for tasks in tasks_by_entry)]
+    first_tasks = tasks_by_entry[0] if tasks_by_entry else {}
+    return [name for name in first_tasks if all(name in tasks for tasks in tasks_by_entry)]
 
 
 def average(entry: Entry, tasks: Sequence[str]) -> tuple[float, float | None]:
@@ -185,10 +183,7 @@ def average(entry: Entry, tasks: Sequence[str]) -> tuple[float, float | None]:
 
 
 def difference_error(first_error: float | None, second_error: float | None) -> float | None:
-    """Return the standard error of a difference of independent values; None if one of their errors is unknown.
-
-    Models tend to err on the same parts of a text and on the same items, which makes the true error smaller.
-    """
+    """Return the standard error of a difference of independent values; None if one of their errors is unknown."""
     return None if first_error is None or second_error is None else math.hypot(first_error, second_error)
 
 

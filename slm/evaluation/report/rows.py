@@ -2,8 +2,8 @@
 
 Notable: `tokens`, `loss`, `perplexity` and `status` have the same meaning as in a table of runs (docs/tables.md), so
 `python sweep.py runs=results.csv` works. `tokens` is the training budget, and is a column only if every row with a loss
-has a budget. A checkpoint without a loss under the primary measure has the status "no loss", and sweep.py skips its
-row. A measure is a text and a protocol; the primary one is that of most checkpoints.
+has a budget. A checkpoint without a loss under the primary measure (the text and protocol of most checkpoints) has the
+status "no loss", and sweep.py skips its row.
 """
 
 from __future__ import annotations

@@ -88,10 +88,7 @@ def _mean_error(scores: Sequence[Entry], target: str) -> float | None:
 
 
 def fit_laws(results: Results) -> list[Entry]:
-    """Fit law `power` in params_total to each family with three sizes or more; return entries as in fits.json.
-
-    An entry whose fit failed has `fitted` False and the reason in `notes`.
-    """
+    """Fit law `power` in params_total to each family with three sizes or more; return entries as in fits.json."""
     families = {family: sizes for family, sizes in scores_by_size(results).items() if len(sizes) >= MIN_SIZES}
     return [_fit(family, scores_by_N, results.fit_target) for family, scores_by_N in families.items()]
 
@@ -194,10 +191,7 @@ def _error_note(all_gains: Sequence[Gain]) -> str:
     ]
     if not unpaired:
         return "Errors are paired over blocks of the text."
-    explanation = (
-        "combine two errors as if they were independent. They are too large if both models find the same parts of the "
-        "text hard."
-    )
+    explanation = "combine two errors as if they were independent. They are too large if both find the same parts hard."
     if len(unpaired) == len(all_gains):
         return f"Errors {explanation}"
     return f"Errors of {join_names(unpaired)} {explanation} The other errors are paired over blocks of the text."

@@ -96,9 +96,7 @@ def study_section(results: Results) -> Section | None:
     }
     if findings:
         columns["what the rows measured here show"] = lambda claim: escape_markdown(findings.get(claim["id"], NO_VALUE))
-    not_compared = (
-        "The study's models were not evaluated here on the whole text under its protocol, so no perplexity is compared."
-    )
+    not_compared = "No model was evaluated on the whole text under the study's protocol, so no perplexity is compared."
     return Section("The published study").add(
         "The study measured four models on WikiText-2 (sliding windows of 1024 tokens every 512, float16, one T4, no "
         "KV cache). A difference in perplexity is due to precision, text preparation or a leading BOS, and not to "
@@ -139,11 +137,9 @@ def _why_not_repeated(pairs: list[Pair]) -> str:
 def measured_table(pairs: list[Pair]) -> Table | None:
     """Return measured rows of the study's four models; None unless each has exactly one score under its protocol."""
     rows = [
-        {
-            **{name: pair.row[name] for name in ("family", "depth", "name")},
-            **{name: pair.entry[name] for name in ("params_total", "params_non_embedding")},
-            "loss": pair.score["loss"],
-        }
+        {name: pair.row[name] for name in ("family", "depth", "name")}
+        | {name: pair.entry[name] for name in ("params_total", "params_non_embedding")}
+        | {"loss": pair.score["loss"]}
         for pair in pairs
         if pair.score
     ]
@@ -168,13 +164,12 @@ def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
     state = "not identified" if "alpha" in with_floor.not_identified else "identified"
     loss_fit = fit(measured, "power")
     loss_alpha = loss_fit.params["alpha"]
-    ratio = loss_alpha / KAPLAN_EXPONENT
     non_embedding_ratio = fit(measured, "power", size="params_non_embedding").params["alpha"] / KAPLAN_EXPONENT
     return {
         "fit": f"{A} N^-{alpha}, R2 {format_number(perplexity_fit.r2)}.",
         "slope": _slope_finding(perplexity_fit),
         "loss": f"The exponent of the loss is {loss_alpha:.4f} {interval(_uncertainty(loss_fit).ci['alpha'], 3)}, "
-        f"{ratio:.2f} times Kaplan's; {non_embedding_ratio:.2f} times with non-embedding N.",
+        f"{loss_alpha / KAPLAN_EXPONENT:.2f} times Kaplan's; {non_embedding_ratio:.2f} times with non-embedding N.",
         "floor": f"With a free floor E, alpha's interval is {interval(with_floor.ci['alpha'], 2)}: {state}.",
         "smallest": f"Without the 125M model the slope is {slope:.3f}.",
         "prediction": f"The fit gives {prediction:.2f}, 95% prediction interval [{low:.2f}, {high:.2f}].",

@@ -119,7 +119,6 @@ def _indistinguishable_pairs(averages: Averages) -> str:
     if not pairs:
         return ""
     return (
-        "- Averages within 2 standard errors of each other, and therefore not distinguishable by these errors: "
-        f"{shortlist(pairs, MAX_PAIRS, '; ', max_characters=200)}. All checkpoints answered the same items, so a "
-        "paired comparison item by item would be more sensitive."
+        f"- Averages less than 2 standard errors apart: {shortlist(pairs, MAX_PAIRS, '; ', max_characters=200)}. "
+        "All checkpoints answered the same items, so a paired comparison item by item would be more sensitive."
     )

@@ -76,9 +76,8 @@ def print_report(entries: Sequence[Entry], folder: Path) -> None:
     results = Results(entries)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(Markdown(summary_section(results).blocks[0]))
-    for make_section in (quality_section, speed_section, tasks_section):
-        section = make_section(results)
-        for block in section.blocks[1:] if section else ():
+    for section in filter(None, (quality_section(results), speed_section(results), tasks_section(results))):
+        for block in section.blocks[1:]:
             # Print tables, lists and bold remarks; skip figures, long explanations and tables of differences.
             if block.startswith(("|", "- ", "**")) and not block.startswith("**Differences"):
                 console.print(Markdown(block))
@@ -93,7 +92,11 @@ def summary_section(results: Results) -> Section:
         names = join_names([f"{name_of(entry)} ({escape_markdown(entry['status'])})" for entry in unfinished])
         lines.append(f"**Not finished**: {names}.")
     lines += filter(None, (_best(results), _fastest(results), _highest_average(results), _missing(results)))
-    lines += [_exponent(results, entry) for entry in results.laws if is_identified(entry, "alpha")]
+    for law in results.laws:
+        if is_identified(law, "alpha"):
+            alpha = f"alpha = {exponent_text(law, 'alpha')} (n = {law['n_runs']})"
+            target = TARGET_NAMES[results.fit_target]
+            lines.append(f"{family_name(law)}: {target} falls as N to the power -alpha, {alpha}.")
     if warnings(results):
         lines.append("**Caution**: see the warnings under Quality before comparing numbers.")
     return Section("Summary").add(bullets(lines))
@@ -155,13 +158,6 @@ def _missing(results: Results) -> str:
         return ""
     verb = "is" if num_missing == 1 else "are"
     return f"{num_missing} of {plural(len(task_results), 'task result')} {verb} missing; the reasons are under Tasks."
-
-
-def _exponent(results: Results, entry: Entry) -> str:
-    return (
-        f"{family_name(entry)}: {TARGET_NAMES[results.fit_target]} falls as N to the power -alpha, "
-        f"alpha = {exponent_text(entry, 'alpha')} (n = {entry['n_runs']})."
-    )
 
 
 def checkpoints_section(results: Results) -> Section:

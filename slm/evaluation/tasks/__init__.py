@@ -1,7 +1,4 @@
-"""Run downstream tasks with lm-evaluation-harness in this process. This module checks their names before any work.
-
-It imports neither the harness (extra `eval`) nor torch until they are used.
-"""
+"""Run downstream tasks with lm-evaluation-harness (extra `eval`); it and torch are imported only when they are used."""
 
 from __future__ import annotations
 

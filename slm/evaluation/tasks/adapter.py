@@ -45,9 +45,8 @@ class DecoderLM(TemplateLM):
         self._device = self._scorer.device
         self._seed = seed
         self._progress = progress
-        self.num_truncated = 0
-        """Number of requests that were longer than the model's context and were truncated on the left."""
-        self._opening = [self.prefix_token_id] if tokenizer.adds_bos else []
+        self.num_truncated = 0  # number of requests that were cut on the left to the model's context
+        self._begin_ids = [self.prefix_token_id] if tokenizer.adds_bos else []
 
     @property
     def eot_token_id(self) -> int:
@@ -70,19 +69,18 @@ class DecoderLM(TemplateLM):
         Text never becomes a special token: "</s>" in a question is four characters.
         """
         ids = self._tokenizer.encode(string)
-        return ids if add_special_tokens is False else [*self._opening, *ids]
+        return ids if add_special_tokens is False else [*self._begin_ids, *ids]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         # The harness moves the spaces at the end of a context to the continuation, which may leave the context empty.
-        prefix = [self.prefix_token_id]
-        items = []
+        own_requests = []
         for _, context, continuation in requests:
             if len(context) + len(continuation) > self.max_length + 1:
                 self.num_truncated += 1
-            items.append(make_request(context or prefix, continuation, self.max_length))
-        scores = self._scorer(items, lambda done: self._progress("requests", done, len(items)))
+            own_requests.append(make_request(context or [self.prefix_token_id], continuation, self.max_length))
+        scores = self._scorer(own_requests, lambda done: self._progress("requests", done, len(own_requests)))
         return [(score.log_likelihood, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
@@ -96,23 +94,22 @@ class DecoderLM(TemplateLM):
         windows = get_rolling_token_windows(
             self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
         )
-        pairs = map(make_disjoint_window, windows)
-        return [make_request(context, continuation, self.max_length) for context, continuation in pairs]
+        return [make_request(*make_disjoint_window(window), self.max_length) for window in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Generate after each context, up to a stop string, the end of text or the maximum number of tokens."""
-        answers = []
-        for number, instance in enumerate(requests):
+        answers: list[str] = []
+        for instance in requests:
             context, settings = instance.args
-            answers.append(self._generate(context, dict(settings), self._seed + number))
-            self._progress("answers", number + 1, len(requests))
+            answers.append(self._generate(context, dict(settings), self._seed + len(answers)))
+            self._progress("answers", len(answers), len(requests))
         return answers
 
     def _generate(self, context: str, settings: dict[str, Any], seed: int) -> str:
         settings = dict(normalize_gen_kwargs(settings, MAX_NEW_TOKENS))
         stop_strings = [stop for stop in handle_stop_sequences(settings["until"], eos=None) if stop]
-        room = self.max_length - settings["max_gen_toks"]
-        if room < 1:
+        max_context = self.max_length - settings["max_gen_toks"]
+        if max_context < 1:
             raise ValueError(
                 f"the task asks for answers of {settings['max_gen_toks']} tokens: the model's context of "
                 f"{self.max_length} tokens leaves no room for a question"
@@ -122,7 +119,7 @@ class DecoderLM(TemplateLM):
         with self._scorer.precision():
             for token in generate(
                 self._decoder,
-                self.tok_encode(context)[-room:],
+                self.tok_encode(context)[-max_context:],
                 max_new_tokens=settings["max_gen_toks"],
                 temperature=settings["temperature"] if settings["do_sample"] else 0.0,
                 top_k=settings.get("top_k"),

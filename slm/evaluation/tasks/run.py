@@ -44,7 +44,7 @@ def run_task(
     autocast: torch.dtype | None,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Return results by task: `metric`, `value`, `se`, `n`, `num_fewshot`, `also` (other metrics), `notes`.
+    """Return task -> result: `metric`, `value`, `se`, `n`, `num_fewshot`, `also` (other metrics), `notes`.
 
     The questions come from `file`, or from the harness task if `file` is None. A task that cannot be run has only an
     `error`, one sentence. A tag, or a group for which the harness computes no mean, gives one result per task. `limit`
@@ -69,8 +69,7 @@ def run_task(
         notes.append(f"Questions and their wording come from {file}, not from a harness task named {name}.")
     if model.num_truncated:
         notes.append(
-            f"{model.num_truncated:,} requests were longer than the model's context of {model.max_length:,} tokens and "
-            "were truncated on the left."
+            f"{model.num_truncated:,} requests were cut on the left to the context of {model.max_length:,} tokens."
         )
     for task, result in results.items():
         if notes:
@@ -84,7 +83,7 @@ def load_task(name: str, file: str | None) -> Any:
     if file is not None:
         return {"tasks": {name: make_task(name, read_records(name, file))}}
     try:
-        # The same effect as HF_HUB_OFFLINE=1, which both packages read only when they are imported.
+        # Has the effect of HF_HUB_OFFLINE=1, which both packages read only when they are imported.
         with patch("datasets.config.HF_HUB_OFFLINE", True), patch("huggingface_hub.constants.HF_HUB_OFFLINE", True):
             return task_manager().load([name])
     except ImportError:  # the task needs a package that is not installed
@@ -125,18 +124,19 @@ def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         metrics = _metrics(row)
         if not metrics:
             continue
-        main = next((metric for metric in MAIN_METRICS if metric in metrics), next(iter(metrics)))
-        finite = {metric: result for metric, result in metrics.items() if math.isfinite(result["value"])}
-        if main not in finite:
-            entries[name] = {"error": f"{main} of {name} is {metrics[main]['value']}, not a finite number"}
+        main_metric = next((metric for metric in MAIN_METRICS if metric in metrics), next(iter(metrics)))
+        main_result = metrics.pop(main_metric)
+        if not math.isfinite(main_result["value"]):
+            entries[name] = {"error": f"{main_metric} of {name} is {main_result['value']}, not a finite number"}
             continue
-        fields = {"metric": main, **finite.pop(main), "n": row["sample_len"]}
-        entries[name] = {**fields, "num_fewshot": report["n-shot"].get(name, 0), "also": finite}
+        others = {metric: result for metric, result in metrics.items() if math.isfinite(result["value"])}
+        fields = {"metric": main_metric, **main_result, "n": row["sample_len"]}
+        entries[name] = {**fields, "num_fewshot": report["n-shot"].get(name, 0), "also": others}
     return entries
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return `value` and `se` by metric, or by "METRIC,FILTER", as in the harness, if there are several filters."""
+    """Return metric -> `value` and `se`; with several filters the keys are "METRIC,FILTER", as in the harness."""
     pairs = [tuple(key.split(",", 1)) for key in row if "," in key]
     pairs = [(metric, filter_name) for metric, filter_name in pairs if not metric.endswith("_stderr")]
     has_one_filter = len({filter_name for _, filter_name in pairs}) == 1

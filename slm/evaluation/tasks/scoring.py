@@ -4,8 +4,7 @@ Notable:
 - Requests with a common beginning (the choices of a question, WinoGrande's two readings of a sentence, a fixed few-shot
   preamble) are scored in two passes: one over the common tokens, and one that continues from copies of the cache.
 - If the choices of a question are one token each, their inputs are equal, and the first pass scores all of them.
-- Only positions that predict a continuation token reach the head, in chunks, so logits of a whole batch are never in
-  memory.
+- Only positions that predict a continuation token reach the head. It runs in chunks, because logits are large.
 
 Legend: L tokens of a prefix, T tokens after it, D hidden, N scored positions (n: a chunk of them), V vocabulary.
 """
@@ -142,7 +141,6 @@ def _longest(group: Group) -> int:
 
 
 def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return the length of the common beginning."""
     for index, (token, other_token) in enumerate(zip(first, second, strict=False)):
         if token != other_token:
             return index
