@@ -49,7 +49,7 @@ class Stream:
     def segmentation(self) -> str:
         """Hash of where the text is cut into tokens, independent of token ids and of a BOS.
 
-        Losses per token are comparable between checkpoints if it is equal.
+        Losses per token are comparable between checkpoints with equal segmentation.
         """
         sizes = self.token_bytes[self.token_bytes > 0]
         return hashlib.sha256(sizes.astype("<i4").tobytes()).hexdigest()[:16]

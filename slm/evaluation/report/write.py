@@ -95,8 +95,9 @@ def summary_section(results: Results) -> Section:
     for law in results.laws:
         if is_identified(law, "alpha"):
             alpha = f"alpha = {exponent_text(law, 'alpha')} (n = {law['n_runs']})"
-            target = TARGET_NAMES[results.fit_target]
-            lines.append(f"{family_name(law)}: {target} falls as N to the power -alpha, {alpha}.")
+            lines.append(
+                f"{family_name(law)}: {TARGET_NAMES[results.fit_target]} falls as N to the power -alpha, {alpha}."
+            )
     if warnings(results):
         lines.append("**Caution**: see the warnings under Quality before comparing numbers.")
     return Section("Summary").add(bullets(lines))
