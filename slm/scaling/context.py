@@ -158,7 +158,7 @@ def allocation_entries(table: Table, fitted: ByLaw, settings: Settings, target: 
     """Return compute-optimal N and D per family and law in N and D, at 1, 10 and 100 times the family's largest budget.
 
     `contradicts` says where a law contradicts the runs, and `beyond` by what factors an optimum exceeds the largest
-    budget, N or D. A law with over `MAX_RELATIVE_MISFIT` times the scatter about the best law is left out.
+    budget, N or D. A law is left out if its scatter exceeds `MAX_RELATIVE_MISFIT` times that of the best law.
     """
     rows: list[Entry] = []
     if target != "loss":

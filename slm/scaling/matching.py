@@ -23,7 +23,7 @@ MIN_SIZES = 4
 class Matched:
     """Log targets of two families at their common sizes, in order of size.
 
-    Each log target is a mean over runs, over `seeds` runs on average. `noise` is the standard deviation between seeds
+    Each log target is a mean over runs (`seeds` of them on average). `noise` is the standard deviation between seeds
     of the log ratio of two single runs, with `noise_df` degrees of freedom; None if no size has two seeds. `farthest`
     is the largest relative difference between two matched sizes.
     """

@@ -1,8 +1,8 @@
 """State in words whether families differ in how they scale: a headline, and the sentences that qualify it.
 
 Two families are compared by the first of these that is possible:
-- the slope of the log ratio of their losses, if they have runs at the same sizes (`paired`);
-- the same above a floor that both share, if the runs reject every law that is a straight line in logs;
+- the slope of the log ratio of their losses at the same sizes, if the runs do not reject straight lines in logs;
+- their exponents at the same sizes above a floor that both share, if the runs reject straight lines in logs;
 - their exponents under the law of the verdict: the one law chosen for all families.
 
 A law or a floor is tenable if the runs do not reject it. The verdict says that two families differ only if
