@@ -60,8 +60,8 @@ class Ledger:
         # An entry of this checkpoint with different identity fields is outdated: the run was trained further, or the
         # results come from a machine with another precision.
         self.entries = [entry for entry in self.entries if entry["checkpoint"] != checkpoint["checkpoint"]]
-        no_results = {"perplexity_results": [], "speed": None, "tasks": {}, "wall_seconds": 0.0, "status": "begun"}
-        self.entries.append({**checkpoint, **no_results})
+        empty: Entry = {"perplexity_results": [], "speed": None, "tasks": {}, "wall_seconds": 0.0, "status": "begun"}
+        self.entries.append({**checkpoint, **empty})
         return self.entries[-1]
 
     def save(self) -> None:

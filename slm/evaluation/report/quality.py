@@ -176,11 +176,6 @@ class Difference(NamedTuple):
         df = self.error.num_blocks - 1 if self.error.num_blocks else math.inf
         return float(2 * stats.t.sf(abs(self.value) / self.error.se, df))
 
-    @property
-    def text(self) -> str:
-        """The difference and its error, for a table."""
-        return with_error(self.value, self.error.se, 2)
-
 
 def target_error(score: Entry, target: str) -> float | None:
     """Return the standard error of loss or bits per byte; None if the score has none."""
@@ -254,8 +249,9 @@ def _differences_table(results: Results, measure: Measure) -> str:
     significance = significance_texts([differences[target] for _, _, differences in pairs])
     rows = []
     for (a_name, b_name, differences), is_beyond in zip(pairs, significance, strict=True):
-        values = [differences[name].text if name in differences else NO_VALUE for name in targets]
-        rows.append([a_name, b_name, *values, _error_text(differences[target].error), is_beyond])
+        in_columns = [differences.get(name) for name in targets]
+        texts = [with_error(column.value, column.error.se, 2) if column else NO_VALUE for column in in_columns]
+        rows.append([a_name, b_name, *texts, _error_text(differences[target].error), is_beyond])
     return f"{line}\n\n{table(['A', 'B', *(TARGET_NAMES[name] for name in targets), 'error', 'beyond 2 se'], rows)}"
 
 

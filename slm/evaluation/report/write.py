@@ -92,12 +92,11 @@ def summary_section(results: Results) -> Section:
         names = join_names([f"{name_of(entry)} ({escape_markdown(entry['status'])})" for entry in unfinished])
         lines.append(f"**Not finished**: {names}.")
     lines += filter(None, (_best(results), _fastest(results), _highest_average(results), _missing(results)))
+    target = TARGET_NAMES[results.fit_target]
     for law in results.laws:
         if is_identified(law, "alpha"):
             alpha = f"alpha = {exponent_text(law, 'alpha')} (n = {law['n_runs']})"
-            lines.append(
-                f"{family_name(law)}: {TARGET_NAMES[results.fit_target]} falls as N to the power -alpha, {alpha}."
-            )
+            lines.append(f"{family_name(law)}: {target} falls as N to the power -alpha, {alpha}.")
     if warnings(results):
         lines.append("**Caution**: see the warnings under Quality before comparing numbers.")
     return Section("Summary").add(bullets(lines))

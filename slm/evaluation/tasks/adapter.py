@@ -94,7 +94,8 @@ class DecoderLM(TemplateLM):
         windows = get_rolling_token_windows(
             self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
         )
-        return [make_request(*make_disjoint_window(window), self.max_length) for window in windows]
+        pairs = map(make_disjoint_window, windows)
+        return [make_request(context, continuation, self.max_length) for context, continuation in pairs]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Generate after each context, up to a stop string, the end of text or the maximum number of tokens."""
