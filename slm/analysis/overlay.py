@@ -16,15 +16,13 @@ import pandas as pd
 from slm.analysis.agreement import complete_column
 from slm.analysis.audit import TOKENIZER
 from slm.runtime.words import shortlist
-from slm.scaling.entries import to_json_types
+from slm.scaling.entries import Entry, to_json_types
 from slm.scaling.overlay import Model, overlay_law, overlay_models
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
 from slm.scaling.tables.columns import SIZES, TARGETS
 from slm.scaling.tables.files import read_rows
 from slm.tracking import Rows
-
-Entry = dict[str, Any]
 
 FILE = "overlay.json"
 BITS = "bits_per_byte"

@@ -81,7 +81,8 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         design = _design(table.frame) if design is None else design
         write_atomically(folder / "design.csv", design.to_csv(index=False))
         show("drawing figures and writing the report", 1, 1)
-        _report(folder)
+        draw_figures(folder)
+        write_report(folder)
         show("logging the analysis", 1, 1)
         directory = Directory.read(folder)
         record(directory, config)
@@ -134,8 +135,3 @@ def _design(frame: pd.DataFrame) -> pd.DataFrame:
     cells = frame.groupby("cell")
     columns = [name for name in frame if cells[name].nunique(dropna=False).max() == 1 and name != "cluster"]
     return cells[columns].first().assign(runs=cells.size()).drop(columns="cell", errors="ignore").reset_index()
-
-
-def _report(folder: Path) -> None:
-    draw_figures(folder)
-    write_report(folder)

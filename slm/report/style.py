@@ -151,14 +151,12 @@ def panels(
 
 def log_axis(axis: Any, low: float, high: float, *, counts: bool = True) -> None:
     """Make an axis logarithmic from `low` to `high`, with a few ticks; see `tick_label` for `counts`."""
-    is_x = axis.axis_name == "x"
-    set_scale = axis.axes.set_xscale if is_x else axis.axes.set_yscale
-    set_limits = axis.axes.set_xlim if is_x else axis.axes.set_ylim
-    set_scale("log")
+    letter = axis.axis_name  # x or y
+    axis.axes.set(**{f"{letter}scale": "log"})
     ticks = _ticks(low, high)
     axis.set_ticks(ticks, labels=[tick_label(t, counts=counts) for t in ticks])
     axis.set_ticks([], minor=True)
-    set_limits(low, high)
+    axis.axes.set(**{f"{letter}lim": (low, high)})
 
 
 def _ticks(low: float, high: float) -> list[float]:

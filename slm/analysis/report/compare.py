@@ -75,19 +75,13 @@ def _equality_test(comparison: Entry) -> str:
 
 
 def _pair_table(comparison: Entry) -> str:
-    def is_compared(row: Entry) -> bool:
-        return bool(row["identified"]) and is_number(row["delta"])
-
-    def p_text(row: Entry, key: str) -> str:
-        return p_value(row[key]) if is_compared(row) else NO_VALUE
-
     columns: Columns = {
         "pair": pair_name,
         "exponent": lambda row: row["exponent"],
-        "difference": lambda row: difference(row) if is_compared(row) else "not identified",
-        "p": lambda row: p_text(row, "p"),
-        "Holm-adjusted p": lambda row: p_text(row, "p_adjusted"),
-        "Holm-adjusted p, any floor": lambda row: p_text(row, "p_any_floor_adjusted"),
+        "difference": lambda row: difference(row) if row["identified"] else "not identified",
+        "p": lambda row: p_value(row["p"]),
+        "Holm-adjusted p": lambda row: p_value(row["p_adjusted"]),
+        "Holm-adjusted p, any floor": lambda row: p_value(row["p_any_floor_adjusted"]),
     }
     return table_by_column(comparison["pairs"], columns)
 

@@ -122,11 +122,8 @@ def _label(column: str) -> str:
 
 def pareto_figure(analysis: Directory) -> Figure | None:
     """The target against N, FLOPs and speed, with large marks for the runs on each front."""
-    fronts = [
-        front
-        for front in analysis.comparison["pareto"]
-        if front["against"] in analysis.results and all(is_number(row[front["against"]]) for row in front["front"])
-    ]
+    fronts = [front for front in analysis.comparison["pareto"] if front["against"] in analysis.results]
+    fronts = [front for front in fronts if all(is_number(row[front["against"]]) for row in front["front"])]
     if not fronts:
         return None
     names = list(dict.fromkeys(short_name(row["family"]) for front in fronts for row in front["front"]))

@@ -33,12 +33,8 @@ def curves_section(analysis: Directory) -> Section:
 
 def curves_figure(analysis: Directory) -> Figure | None:
     """Points and fitted curves: one panel per family with bands, and one with all families if they are comparable."""
-    entries = [
-        entry
-        for entry in analysis.verdict_fits
-        if has_complete_lists(entry.get("curve"), "x", "centre")
-        and has_complete_lists(entry.get("points"), "value", "residual")
-    ]
+    entries = [entry for entry in analysis.verdict_fits if has_complete_lists(entry.get("curve"), "x", "centre")]
+    entries = [entry for entry in entries if has_complete_lists(entry.get("points"), "value", "residual")]
     if not entries:
         return None
     has_several = len(entries) > 1

@@ -102,15 +102,10 @@ class Directory:
 
     def entries(self, *, law: str | None = None, target: str | None = None, size: str | None = None) -> list[Entry]:
         """The fits under one law or all laws, with the loss, target and size of the verdict unless others are given."""
-        primary = self.primary
-        return [
-            entry
-            for entry in self.fits
-            if law in (None, entry["law"])
-            and entry["target"] == (target or primary["target"])
-            and entry["size"] in (None, "", size or primary["size"])  # laws without N have no size
-            and entry["loss"] == primary["loss"]
-        ]
+        target_and_loss = {"target": target or self.primary["target"], "loss": self.primary["loss"]}
+        sizes = (None, "", size or self.primary["size"])  # laws without N have no size
+        fits = [entry for entry in self.fits if law in (None, entry["law"]) and entry["size"] in sizes]
+        return [entry for entry in fits if target_and_loss.items() <= entry.items()]
 
     def equation(self, law: str) -> str:
         """The equation of a fitted law: `L = A N^-alpha`."""

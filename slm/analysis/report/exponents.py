@@ -182,12 +182,8 @@ def _panels(analysis: Directory) -> list[Panel]:
         quantities.append(("perplexity", "N", main_size))
     panels = []
     for target, variable, size in quantities:
-        rows = [
-            (entry, name)
-            for entry in analysis.entries(target=target, size=size)
-            for name in entry["exponents"]
-            if entry["fitted"] and entry["variable_of"][name] == variable
-        ]
+        fits = [entry for entry in analysis.entries(target=target, size=size) if entry["fitted"]]
+        rows = [(fit, name) for fit in fits for name in fit["exponents"] if fit["variable_of"][name] == variable]
         if rows:
             label = "PERPLEXITY, not loss" if target == "perplexity" else target.replace("_", " ")
             references = _reference_exponents(analysis, target, size) if variable == "N" else []

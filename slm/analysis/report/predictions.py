@@ -11,17 +11,7 @@ import numpy as np
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, folded, table, table_by_column
 from slm.report.style import INK, Figure, Margins, log_axis, panels
-from slm.runtime.words import (
-    NO_VALUE,
-    amount,
-    count,
-    format_number,
-    interval,
-    is_number,
-    join_names,
-    p_value,
-    with_interval,
-)
+from slm.runtime.words import NO_VALUE, amount, format_number, interval, is_number, join_names, p_value, with_interval
 from slm.scaling.describe import Entry, family_name, has_complete_lists
 
 
@@ -186,7 +176,7 @@ def _doublings(entry: Entry) -> list[list[str]]:
         if is_number(gain):
             where = "beyond the data" if is_beyond else "within the data"
             gain_text, measured_text = with_interval(gain, [low, high], 3), format_number(measured, 3)
-            rows.append([family_name(entry), count(x), gain_text, measured_text, where])
+            rows.append([family_name(entry), amount("N", x), gain_text, measured_text, where])
     return rows
 
 

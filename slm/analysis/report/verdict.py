@@ -11,16 +11,7 @@ from slm.analysis.report.overlay import overlay_lines
 from slm.analysis.report.predictions import given_lines, prediction_lines
 from slm.analysis.report.selection import starts_text
 from slm.report.markdown import Columns, Section, bullets, table_by_column
-from slm.runtime.words import (
-    LOSS_NAMES,
-    TARGET_NAMES,
-    amount,
-    escape_markdown,
-    format_number,
-    join_names,
-    plural,
-    size_words,
-)
+from slm.runtime.words import LOSS_NAMES, amount, escape_markdown, format_number, join_names, plural, size_words
 from slm.scaling.describe import Entry, exponent_text, family_name, is_identified, status
 
 MAX_LINE_CHARACTERS = 300
@@ -62,7 +53,7 @@ def analysed_section(analysis: Directory) -> Section:
         (f"Table `{escape_markdown(name)}`: " if name else "")
         + f"{_counts(analysis)}. The runs of a cell have the same family, size and budget, and differ in seed.",
         f"The verdict is about **{analysis.equation(primary['law'])}** (`{primary['law']}`), where L is "
-        f"{TARGET_NAMES[primary['target']]} and N counts {size_words(primary['size'])}, fitted by "
+        f"{analysis.target_name} and N counts {size_words(primary['size'])}, fitted by "
         f"{LOSS_NAMES[primary['loss']]}{residuals}.{why}",
         table_by_column(analysis.verdict_fits, columns),
         bullets(map(escape_markdown, comparison["notes"])),
