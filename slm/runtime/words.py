@@ -157,11 +157,6 @@ def shortened(value: Any, max_characters: int = MAX_CHARACTERS) -> str:
     return f"{text[:num_start]}...{text[-num_end:]}"
 
 
-def count_with_was(count: int, what: str) -> str:
-    """Write `1 row was` or `3 rows were`."""
-    return f"{count} {what} was" if count == 1 else f"{count} {what}s were"
-
-
 def with_error(value: Any, se: Any, digits: int = 4) -> str:
     """Write `3.283 ± 0.012`: the error to two digits, the value to as many decimals. Without an error: `3.283`."""
     if not is_number(value):

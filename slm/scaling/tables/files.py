@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from slm.runtime.words import count_with_was
+from slm.runtime.words import plural
 from slm.scaling import published
 from slm.scaling.tables.values import format_value, is_blank, parse_number
 
@@ -111,7 +111,8 @@ def _without_comments(text: str, delimiter: str, path: Path, notes: list[str]) -
     if any(parse_number(field) is not None and not is_blank(field) for field in fields):
         num_comments -= 1  # the last of them is the header
     if num_comments:
-        notes.append(f"{count_with_was(num_comments, 'line')} skipped above the header of {path}: comments with #.")
+        skipped = plural(num_comments, "line was", "lines were")
+        notes.append(f"{skipped} skipped above the header of {path}: comments with #.")
     return "".join(lines[line_numbers[num_comments] :])
 
 

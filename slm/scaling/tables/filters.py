@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import integrate, stats
 
-from slm.runtime.words import count_with_was, shortened, shortlist
+from slm.runtime.words import plural, shortened, shortlist
 from slm.scaling.tables.columns import CELL, SIZES, TARGETS, Columns, convert_types, group_numbers, is_complete, run_ids
 from slm.scaling.tables.values import COMPLETED, format_value, is_blank, parse_booleans, parse_number, status_word
 
@@ -70,7 +70,8 @@ def keep_completed(raw: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.
             noun = "row" if len(rows) == 1 else "rows"
             reasons.append(f"{len(rows)} {shortened(word, 30)} ({noun} {shortlist(rows.index)})")
         which = shortlist(reasons, 3, max_characters=90)
-        notes.append(f"{count_with_was(len(incomplete), 'row')} left out because the run did not complete: {which}.")
+        left_out = plural(len(incomplete), "row was", "rows were")
+        notes.append(f"{left_out} left out because the run did not complete: {which}.")
     synonyms = sorted(set(status) - set(incomplete) - {"completed"})
     if synonyms:
         notes.append(f"The status {' and '.join(synonyms)} was taken to mean completed.")
@@ -81,7 +82,7 @@ def drop_duplicates(raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """All rows except exact copies of a row above them."""
     is_repeat = group_numbers(raw, list(raw.columns)).duplicated()
     if is_repeat.any():
-        left_out = count_with_was(int(is_repeat.sum()), "row")
+        left_out = plural(int(is_repeat.sum()), "row was", "rows were")
         which = shortlist(raw.index[is_repeat])
         notes.append(f"{left_out} left out as exact duplicates of rows above them: {which}.")
     return raw[~is_repeat]
@@ -107,7 +108,8 @@ def rows_not_diverged(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns, 
         raise ValueError(f"all runs of {columns.table} diverged: {reason}")
     if is_diverged.any():
         which = shortlist(f"{row} ({format_value(result[row])})" for row in frame.index[is_diverged])
-        notes.append(f"{count_with_was(int(is_diverged.sum()), 'row')} left out as diverged: {which} ({reason}).")
+        left_out = plural(int(is_diverged.sum()), "row was", "rows were")
+        notes.append(f"{left_out} left out as diverged: {which} ({reason}).")
     return frame.index[~is_diverged]
 
 
