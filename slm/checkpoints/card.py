@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from slm.checkpoints.location import TO_FINISH, Provenance
-from slm.data import Tokenizer
+from slm.data.tokenizer import Tokenizer
 from slm.model.config import ModelConfig
 from slm.model.counts import num_params
 

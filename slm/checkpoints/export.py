@@ -26,7 +26,7 @@ from slm.checkpoints.card import model_card, source_statement, training_config
 from slm.checkpoints.load import check, load
 from slm.checkpoints.location import Provenance
 from slm.checkpoints.weights import dtype_name
-from slm.data import Tokenizer
+from slm.data.tokenizer import Tokenizer
 from slm.model.config import ModelConfig
 from slm.runtime.files import replace
 

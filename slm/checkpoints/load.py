@@ -20,7 +20,7 @@ from torch import Tensor
 
 from slm.checkpoints.location import Location, Parts, Provenance, find_location, open_parts
 from slm.checkpoints.weights import EMBEDDING, HEAD, Weights, dtype_name, empty_decoder
-from slm.data import Tokenizer
+from slm.data.tokenizer import Tokenizer
 from slm.model import Decoder
 from slm.model.config import ModelConfig
 from slm.runtime.words import shortlist

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ import yaml
 from slm.checkpoints.architecture import read_config, read_json
 from slm.checkpoints.hub import fetch, fetch_other_weights
 from slm.checkpoints.weights import Weights, open_run_checkpoint, open_weights
-from slm.data import Tokenizer, load_tokenizer
+from slm.data.tokenizer import Tokenizer
+from slm.data.vocabulary import load_tokenizer
 from slm.model.config import ModelConfig
 from slm.runtime.address import local_folder
 from slm.runtime.files import is_intact_zip, read_json_object
@@ -139,12 +141,10 @@ def _open_unfinished_run(location: Location, run: Path) -> Parts:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    try:
+    with suppress(yaml.YAMLError, KeyError, TypeError):
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
         if isinstance(settings["model"], dict):
             return settings
-    except (yaml.YAMLError, KeyError, TypeError):
-        pass
     raise ValueError(f"{file} is not the config of a run: restore it")
 
 

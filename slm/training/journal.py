@@ -16,7 +16,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from slm.data import Corpus
+from slm.data.corpus import Corpus
 from slm.model.decoding import generate
 from slm.runtime.progress import Progress
 from slm.tracking import Tracker

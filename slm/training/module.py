@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from slm.composition.schedules import lr_factor
-from slm.data import Corpus, val_batches
-from slm.data.loader import document_numbers
+from slm.data.corpus import Corpus
+from slm.data.loader import document_numbers, val_batches
 from slm.model.decoder import Decoder
 from slm.model.loss import IGNORE
 from slm.model.mixers.base import Mixer

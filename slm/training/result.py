@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from slm.data import Corpus
+from slm.data.corpus import Corpus
 from slm.model.counts import flops_per_token, num_params
 from slm.runtime.machine import peak_memory_bytes
 from slm.runtime.words import duration

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
-from slm.data import Corpus, prepare
+from slm.data.corpus import Corpus, prepare
 from slm.data.tokenizer import LOSSY_NOTE
 from slm.runtime.files import write_atomically
 from slm.runtime.machine import reset_peak_memory

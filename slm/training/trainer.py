@@ -22,7 +22,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 
-from slm.data import Corpus, train_loader
+from slm.data.corpus import Corpus
+from slm.data.loader import train_loader
 from slm.runtime.machine import has_mps
 from slm.training.checkpointing import write_checkpoint
 from slm.training.hardware import Hardware
