@@ -66,7 +66,6 @@ def open_weights(folder: Path, config: ModelConfig) -> tuple[Weights, tuple[str,
 
 
 def _open_tensors(file_or_index: Path) -> Weights:
-    """Open the tensors of a file, or of the shards that an index names."""
     files = _shards(file_or_index) if file_or_index.suffix == ".json" else [file_or_index]
     tensors: dict[str, Tensor] = {}
     for file in files:

@@ -40,7 +40,6 @@ def register() -> None:
 
 
 def _model_name(width: int | None = None, depth: int | None = None) -> str:
-    """FAMILY_WIDTHxDEPTH if a family was chosen; else the choice of the `model` group."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     if choices.get("family"):
         return f"{choices['family']}_{width}x{depth}"
@@ -57,7 +56,6 @@ def _run_dir(width: int | None, depth: int | None) -> str:
 
 
 def _run_group() -> str | None:
-    """The name of the multirun's folder; None for a single run."""
     return Path(HydraConfig.get().sweep.dir).name if in_multirun() else None
 
 

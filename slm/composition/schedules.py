@@ -74,6 +74,5 @@ def count_common_steps(first: Mapping[str, Any], first_steps: int, second: Mappi
 
 
 def _with_warmup_fraction(schedule: Mapping[str, Any], total_steps: int) -> Mapping[str, Any]:
-    """The schedule, with `warmup_steps` (if set) converted to `warmup_fraction`."""
     steps = schedule.get("warmup_steps")
     return schedule if steps is None else {**schedule, "warmup_fraction": steps / total_steps}

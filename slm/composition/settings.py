@@ -12,10 +12,8 @@ OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true", "64-true")
 
 KINDS: dict[str, kinds.Kind] = {
-    "name": kinds.NAME,
+    **dict.fromkeys(("name", "output_dir", "cache_dir"), kinds.NAME),
     "seed": kinds.SEED,
-    "output_dir": kinds.NAME,
-    "cache_dir": kinds.NAME,
     "dry_run": kinds.Kind("true, false or plan", lambda value: isinstance(value, bool) or value == "plan"),
     "train.tokens": kinds.POSITIVE,
     **dict.fromkeys(("train.tokens_per_param", "train.flops"), kinds.or_null(kinds.POSITIVE)),
@@ -27,11 +25,9 @@ KINDS: dict[str, kinds.Kind] = {
     "checkpoint.every_minutes": kinds.or_null(kinds.POSITIVE),
     "checkpoint.keep_best": kinds.SWITCH,
     "optim.name": kinds.one_of(*OPTIMIZERS),
-    "optim.lr": kinds.POSITIVE,
+    **dict.fromkeys(("optim.lr", "optim.eps", "optim.clip_norm"), kinds.POSITIVE),
     "optim.betas": kinds.BETAS,
-    "optim.eps": kinds.POSITIVE,
     "optim.weight_decay": kinds.NOT_NEGATIVE,
-    "optim.clip_norm": kinds.POSITIVE,
     "optim.skip_factor": kinds.ABOVE_ONE,
     "optim.max_skipped_in_a_row": kinds.COUNT,
     "optim.ema_decay": kinds.or_null(kinds.BELOW_ONE),

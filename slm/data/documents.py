@@ -11,7 +11,7 @@ import json
 import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,6 @@ def write_documents(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _counts_by_split(results: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Return the number of documents and bytes of each split, summed over the results of all parts."""
     counts = {}
     for split in SPLITS:
         parts = [result["splits"][split] for result in results]
@@ -94,7 +93,7 @@ def write_part(
     left_out = dict.fromkeys(LEFT_OUT, 0)
     smallest_hash = 1.0
     with ExitStack() as stack:
-        writers = {split: stack.enter_context(_SplitWriter(folder, split, number)) for split in SPLITS}
+        writers = {split: stack.enter_context(closing(_SplitWriter(folder, split, number))) for split in SPLITS}
         for text, split in source_of(part).documents(part):
             encoded = text.encode()
             advance(len(encoded) / 1e6)
@@ -137,10 +136,7 @@ class _SplitWriter:
         self.file_groups = 0  # row groups in the current file
         self.writer: Any = None
 
-    def __enter__(self) -> _SplitWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         self._flush()
         if self.writer is not None:
             self.writer.close()
@@ -240,7 +236,7 @@ def text_bytes(path: Path) -> int:
 
 def write_split(folder: Path, split: str, texts: Iterable[str]) -> dict[str, Any]:
     """Write all texts, including blank ones, as one split; returns the number of documents and bytes."""
-    with _SplitWriter(folder, split) as writer:
+    with closing(_SplitWriter(folder, split)) as writer:
         for text in texts:
             encoded = text.encode()
             writer.add(text, len(encoded), hashlib.sha256(encoded).digest(), text_hash(text))

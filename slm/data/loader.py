@@ -73,7 +73,6 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=2)  # a batch may span two epochs
 def _sorted_shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
-    """Return the permutation that sorts raw random bits."""
     # NEP 19 guarantees that numpy never changes raw bits; `Generator.permutation` may change.
     raw = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_windows)
     return np.argsort(raw, kind="stable")

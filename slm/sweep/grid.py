@@ -177,7 +177,6 @@ def _make_cell(
 
 
 def _shape_overrides(shape: SolvedShape) -> dict[str, Any]:
-    """The settings of train.py that select `shape`."""
     ffn = {} if shape.intermediate_size is None else {"model.intermediate_size": shape.intermediate_size}
     return {"width": shape.width, "depth": shape.depth, **ffn}
 

@@ -202,7 +202,6 @@ def _numbered(path: Path) -> Path:
 
 
 def _error_in(log: Sequence[str]) -> str:
-    """The last error in a job's log, or else its last line."""
     errors = [line.removeprefix("error: ") for line in log if line.startswith("error: ")]
     lines = errors or log or ["its log is empty"]
     return lines[-1]

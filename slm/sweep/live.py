@@ -57,7 +57,6 @@ class Board:
 
 
 def _status_word(status: CellStatus) -> str:
-    """The status in one word: `running`, `waiting` or the final outcome."""
     if status.is_running:
         return "running"
     outcome = status.outcome
@@ -67,7 +66,6 @@ def _status_word(status: CellStatus) -> str:
 
 
 def _table(statuses: Sequence[CellStatus]) -> Table:
-    """A table of the running cells and of the cells that ended without a result."""
     table = Table("cell", "status", "tokens", "loss", "tokens/s", "left", box=None)
     for status in statuses:
         if status.is_running:

@@ -87,7 +87,6 @@ class WandbTracker(Tracker):
         self.run.log({"tokens": tokens, "sample": table}, step=step)
 
     def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
-        """Write the final numbers into the summary and end the run."""
         self.run.summary.update(dict(summary))
         self.run.finish(exit_code=0 if succeeded else 1)
 
@@ -101,16 +100,13 @@ class TensorBoardTracker(Tracker):
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record each metric as a scalar."""
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        """Record the sample as text."""
         self.writer.add_text("sample", prompt + text, step)
 
     def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
-        """Flush and close."""
         self.writer.close()
 
 

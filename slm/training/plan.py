@@ -105,8 +105,7 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
     """
     shape, steps = shape_and_steps(settings, devices=hardware.world_size)
     model = with_multipliers(settings["parametrization"], shape)
-    length = int(settings["train"]["sequence_length"])
-    sequences = int(settings["train"]["batch_tokens"]) // length
+    sequences = int(settings["train"]["batch_tokens"]) // int(settings["train"]["sequence_length"])
     return Plan(
         settings=settings,
         hardware=hardware,
@@ -200,7 +199,6 @@ def plan_lines(plan: Plan) -> list[str]:
 
 
 def _compilation(plan: Plan) -> str:
-    """Say whether the run is compiled and, if `auto` decided against it, why."""
     if plan.hardware.compile:
         return "compiled"
     if plan.settings["trainer"]["compile"] is False:
