@@ -9,17 +9,16 @@ import numpy as np
 import pandas as pd
 
 from slm.scaling.matching import SAME_SIZE
-from slm.scaling.tables.columns import SIZES
+from slm.scaling.tables.columns import SIZES, is_complete
 
-MAX_VALUES = 24
-"""If a family has more distinct numbers, their range is given instead of a list."""
+MAX_VALUES = 24  # if a family has more distinct numbers, their range is given instead of a list
 MIXED = -1
 """The number of a group in which neighbouring values agree, but the smallest and the largest do not."""
 
 
 def complete_column(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series | None:
     """The first of these columns that has a value in every row; None if there is no such column."""
-    return next((frame[name] for name in columns if name in frame and not frame[name].isna().any()), None)
+    return next((frame[name] for name in columns if is_complete(frame, name)), None)
 
 
 def values_by_family(frame: pd.DataFrame, values: pd.Series) -> dict[str, list[Any]]:
@@ -67,11 +66,8 @@ def has_same_groups(frame: pd.DataFrame, groups: pd.Series) -> bool:
 
 
 def size_columns(frame: pd.DataFrame) -> list[str]:
-    """The size columns that have a value in every row. Raises `ValueError` if there is no such column."""
-    names = [name for name in SIZES if name in frame and not frame[name].isna().any()]
-    if not names:
-        raise ValueError(f"the audit needs the size of every run, as a column {' or '.join(SIZES)}")
-    return names
+    """The size columns that have a value in every row; a table of `slm.scaling.tables` has at least one."""
+    return [name for name in SIZES if is_complete(frame, name)]
 
 
 def size_column(frame: pd.DataFrame) -> str:

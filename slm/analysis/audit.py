@@ -43,10 +43,8 @@ OPTIONAL = {
     "averaging of weights": ("ema_decay",),
 }
 """Settings that are compared if the table has them, and are not listed as unknown otherwise."""
-MAX_FAMILIES = 4
-"""Most families that a sentence names."""
-MAX_VALUES = 12
-"""Most values that a sentence lists, for all families together."""
+MAX_FAMILIES = 4  # most families that a sentence names
+MAX_VALUES = 12  # most values that a sentence lists, for all families together
 
 
 @dataclass

@@ -36,8 +36,7 @@ class Overlay:
     """The rows of an evaluation file: one for each checkpoint and measure (a text, evaluated in one way)."""
 
     table: Table
-    column: str
-    """The column of the file that is read as bits per byte."""
+    column: str  # the column of the file that is read as bits per byte
 
     def file_column(self, target: str) -> str:
         """The column of the file that holds the target."""
@@ -178,7 +177,6 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _present_values(row: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
-    """The values of a row under these keys, except missing values."""
     return [row[key] for key in keys if row.get(key) is not None and not pd.isna(row[key])]
 
 

@@ -26,8 +26,7 @@ from slm.scaling.analysis import analyse
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, read_table, table_from_frame
 
-FITS_FILE = "fits.json"
-"""A folder with this file is an analysis directory."""
+FITS_FILE = "fits.json"  # a folder with this file is an analysis directory
 ROW_KEYS = ("columns", "where", "best_of", "drop_worst")
 """The config keys that choose the rows of a table."""
 
@@ -81,8 +80,7 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         design = _design(table.frame) if design is None else design
         write_atomically(folder / "design.csv", design.to_csv(index=False))
         show("drawing figures and writing the report", 1, 1)
-        draw_figures(folder)
-        write_report(folder)
+        _report(folder)
         show("logging the analysis", 1, 1)
         directory = Directory.read(folder)
         record(directory, config)
@@ -135,3 +133,8 @@ def _design(frame: pd.DataFrame) -> pd.DataFrame:
     cells = frame.groupby("cell")
     columns = [name for name in frame if cells[name].nunique(dropna=False).max() == 1 and name != "cluster"]
     return cells[columns].first().assign(runs=cells.size()).drop(columns="cell", errors="ignore").reset_index()
+
+
+def _report(folder: Path) -> None:
+    draw_figures(folder)
+    write_report(folder)

@@ -10,8 +10,7 @@ from typing import Any
 from slm.runtime.words import MAX_ITEMS, count, join_names, plural, shortlist
 
 Entry = dict[str, Any]
-MAX_LEVEL_SENTENCES = 3
-"""Most pairs whose difference of level gets a sentence."""
+MAX_LEVEL_SENTENCES = 3  # most pairs whose difference of level gets a sentence
 
 
 @dataclass(frozen=True)
@@ -19,11 +18,9 @@ class Case:
     """A comparison, and what the sentences about it need."""
 
     comparison: Entry
-    fits: list[Entry]
-    """Entries of the law of the verdict, one per family."""
+    fits: list[Entry]  # entries of the law of the verdict, one per family
     law_name: str
-    law: Entry
-    """The comparison of families under that law; empty if there is none."""
+    law: Entry  # the comparison of families under that law; empty if there is none
     target: str
     equation: str
     """The target, and the law with its target, in words."""

@@ -238,7 +238,7 @@ def pareto_entries(table: Table, target: str, size: str) -> list[Entry]:
     fronts = []
     frame = table.frame
     for column, sign in ((size, 1), ("flops", 1), ("tokens_per_second", -1)):  # -1: larger values are better
-        if column in frame and not frame[column].isna().any() and frame[column].nunique() > 1:
+        if is_complete(frame, column) and frame[column].nunique() > 1:
             is_best = pareto_front(frame[[target, column]].to_numpy(float) * (1, sign))
             front = frame[is_best].sort_values(column)
             names = [name for name in ("family", "name", "run_id", column, target) if name in front]

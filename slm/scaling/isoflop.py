@@ -43,16 +43,14 @@ class Exponent:
     value: float
     low: float
     high: float
-    se_scatter: float | None = None
-    """Standard error from the scatter of runs within budgets alone; None for `given_optima`."""
+    se_scatter: float | None = None  # from the scatter of runs within budgets alone; None for `given_optima`
 
 
 @dataclass(frozen=True)
 class Budget:
     """Runs of one compute budget, the parabola through them, and its lowest point."""
 
-    flops: float
-    """Geometric mean over the runs."""
+    flops: float  # geometric mean over the runs
     runs: int
     params: float | None
     tokens: float | None
@@ -60,29 +58,22 @@ class Budget:
     low: float | None
     high: float | None
     """Interval of `params` by Fieller's theorem, from the scatter within all budgets. None is an open end."""
-    reason: str | None
-    """Why the budget is not used; None if it is used."""
-    window: tuple[float, float]
-    """Smallest and largest N of the sizes to which the parabola is fitted."""
+    reason: str | None  # why the budget is not used; None if it is used
+    window: tuple[float, float]  # smallest and largest N of the sizes to which the parabola is fitted
     centre: float
     parabola: tuple[float, float, float]
     """Coefficients (c0, c1, c2) of log target = c0 + c1 z + c2 z^2, where z = log N - `centre`."""
-    points: Mapping[str, list[float]]
-    """Keys `params` (N) and `value` (the target), with one item per run."""
+    points: Mapping[str, list[float]]  # keys `params` (N) and `value` (the target), with one item per run
 
 
 @dataclass(frozen=True)
 class IsoFlop:
     """The analysis of one family. If it has no exponents, `reason` says why."""
 
-    grouped_by: str
-    """The column whose values define the budgets."""
-    ignored: tuple[str, ...]
-    """Columns of `BUDGET_COLUMNS` whose values do not define budgets."""
-    budgets: tuple[Budget, ...]
-    """Budgets of at least `MIN_SIZES` sizes."""
-    ungrouped: int
-    """Number of rows that belong to none of `budgets`."""
+    grouped_by: str  # the column whose values define the budgets
+    ignored: tuple[str, ...]  # columns of `BUDGET_COLUMNS` whose values do not define budgets
+    budgets: tuple[Budget, ...]  # those of at least `MIN_SIZES` sizes
+    ungrouped: int  # number of rows that belong to none of `budgets`
     params: Exponent | None
     tokens: Exponent | None
     """a in N* ~ C^a, and b in D* ~ C^b."""
@@ -206,20 +197,14 @@ def _why_no_exponents(column: str, num_budgets: int, num_used: int) -> str | Non
 class _Parabola:
     """A parabola fitted near the lowest log target of one budget. A point is the mean over the runs of one size."""
 
-    log_sizes: Floats
-    """Log sizes of the points to which the parabola is fitted, rising."""
-    ends: tuple[float, float]
-    """Smallest and largest log size of the budget."""
+    log_sizes: Floats  # of the points to which the parabola is fitted, rising
+    ends: tuple[float, float]  # smallest and largest log size of the budget
     centre: float
-    c: Floats
-    """[3], the coefficients as in `Budget.parabola`."""
-    covariance: Floats
-    """[3, 3], covariance of `c` divided by the variance of a point."""
+    c: Floats  # [3], the coefficients as in `Budget.parabola`
+    covariance: Floats  # [3, 3], covariance of `c` divided by the variance of a point
     sse: float
-    log_tokens: float
-    """Log D at `centre`."""
-    token_slope: float
-    """Slope of log D against log N."""
+    log_tokens: float  # log D at `centre`
+    token_slope: float  # slope of log D against log N
 
     @property
     def vertex_variance(self) -> float:

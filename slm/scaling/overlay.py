@@ -23,8 +23,7 @@ from slm.scaling.tables import Table
 
 FALLBACK_LAW = "power"
 """The law of an overlay if the variables of the verdict's law are neither N alone, nor N and D."""
-CURVE_MARGIN = 1.15
-"""Curves extend beyond the smallest and the largest N by this factor."""
+CURVE_MARGIN = 1.15  # curves extend beyond the smallest and the largest N by this factor
 
 
 @dataclass(frozen=True)

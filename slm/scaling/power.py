@@ -127,13 +127,11 @@ class PairedDesign(Comparison):
     seeds scatters about the line with variance misfit^2 + 2 noise^2 / seeds.
     """
 
-    log_N: Floats
-    """[sizes], natural logarithms."""
+    log_N: Floats  # [sizes], natural logarithms
     noise: float | None
     """Standard deviation of log loss between seeds of one size. If the families share seeds, that of the log ratio
     between seeds, divided by sqrt(2). None if unknown; `misfit` is then all of the scatter."""
-    misfit: float
-    """Standard deviation of the log ratio about the line with infinitely many seeds."""
+    misfit: float  # standard deviation of the log ratio about the line with infinitely many seeds
     seeds: int = 1
     unit: float = 1.0
     """Difference of exponents per unit of slope. It is more than 1 if exponents are compared above a floor."""
@@ -167,10 +165,8 @@ class Design:
     """
 
     law: Law
-    log_x: Floats
-    """[cells, V], natural logarithms of the law's variables."""
-    params: Mapping[str, float]
-    """Parameters of the law, assumed or fitted."""
+    log_x: Floats  # [cells, V], natural logarithms of the law's variables
+    params: Mapping[str, float]  # parameters of the law, assumed or fitted
     noise: float | None
     """Standard deviation of log loss between seeds of a cell. None if unknown; `misfit` is then all of the scatter."""
     misfit: float = 0.0

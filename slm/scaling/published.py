@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-NAME = "mobilellm_published"
-"""The name under which `read_table` finds the table."""
+NAME = "mobilellm_published"  # the name under which `read_table` finds the table
 CLAIM_COLUMNS = ("params_total", "params_non_embedding", "tokens", "perplexity", "tokens_per_second", "depth")
 
 

@@ -20,8 +20,7 @@ NESTED_LEVEL = 0.01
 """Level of the F test of a law against one that contains it, such as the same law with a floor."""
 MAX_RELATIVE_MISFIT = 3.0
 """If rows scatter about a law this many times as much as about the best law, it lacks a variable, such as tokens."""
-SAME_VALUE = 1e-6
-"""Largest relative difference of two values of a variable that count as equal."""
+SAME_VALUE = 1e-6  # largest relative difference of two values of a variable that count as equal
 CHOICES = ("law", "target", "size", "loss")
 """The choices of the analyst; each combination gives one ranking of the families."""
 ByLaw = Mapping[str, Mapping[str, Fitted]]

@@ -242,7 +242,6 @@ def _headline_without_scatter(case: Case) -> str:
 
 
 def _headline_for_one_family(case: Case) -> str:
-    """The headline of a table with one family: its exponent with its interval."""
     (fit,) = case.fits
     if not fit["identified"]:
         return f"One family, and its exponent is not identified under {case.equation}: {'; '.join(fit['notes'])}."

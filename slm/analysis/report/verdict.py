@@ -14,8 +14,7 @@ from slm.report.markdown import Columns, Section, bullets, table_by_column
 from slm.runtime.words import LOSS_NAMES, amount, escape_markdown, format_number, join_names, plural, size_words
 from slm.scaling.describe import Entry, exponent_text, family_name, is_identified, status
 
-MAX_LINE_CHARACTERS = 300
-"""Longer lines are broken in the terminal."""
+MAX_LINE_CHARACTERS = 300  # longer lines are broken in the terminal
 
 
 def verdict_section(analysis: Directory) -> Section:

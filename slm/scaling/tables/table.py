@@ -32,12 +32,9 @@ class Table:
     names the run of the row, or the run from which it was branched. Rows of one `cell` differ only in seed and results.
     """
 
-    frame: pd.DataFrame
-    """The rows, indexed from 0."""
-    notes: tuple[str, ...]
-    """Sentences on what was left out, computed or found suspicious."""
-    name: str
-    """The name of the file without suffix."""
+    frame: pd.DataFrame  # the rows, indexed from 0
+    notes: tuple[str, ...]  # sentences on what was left out, computed or found suspicious
+    name: str  # the name of the file without suffix
 
     @property
     def families(self) -> list[str]:
