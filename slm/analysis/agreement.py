@@ -12,8 +12,7 @@ from slm.scaling.matching import SAME_SIZE
 from slm.scaling.tables.columns import SIZES, is_complete
 
 MAX_VALUES = 24  # if a family has more distinct numbers, their range is given instead of a list
-MIXED = -1
-"""The number of a group in which neighbouring values agree, but the smallest and the largest do not."""
+MIXED = -1  # the number of a group in which neighbouring values agree, but the smallest and the largest do not
 
 
 def complete_column(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series | None:

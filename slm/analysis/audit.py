@@ -166,10 +166,9 @@ def _check_settings(frame: pd.DataFrame, findings: Findings) -> None:
         if values is None and what in SETTINGS:
             findings.add_unknown(what)
         elif values is not None and not findings.skip_one_family(what):
-            groups = group_numbers(values.astype(str), 0)
             same = f"Families have the same {what} ({values.name})."
             differ = f"Families differ in {what}{{where}}"
-            findings.compare(what, values, groups, same, differ)
+            findings.compare(what, values, group_numbers(values.astype(str), 0), same, differ)
 
 
 def _check_learning_rate(frame: pd.DataFrame, findings: Findings) -> None:

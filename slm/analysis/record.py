@@ -77,10 +77,8 @@ def exponent_rows(analysis: Directory) -> Rows:
 
 def comparison_rows(analysis: Directory) -> Rows:
     """One row for each pair of families compared at the same sizes, and one for each pair, law and exponent."""
-    pairs = [
-        {**pair, "law": "same sizes", "exponent": "local exponent", "identified": True}
-        for pair in analysis.comparison["paired"]["pairs"]
-    ]
+    without_law = {"law": "same sizes", "exponent": "local exponent", "identified": True}
+    pairs = [pair | without_law for pair in analysis.comparison["paired"]["pairs"]]
     pairs += [{**pair, "law": law} for law, by_law in analysis.comparison["laws"].items() for pair in by_law["pairs"]]
     columns = ["law", "a", "b", "exponent", *PAIR_COLUMNS, "identified"]
     return columns, [[pair[column] for column in columns] for pair in pairs]

@@ -27,8 +27,7 @@ from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, read_table, table_from_frame
 
 FITS_FILE = "fits.json"  # a folder with this file is an analysis directory
-ROW_KEYS = ("columns", "where", "best_of", "drop_worst")
-"""The config keys that choose the rows of a table."""
+ROW_KEYS = ("columns", "where", "best_of", "drop_worst")  # the config keys that choose the rows of a table
 
 
 def analyse_runs(config: Mapping[str, Any]) -> int:

@@ -197,10 +197,8 @@ def _reasons_not_identified(fit: Fit, ci: Mapping[str, Interval]) -> dict[str, s
 def _remarks(fit: Fit, ci: Mapping[str, Interval]) -> list[str]:
     """Return remarks on exponents that are below 0 or whose interval includes 0."""
     notes = []
-    for name in fit.law.exponents:
+    for name in (name for name in fit.law.exponents if _may_be_negative(fit, name)):
         low, high = ci[name]
-        if not _may_be_negative(fit, name):
-            continue
         if low is not None and high is not None and low <= 0 <= high:
             notes.append(f"the interval of {name} includes 0")
         elif high is not None and high < 0:

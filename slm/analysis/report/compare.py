@@ -32,8 +32,7 @@ MODEL_NAMES = {
     "separate": "a separate law per family",
 }
 UNITS = {"N": "parameter", "D": "training token", "C": "FLOP"}
-MAX_FACTOR_RANGE = 100
-"""A factor is shown only if the ends of its interval differ by at most this factor."""
+MAX_FACTOR_RANGE = 100  # a factor is shown only if the ends of its interval differ by at most this factor
 
 
 def comparison_section(analysis: Directory) -> Section:
