@@ -6,7 +6,16 @@ because torch, tokenizers and pyarrow are imported at first use.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slm.data.corpus import Corpus as Corpus
+    from slm.data.corpus import prepare as prepare
+    from slm.data.loader import train_loader as train_loader
+    from slm.data.loader import val_batches as val_batches
+    from slm.data.loader import window_ids as window_ids
+    from slm.data.tokenizer import Tokenizer as Tokenizer
+    from slm.data.vocabulary import load_tokenizer as load_tokenizer
 
 _MODULES = {
     "corpus": ("Corpus", "prepare"),

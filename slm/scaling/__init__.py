@@ -4,8 +4,20 @@ Usable alone: `fit(read_table("runs.csv"), "chinchilla")`. Names are imported at
 seconds and some modules do not need it.
 """
 
+# ruff: noqa: F401 (these imports are for type checkers; `__getattr__` imports at run time)
+
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slm.scaling.analysis import Analysis, analyse
+    from slm.scaling.fitting import Fit, fit, lack_of_fit
+    from slm.scaling.intervals import Uncertainty, uncertainty
+    from slm.scaling.laws import LAWS, get_law
+    from slm.scaling.power import Advice, Design, PairedDesign, UnpairedDesigns, plan
+    from slm.scaling.settings import Settings
+    from slm.scaling.solver import Loss
+    from slm.scaling.tables import Table, read_table, table_from_frame
 
 _MODULES = {
     "analysis": ("Analysis", "analyse"),
