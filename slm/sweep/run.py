@@ -152,9 +152,8 @@ def _launcher_settings(sweep: Sweep) -> dict[str, Any]:
     largest = max(possible, key=lambda cell: cell.flops / cell.tokens)
 
     def measure(num_jobs: int) -> SharedGpuMeasurement | None:
-        config = composed("train", largest.overrides)
-        # Otherwise Hydra would derive name and output_dir from the choices of sweep.py.
-        config.update(name=largest.name, output_dir="runs")
+        # Without the last override Hydra would derive output_dir from the choices of sweep.py.
+        config = composed("train", (*largest.overrides, "output_dir=runs"))
         num_slots = num_jobs * len(gpus)
         shared = {**launcher, "jobs_per_gpu": num_jobs, "slots": num_slots}
         environment = slot_environments(shared, num_jobs=num_slots, gpus=gpus)[0]
