@@ -2,8 +2,7 @@
 
 Our tensor names are Llama's without the prefix `model.`, so tensors are only renamed. config.json has our `ModelConfig`
 under the key `slm`, because transformers has no keys for some of the fields. `export_model`, which is used at the end
-of training, writes a decoder unchanged. `export` also rewrites interleaved rotation of queries and keys as Llama's
-rotation by halves, and with `unroll_sharing` it copies shared blocks.
+of training, writes a decoder unchanged, while `export` may rewrite weights (`as_llama`, `unroll`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Load or check any supported checkpoint: its decoder, its tokenizer and its provenance.
 
 The decoder is built without storage (meta device). Names and shapes of the stored tensors are compared with the
-decoder's. Only then is one tensor at a time copied from its memory-mapped file and converted. The tensors, not the
-config alone, decide whether the head is tied to the embedding.
+decoder's. Only then is one tensor at a time copied from its memory-mapped file and converted.
 """
 
 from __future__ import annotations

@@ -149,7 +149,9 @@ class _Master:
                     self._record_end(name, code, stopping=stopping)
                 if (signals.received and not stopping) or (signals.force and not forced):
                     stopping, forced = True, signals.force
-                    self._stop(force=forced)
+                    action = "killing them" if forced else "they save a checkpoint and end (Ctrl-C again kills them)"
+                    say(f"\n{len(self.running)} running: {action}")
+                    self.engine.stop(force=forced)
                 if not stopping:
                     self._start_ready()
                 if not self.running or time.monotonic() - shown_at > SHOW_SECONDS:
@@ -194,11 +196,6 @@ class _Master:
         if chosen:
             self.engine.start([self.jobs[name] for name in chosen])
             self.running.update(chosen)
-
-    def _stop(self, *, force: bool) -> None:
-        action = "killing them" if force else "they save a checkpoint and end (Ctrl-C again kills them)"
-        say(f"\n{len(self.running)} running: {action}")
-        self.engine.stop(force=force)
 
     def _record_end(self, name: str, code: int | None, *, stopping: bool) -> None:
         self.running.discard(name)

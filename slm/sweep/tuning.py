@@ -6,7 +6,6 @@ of the optimum, so families that differ in either would seem to differ in loss. 
 1. The losses are averaged over seeds, so that all seeds of a shape have the same best rate.
 2. A parabola in log lr is fitted by least squares to all rates that noise cannot distinguish from the best.
 3. The minimum of the parabola is raised by the amount by which it is too low on average.
-4. If the minimum is at an end of the rates tried, a note says so.
 """
 
 from __future__ import annotations

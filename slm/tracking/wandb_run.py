@@ -1,7 +1,4 @@
-"""Start a Weights & Biases (W&B) run that can be continued, and record a directory of results as a run.
-
-The run id is kept in the run directory, so that a resumed run continues under the same id.
-"""
+"""Start a Weights & Biases (W&B) run that can be continued, and record a directory of results as a run."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from typing import Any
 from slm.runtime.files import write_atomically
 
 RUN_ID = Path("wandb", "run_id")
-"""File in a run directory with its W&B run id."""
+"""File in a run directory with its W&B run id, under which a resumed run continues."""
 MAX_ARTIFACT_NAME = 128
 """Largest number of characters that W&B accepts."""
 

@@ -284,10 +284,9 @@ def sample_text(module: LanguageModel, corpus: Corpus, train: Mapping[str, Any])
     if is_sharded or not train["sample_tokens"]:
         return ""
     tokenizer = corpus.tokenizer
-    start_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     ids = generate(
         module.decoder,
-        [start_id, *tokenizer.encode(train["sample_prompt"])],
+        [tokenizer.separator_id, *tokenizer.encode(train["sample_prompt"])],
         max_new_tokens=train["sample_tokens"],
         stop_id=tokenizer.eos_id,
         num_ids=tokenizer.vocab_size,

@@ -51,11 +51,9 @@ class Local:
         self._stopping = False
 
     def width(self) -> int:
-        """The number of slots."""
         return len(self.environments)
 
     def num_free(self) -> int:
-        """The number of empty slots."""
         return max(0, len(self.environments) - len(self._running))
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:

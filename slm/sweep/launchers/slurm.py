@@ -62,7 +62,6 @@ class Slurm:
         return list(self._submitted)
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """Submit jobs as one array."""
         for job in jobs:
             job.folder.mkdir(parents=True, exist_ok=True)
             (job.folder / EXIT).unlink(missing_ok=True)
