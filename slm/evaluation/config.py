@@ -11,78 +11,65 @@ from omegaconf import OmegaConf
 
 from slm.data.local import files_to_evaluate
 from slm.evaluation.tasks import MOBILELLM
+from slm.runtime import settings as kinds
 from slm.runtime.address import local_folder
 from slm.runtime.command_line import cache_home, new_folder_path
-from slm.runtime.settings import (
-    AUTO_SWITCH,
-    NAME,
-    NOT_NEGATIVE,
-    SWITCH,
-    TEXT,
-    TEXTS,
-    Kind,
-    check_kinds,
-    list_of,
-    one_of,
-    or_null,
-    whole_number,
-)
 from slm.runtime.words import is_number
 
 PROTOCOLS = ("sliding", "non_overlapping")
 BOS_RULES = ("auto", "always", "never")
 
 
-def _integer(least: int) -> Kind:
+def _integer(least: int) -> kinds.Kind:
     """Accept whole numbers from `least` up, but no floats such as 1e3, because counts of tokens index arrays."""
-    kind = whole_number(least)
-    return Kind(kind.words, lambda value: isinstance(value, int) and kind.accepts(value))
+    kind = kinds.whole_number(least)
+    return kinds.Kind(kind.words, lambda value: isinstance(value, int) and kind.accepts(value))
 
 
 KINDS = {
-    "checkpoint": or_null(Kind("a path or hub id", NAME.accepts)),
-    "checkpoints": or_null(list_of(NAME, "paths and hub ids, as in checkpoints=[a,b]")),
-    "revision": or_null(TEXT),
-    "output_dir": Kind("a folder", NAME.accepts),
-    "cache_dir": Kind("a folder", NAME.accepts),
+    "checkpoint": kinds.or_null(kinds.Kind("a path or hub id", kinds.NAME.accepts)),
+    "checkpoints": kinds.or_null(kinds.list_of(kinds.NAME, "paths and hub ids, as in checkpoints=[a,b]")),
+    "revision": kinds.or_null(kinds.TEXT),
+    **dict.fromkeys(("output_dir", "cache_dir"), kinds.Kind("a folder", kinds.NAME.accepts)),
     # The harness seeds numpy's global generator with it, which takes 32 bits.
-    "seed": Kind("a whole number from 0 to 2^32 - 1", lambda value: _integer(0).accepts(value) and value < 2**32),
-    "device": one_of("auto", "cpu", "cuda", "mps"),
-    "dtype": one_of("auto", "float32", "bfloat16", "float16", "float64"),
+    "seed": kinds.Kind("a whole number from 0 to 2^32 - 1", lambda value: _integer(0).accepts(value) and value < 2**32),
+    "device": kinds.one_of("auto", "cpu", "cuda", "mps"),
+    "dtype": kinds.one_of("auto", "float32", "bfloat16", "float16", "float64"),
     "batch_tokens": _integer(1),
-    "perplexity.protocols": Kind(
-        f"a list of {', '.join(PROTOCOLS)}, or [] for no perplexity", list_of(one_of(*PROTOCOLS), "", least=0).accepts
+    "perplexity.protocols": kinds.Kind(
+        f"a list of {', '.join(PROTOCOLS)}, or [] for no perplexity",
+        kinds.list_of(kinds.one_of(*PROTOCOLS), "", least=0).accepts,
     ),
-    "perplexity.sliding.max_length": or_null(_integer(2)),
-    "perplexity.sliding.stride": or_null(_integer(1)),
-    "perplexity.non_overlapping.max_length": or_null(_integer(1)),
-    "perplexity.max_tokens": or_null(_integer(1)),
-    "perplexity.bos": one_of(*BOS_RULES),
-    "perplexity.document_start": or_null(Kind("a pattern", TEXT.accepts)),
-    "speed.enabled": SWITCH,
-    "speed.prompt_tokens": or_null(_integer(1)),
+    "perplexity.sliding.max_length": kinds.or_null(_integer(2)),
+    "perplexity.sliding.stride": kinds.or_null(_integer(1)),
+    "perplexity.non_overlapping.max_length": kinds.or_null(_integer(1)),
+    "perplexity.max_tokens": kinds.or_null(_integer(1)),
+    "perplexity.bos": kinds.one_of(*BOS_RULES),
+    "perplexity.document_start": kinds.or_null(kinds.Kind("a pattern", kinds.TEXT.accepts)),
+    "speed.enabled": kinds.SWITCH,
+    "speed.prompt_tokens": kinds.or_null(_integer(1)),
     "speed.new_tokens": _integer(2),
     "speed.repetitions": _integer(1),
-    "speed.cache": SWITCH,
-    "speed.compile": AUTO_SWITCH,
-    "tasks": Kind(
+    "speed.cache": kinds.SWITCH,
+    "speed.compile": kinds.AUTO_SWITCH,
+    "tasks": kinds.Kind(
         "mobilellm, the name of a task, or a list of names",
-        lambda value: value is None or TEXT.accepts(value) or TEXTS.accepts(value),
+        lambda value: value is None or kinds.TEXT.accepts(value) or kinds.TEXTS.accepts(value),
     ),
-    "task_files": Kind(
+    "task_files": kinds.Kind(
         "a mapping of names to files, as in 'task_files={piqa: piqa.jsonl}'",
-        lambda value: value is None or (isinstance(value, Mapping) and all(map(TEXT.accepts, value.values()))),
+        lambda value: value is None or (isinstance(value, Mapping) and all(map(kinds.TEXT.accepts, value.values()))),
     ),
-    "task_limit": or_null(_integer(1)),
-    "task_shots": or_null(_integer(0)),
-    "prompt": or_null(TEXT),
+    "task_limit": kinds.or_null(_integer(1)),
+    "task_shots": kinds.or_null(_integer(0)),
+    "prompt": kinds.or_null(kinds.TEXT),
     "generation.max_new_tokens": _integer(1),
-    "generation.temperature": NOT_NEGATIVE,
-    "generation.top_k": or_null(_integer(1)),
-    "generation.top_p": or_null(Kind("above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1)),
-    "export": or_null(TEXT),
-    "unroll_sharing": SWITCH,
-    "logger": Kind("a group of settings", lambda value: isinstance(value, Mapping)),
+    "generation.temperature": kinds.NOT_NEGATIVE,
+    "generation.top_k": kinds.or_null(_integer(1)),
+    "generation.top_p": kinds.or_null(kinds.Kind("above 0 and at most 1", lambda p: is_number(p) and 0 < p <= 1)),
+    "export": kinds.or_null(kinds.TEXT),
+    "unroll_sharing": kinds.SWITCH,
+    "logger": kinds.Kind("a group of settings", lambda value: isinstance(value, Mapping)),
 }
 
 
@@ -97,7 +84,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises `ValueError` for the first invalid setting.
     """
-    check_kinds(config, KINDS)
+    kinds.check_kinds(config, KINDS)
     folder = Path(os.path.expanduser(config["output_dir"]))
     task_files = {str(name): path for name, path in (config["task_files"] or {}).items()}
     settings = {

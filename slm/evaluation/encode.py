@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slm.data import Tokenizer
-from slm.data.tokenizer import LOSSY_NOTE
+from slm.data.tokenizer import LOSSY_NOTE, Tokenizer
 from slm.evaluation.texts import Text, document_of, read_run, validation_documents
 from slm.runtime.progress import progress
 
@@ -119,8 +118,7 @@ def _encode_running_text(text: Text, tokenizer: Tokenizer, bos: str, max_tokens:
     num_unscored_bytes = 0 if has_bos else int(sizes[:1].sum())
     scored_text = content.encode()[num_unscored_bytes : sizes.sum()].decode(errors="ignore")
     if has_bos:
-        begin_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-        tokens = np.r_[begin_id, tokens]
+        tokens = np.r_[tokenizer.separator_id, tokens]
         sizes = np.r_[0, sizes]
         document = np.r_[document[:1], document]
     else:

@@ -16,7 +16,7 @@ import torch
 
 from slm.checkpoints import Checkpoint, Provenance, check, export, load
 from slm.checkpoints.weights import dtype_name
-from slm.data import Tokenizer
+from slm.data.tokenizer import Tokenizer
 from slm.evaluation.config import address_of
 from slm.evaluation.ledger import Entry, Ledger
 from slm.evaluation.measure import Measurement, Precision, plan_measurements, resolve_precision, shared_text
@@ -210,7 +210,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Return the ids of a prompt. BOS (else EOS) comes first if the tokenizer adds it or the prompt is empty."""
     ids = tokenizer.encode(prompt)
     if tokenizer.adds_bos or not prompt:
-        ids = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id, *ids]
+        return [tokenizer.separator_id, *ids]
     return ids
 
 

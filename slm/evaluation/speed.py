@@ -22,15 +22,7 @@ from slm.checkpoints.weights import dtype_name
 from slm.model import Decoder, KVCache
 from slm.model.counts import kv_cache_bytes, state_bytes
 from slm.model.decoding import NextLogits, compiled_logits, eager_logits
-from slm.runtime.machine import (
-    can_compile,
-    device_name,
-    peak_memory_bytes,
-    reset_peak_memory,
-    resident_bytes,
-    synchronize,
-    why_not_compiled,
-)
+from slm.runtime import machine
 
 MAX_SECONDS = 120.0  # no repetition begins later than this, because a repetition without a cache can take minutes
 
@@ -61,7 +53,7 @@ def measure_speed(
             bytes_before = _reset_memory()
         elif time.perf_counter() - start > MAX_SECONDS:
             break
-    peak = peak_memory_bytes()
+    peak = machine.peak_memory_bytes()
     growth = None if peak is None or bytes_before is None else peak - bytes_before
     model_bytes = sum(parameter.nbytes for parameter in decoder.parameters())
     return {
@@ -71,7 +63,7 @@ def measure_speed(
         "compiled": main_timer.compiled,
         "dtype": dtype_name(weight.dtype),
         "device": weight.device.type,
-        "device_name": device_name(weight.device.type),
+        "device_name": machine.device_name(weight.device.type),
         "threads": torch.get_num_threads(),
         "prompt_tokens": settings["prompt_tokens"],
         "new_tokens": settings["new_tokens"],
@@ -91,7 +83,7 @@ def check_speed(settings: Mapping[str, Any], num_positions: int, device: str) ->
             f"speed.prompt_tokens={settings['prompt_tokens']} and speed.new_tokens={settings['new_tokens']} do not fit "
             f"into the {num_positions} positions of the checkpoint: give fewer"
         )
-    if settings["compile"] is True and (reason := why_not_compiled(device)):
+    if settings["compile"] is True and (reason := machine.why_not_compiled(device)):
         raise ValueError(f"speed.compile=true, but {reason}; with speed.compile=auto the step is not compiled")
 
 
@@ -109,7 +101,7 @@ class _Timer:
         self.decoder, self.settings = decoder, settings
         may_compile = settings["compile"]
         if may_compile == "auto":
-            may_compile = can_compile(decoder.head_weight.device.type)
+            may_compile = machine.can_compile(decoder.head_weight.device.type)
         self.compiled = settings["cache"] and may_compile
         self.next_logits: NextLogits = compiled_logits(decoder) if self.compiled else eager_logits(decoder)
         rng = torch.Generator().manual_seed(0)
@@ -153,7 +145,7 @@ class _Timer:
 
 
 def _now(device: torch.device) -> float:
-    synchronize(device.type)
+    machine.synchronize(device.type)
     return time.perf_counter()
 
 
@@ -164,5 +156,5 @@ def _reset_memory() -> int | None:
         torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    reset_peak_memory()
-    return resident_bytes()
+    machine.reset_peak_memory()
+    return machine.resident_bytes()

@@ -185,7 +185,6 @@ class TrainingDocuments:
         return sum(any(was_trained_on[text] for text in question) for question in questions) / len(questions)
 
     def _contains(self, texts: Sequence[str]) -> np.ndarray:
-        """Return whether each text is a training document."""
         text_hashes = np.array([text_hash(text) for text in texts], dtype=np.uint64)
         return np.logical_or.reduce([np.isin(text_hashes, file_hashes) for file_hashes in self.hashes])
 

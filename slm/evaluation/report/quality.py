@@ -29,18 +29,7 @@ from slm.evaluation.report.results import (
 )
 from slm.evaluation.report.study import published_points
 from slm.report.markdown import Columns, Section, figure, table, table_by_column
-from slm.runtime.words import (
-    NO_VALUE,
-    TARGET_NAMES,
-    count,
-    escape_markdown,
-    exact_count,
-    format_number,
-    is_number,
-    join_names,
-    plural,
-    with_error,
-)
+from slm.runtime import words
 from slm.scaling.pairs import holm
 
 MAX_ALL_PAIRS = 4  # with more checkpoints, only neighbours in rank are compared
@@ -89,9 +78,9 @@ def quality_section(results: Results) -> Section | None:
         differences_table = _differences_table(results, measure)
         all_differences += differences_table
         section.add(
-            f"**{escape_markdown(measure.title)}**",
+            f"**{words.escape_markdown(measure.title)}**",
             table_by_column([entry | score for entry, score in rows], COLUMNS),
-            f"Without a loss under this measure: {join_names(missing)}." if missing else "",
+            f"Without a loss under this measure: {words.join_names(missing)}." if missing else "",
             differences_table,
         )
     notes = [note for text, note in NOTES.items() if text in all_differences]
@@ -107,19 +96,19 @@ def quality_section(results: Results) -> Section | None:
 def _perplexity(score: Entry) -> str:
     perplexity, loss_error = number(score, "perplexity"), number(score, "se_loss")
     if perplexity is None or loss_error is None:
-        return with_error(perplexity, None)
-    return with_error(perplexity, perplexity * loss_error)  # delta method: d exp(loss) = exp(loss) d loss
+        return words.with_error(perplexity, None)
+    return words.with_error(perplexity, perplexity * loss_error)  # delta method: d exp(loss) = exp(loss) d loss
 
 
 COLUMNS: Columns = {
     "checkpoint": name_of,
-    "N": lambda score: count(score["params_total"]),
-    "**bits per byte**": lambda score: with_error(score.get("bits_per_byte"), score.get("se_bits_per_byte")),
+    "N": lambda score: words.count(score["params_total"]),
+    "**bits per byte**": lambda score: words.with_error(score.get("bits_per_byte"), score.get("se_bits_per_byte")),
     "perplexity": _perplexity,
-    "loss (nats per token)": lambda score: with_error(score["loss"], score.get("se_loss")),
-    "perplexity per word": lambda score: format_number(score.get("word_perplexity")),
-    "tokens scored": lambda score: exact_count(score.get("tokens")),
-    "bytes scored": lambda score: exact_count(score.get("bytes")),
+    "loss (nats per token)": lambda score: words.with_error(score["loss"], score.get("se_loss")),
+    "perplexity per word": lambda score: words.format_number(score.get("word_perplexity")),
+    "tokens scored": lambda score: words.exact_count(score.get("tokens")),
+    "bytes scored": lambda score: words.exact_count(score.get("bytes")),
 }
 
 
@@ -128,7 +117,7 @@ def warnings(results: Results) -> list[str]:
     sentences = []
     fingerprints_by_text: dict[str, set[str]] = {}
     for measure in results.measures:
-        title = escape_markdown(measure.title)
+        title = words.escape_markdown(measure.title)
         fingerprints_by_text.setdefault(measure.data, set()).add(measure.fingerprint)
         if not results.has_same_tokens(measure):
             sentences.append(
@@ -137,11 +126,11 @@ def warnings(results: Results) -> list[str]:
             )
         sizes = {size for _, score in results.scores_under(measure) if (size := number(score, "bytes"))}
         if not nearly_equal(sizes):
-            shown = join_names([exact_count(size) for size in sorted(sizes)])
+            shown = words.join_names([words.exact_count(size) for size in sorted(sizes)])
             sentences.append(f"on {title} different parts of the text were scored ({shown} bytes).")
     return sentences + [
-        f"{plural(len(fingerprints), 'different text')} are called {escape_markdown(data)} (fingerprints "
-        f"{join_names(sorted(fingerprints))}): results on them are in separate tables and are not comparable."
+        f"{words.plural(len(fingerprints), 'different text')} are called {words.escape_markdown(data)} (fingerprints "
+        f"{words.join_names(sorted(fingerprints))}): results on them are in separate tables and are not comparable."
         for data, fingerprints in fingerprints_by_text.items()
         if len(fingerprints) > 1
     ]
@@ -225,7 +214,7 @@ def _differences(first: Entry, second: Entry) -> dict[str, Difference]:
     targets = ["bits_per_byte"]
     if first.get("segmentation") == second.get("segmentation"):
         targets.append("loss")
-    has_both = [name for name in targets if is_number(first.get(name)) and is_number(second.get(name))]
+    has_both = [name for name in targets if words.is_number(first.get(name)) and words.is_number(second.get(name))]
     return {name: compare(first, second, name) for name in has_both}
 
 
@@ -250,15 +239,18 @@ def _differences_table(results: Results, measure: Measure) -> str:
     rows = []
     for (a_name, b_name, differences), is_beyond in zip(pairs, significance, strict=True):
         in_columns = [differences.get(name) for name in targets]
-        texts = [with_error(column.value, column.error.se, 2) if column else NO_VALUE for column in in_columns]
+        texts = [
+            words.with_error(column.value, column.error.se, 2) if column else words.NO_VALUE for column in in_columns
+        ]
         rows.append([a_name, b_name, *texts, _error_text(differences[target].error), is_beyond])
-    return f"{line}\n\n{table(['A', 'B', *(TARGET_NAMES[name] for name in targets), 'error', 'beyond 2 se'], rows)}"
+    header = ["A", "B", *(words.TARGET_NAMES[name] for name in targets), "error", "beyond 2 se"]
+    return f"{line}\n\n{table(header, rows)}"
 
 
 def _error_text(error: Error) -> str:
     if error.num_blocks:
         return f"paired, {error.num_blocks} blocks"
-    return NO_VALUE if error.se is None else f"independent: {error.reason}"
+    return words.NO_VALUE if error.se is None else f"independent: {error.reason}"
 
 
 def significance_texts(differences: Sequence[Difference]) -> list[str]:

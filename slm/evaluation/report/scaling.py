@@ -14,16 +14,7 @@ import pandas as pd
 from slm.evaluation.report.quality import SIGNIFICANCE_TEXT, paired_error, target_error
 from slm.evaluation.report.results import UNNAMED, Entry, Results, difference_error, family_of, is_significant
 from slm.report.markdown import Columns, Section, bullets, figure, table_by_column
-from slm.runtime.words import (
-    TARGET_NAMES,
-    count,
-    escape_markdown,
-    format_number,
-    is_number,
-    join_names,
-    plural,
-    with_error,
-)
+from slm.runtime import words
 from slm.scaling.describe import exponent_text, family_name, notes, status
 from slm.scaling.entries import Task, fit_group, to_json_types
 from slm.scaling.laws import get_law
@@ -50,7 +41,7 @@ def scores_by_size(results: Results) -> dict[str, dict[int, list[Entry]]]:
     """Return family -> N -> the scores under the primary measure that have the fit target, smallest N first."""
     families: dict[str, dict[int, list[Entry]]] = {}
     for entry, score in results.scores_under(results.primary):
-        if is_number(score.get(results.fit_target)):
+        if words.is_number(score.get(results.fit_target)):
             scores_by_N = families.setdefault(family_of(entry), {})
             scores_by_N.setdefault(entry["params_total"], []).append(score)
     return {family: dict(sorted(scores_by_N.items())) for family, scores_by_N in families.items()}
@@ -120,21 +111,23 @@ def scaling_section(results: Results) -> Section | None:
         family = entry["family"]
         if entry["fitted"] and num_sizes[family] < FEW_SIZES:
             caveats.append(
-                f"{family_name(entry)}: {plural(num_sizes[family], 'size')} are enough only for an average slope. They "
-                "do not show whether there is a floor, which law holds, or what larger models reach."
+                f"{family_name(entry)}: {words.plural(num_sizes[family], 'size')} are enough only for an average "
+                "slope. They do not show whether there is a floor, which law holds, or what larger models reach."
             )
         caveats += _caveats(family, results)
     columns: Columns = {
         "family": family_name,
         "sizes": lambda entry: str(num_sizes[entry["family"]]),
         "alpha": lambda entry: exponent_text(entry, "alpha"),
-        "R2": lambda entry: format_number(entry["r2"]),
+        "R2": lambda entry: words.format_number(entry["r2"]),
         "status": status,
     }
-    failures = [f"{family_name(e)}: {escape_markdown('; '.join(e['notes']))}." for e in results.laws if not e["fitted"]]
+    failures = [
+        f"{family_name(e)}: {words.escape_markdown('; '.join(e['notes']))}." for e in results.laws if not e["fitted"]
+    ]
     command = shlex.join(["python", "sweep.py", f"runs={results.folder / 'results.csv'}"])
     return Section("Scaling").add(
-        f"The law `L = A N^-alpha`, where L is {TARGET_NAMES[results.fit_target]} and N counts all parameters. "
+        f"The law `L = A N^-alpha`, where L is {words.TARGET_NAMES[results.fit_target]} and N counts all parameters. "
         "Intervals are 95% (Student's t over the sizes).",
         table_by_column(fitted, columns),
         bullets(failures),
@@ -154,7 +147,7 @@ def _caveats(family: str, results: Results) -> list[str]:
         caveats.append("training tokens are unknown, so this only describes these models as trained")
     if len(budgets) > 1:
         caveats.append("training tokens differ or are partly unknown, so this mixes the effects of N and tokens")
-    return [f"{escape_markdown(family)}: {caveat}." for caveat in caveats]
+    return [f"{words.escape_markdown(family)}: {caveat}." for caveat in caveats]
 
 
 def gain_section(results: Results) -> Section | None:
@@ -162,13 +155,13 @@ def gain_section(results: Results) -> Section | None:
     all_gains = gains(results)
     if not all_gains:
         return None
-    target = TARGET_NAMES[results.fit_target]
+    target = words.TARGET_NAMES[results.fit_target]
     families = dict.fromkeys(gain.family for gain in all_gains)
     columns: Columns = {
-        "family": lambda gain: escape_markdown(gain.family),
-        "from N": lambda gain: count(gain.smaller_N),
-        "to N": lambda gain: count(gain.larger_N),
-        f"decrease of {target} per doubling of N": lambda gain: with_error(gain.value, gain.se),
+        "family": lambda gain: words.escape_markdown(gain.family),
+        "from N": lambda gain: words.count(gain.smaller_N),
+        "to N": lambda gain: words.count(gain.larger_N),
+        f"decrease of {target} per doubling of N": lambda gain: words.with_error(gain.value, gain.se),
         "more than 2 se from 0": lambda gain: SIGNIFICANCE_TEXT[is_significant(gain.value, gain.se)],
     }
     caption = (
@@ -185,7 +178,7 @@ def gain_section(results: Results) -> Section | None:
 
 def _error_note(all_gains: Sequence[Gain]) -> str:
     unpaired = [
-        f"{escape_markdown(gain.family)} from {count(gain.smaller_N)} to {count(gain.larger_N)}"
+        f"{words.escape_markdown(gain.family)} from {words.count(gain.smaller_N)} to {words.count(gain.larger_N)}"
         for gain in all_gains
         if not gain.is_paired
     ]
@@ -194,4 +187,4 @@ def _error_note(all_gains: Sequence[Gain]) -> str:
     explanation = "combine two errors as if they were independent. They are too large if both find the same parts hard."
     if len(unpaired) == len(all_gains):
         return f"Errors {explanation}"
-    return f"Errors of {join_names(unpaired)} {explanation} The other errors are paired over blocks of the text."
+    return f"Errors of {words.join_names(unpaired)} {explanation} The other errors are paired over blocks of the text."

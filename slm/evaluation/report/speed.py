@@ -7,18 +7,7 @@ from functools import partial
 
 from slm.evaluation.report.results import Entry, Results, name_of
 from slm.report.markdown import Columns, Section, bullets, figure, table_by_column
-from slm.runtime.words import (
-    NO_VALUE,
-    escape_markdown,
-    exact_count,
-    format_number,
-    interval,
-    is_number,
-    join_names,
-    megabytes,
-    seconds,
-    yes_or_no,
-)
+from slm.runtime import words
 
 CAPTION = (
     "Vertical bars: 2 standard errors; horizontal bars: the spread of the speed. Only speeds measured under the same "
@@ -29,7 +18,7 @@ CAPTION = (
 def conditions(entry: Entry) -> str | None:
     """Return the conditions of a measured speed in words, equal for comparable speeds; None without a speed."""
     speed = entry["speed"]
-    if not is_number(speed.get("decode_tokens_per_second")):
+    if not words.is_number(speed.get("decode_tokens_per_second")):
         return None
     device = speed.get("device")
     threads = f" ({speed['threads']} threads)" if speed.get("threads") and device == "cpu" else ""
@@ -67,21 +56,22 @@ def speed_section(results: Results) -> Section | None:
 
 def _rate(name: str, entry: Entry) -> str:
     rate, spread = entry["speed"].get(f"{name}_tokens_per_second"), entry["speed"].get(f"{name}_spread")
-    return f"{format_number(rate)} {interval(spread)}" if spread and is_number(rate) else format_number(rate)
+    text = words.format_number(rate)
+    return f"{text} {words.interval(spread)}" if spread and words.is_number(rate) else text
 
 
 COLUMNS: Columns = {
     "checkpoint": name_of,
-    "load": lambda entry: seconds(entry.get("load_seconds")),
+    "load": lambda entry: words.seconds(entry.get("load_seconds")),
     "prefill tokens/s": partial(_rate, "prefill"),
     "decode tokens/s": partial(_rate, "decode"),
-    "KV cache": lambda entry: yes_or_no(entry["speed"].get("cache")),
-    "peak MB": lambda entry: megabytes(entry["speed"].get("peak_memory_bytes")),
-    "weights MB": lambda entry: megabytes(entry["speed"].get("model_bytes")),
-    "KV bytes, first token": lambda entry: exact_count(entry["speed"].get("kv_bytes_per_token")),
-    "KV bytes, full context": lambda entry: exact_count(entry["speed"].get("kv_cache_bytes")),
-    "state bytes": lambda entry: exact_count(entry["speed"].get("state_bytes")),
-    "measured on": lambda entry: escape_markdown(conditions(entry) or NO_VALUE),
+    "KV cache": lambda entry: words.yes_or_no(entry["speed"].get("cache")),
+    "peak MB": lambda entry: words.megabytes(entry["speed"].get("peak_memory_bytes")),
+    "weights MB": lambda entry: words.megabytes(entry["speed"].get("model_bytes")),
+    "KV bytes, first token": lambda entry: words.exact_count(entry["speed"].get("kv_bytes_per_token")),
+    "KV bytes, full context": lambda entry: words.exact_count(entry["speed"].get("kv_cache_bytes")),
+    "state bytes": lambda entry: words.exact_count(entry["speed"].get("state_bytes")),
+    "measured on": lambda entry: words.escape_markdown(conditions(entry) or words.NO_VALUE),
 }
 
 
@@ -92,8 +82,8 @@ def _caution(results: Results) -> str:
         return ""
     verb = "was" if len(others) == 1 else "were"
     return (
-        f"**Caution:** {join_names(others)} {verb} measured under other conditions than the rest "
-        f"({escape_markdown(usual)}), so these speeds are not comparable; see the last column."
+        f"**Caution:** {words.join_names(others)} {verb} measured under other conditions than the rest "
+        f"({words.escape_markdown(usual)}), so these speeds are not comparable; see the last column."
     )
 
 
@@ -103,12 +93,13 @@ def _sharing_line(entry: Entry) -> str:
     for name in ("prefill", "decode"):
         rate = entry["speed"].get(f"{name}_tokens_per_second")
         rate_without_sharing = (entry["speed"].get("without_sharing") or {}).get(f"{name}_tokens_per_second")
-        if is_number(rate) and is_number(rate_without_sharing):
-            ratio = format_number(rate_without_sharing / rate, 3)
-            rates = f"{format_number(rate)} against {format_number(rate_without_sharing)} tokens/s"
+        if words.is_number(rate) and words.is_number(rate_without_sharing):
+            ratio = words.format_number(rate_without_sharing / rate, 3)
+            rates = f"{words.format_number(rate)} against {words.format_number(rate_without_sharing)} tokens/s"
             times.append(f"{ratio} times the time in {name} ({rates})")
     if not times:
         return ""
     repeats = entry["shape"].get("num_repeats")
-    sharing = f"uses each block {repeats} times" if is_number(repeats) else "uses blocks repeatedly"
-    return f"{name_of(entry)} {sharing}: compared with the same tensors used once, a token takes {join_names(times)}."
+    sharing = f"uses each block {repeats} times" if words.is_number(repeats) else "uses blocks repeatedly"
+    slowdowns = words.join_names(times)
+    return f"{name_of(entry)} {sharing}: compared with the same tensors used once, a token takes {slowdowns}."

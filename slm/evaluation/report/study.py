@@ -54,7 +54,6 @@ def study_pairs(results: Results) -> list[Pair]:
 
 
 def _is_comparable(score: Entry) -> bool:
-    """Whether the score is a loss on all of WikiText-2 under the study's protocol."""
     measure = measure_of(score)
     has_protocol = (measure.protocol, measure.max_length, measure.stride) == PUBLISHED
     covers_text = abs((number(score, "bytes") or 0) / TEXT_BYTES - 1) <= TEXT_TOLERANCE

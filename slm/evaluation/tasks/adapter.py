@@ -15,7 +15,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from slm.data import Tokenizer
+from slm.data.tokenizer import Tokenizer
 from slm.evaluation.tasks.scoring import Request, Scorer, make_request
 from slm.model import Decoder
 from slm.model.decoding import generate
@@ -56,7 +56,7 @@ class DecoderLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """The token that replaces an empty context: BOS, or EOS if there is no BOS."""
-        return self._tokenizer.eos_id if self._tokenizer.bos_id is None else self._tokenizer.bos_id
+        return self._tokenizer.separator_id
 
     @property
     def max_length(self) -> int:

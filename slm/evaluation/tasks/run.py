@@ -19,8 +19,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from slm.data import Tokenizer
 from slm.data.hub import require_network
+from slm.data.tokenizer import Tokenizer
 from slm.evaluation.tasks import task_manager
 from slm.evaluation.tasks.local import make_task, read_records
 from slm.model import Decoder
