@@ -93,8 +93,7 @@ def read_config(file: Path) -> ModelConfig:
 
 def _llama_config(json_config: Mapping[str, Any], *, may_share_blocks: bool) -> ModelConfig:
     fields = {name: json_config[key] for name, key in LLAMA_KEYS.items() if json_config.get(key) is not None}
-    missing = [key for name, key in LLAMA_KEYS.items() if name not in fields and name not in _DEFAULTS]
-    if missing:
+    if missing := [key for name, key in LLAMA_KEYS.items() if name not in fields and name not in _DEFAULTS]:
         raise ValueError(f"{' and '.join(missing)} must be set in the config of a {json_config['model_type']} model")
     fields = _DEFAULTS | fields
     if may_share_blocks and json_config.get("layer_sharing"):
@@ -126,8 +125,7 @@ def _rope_theta(json_config: Mapping[str, Any]) -> float:
 
 
 def _refuse_unsupported(json_config: Mapping[str, Any]) -> None:
-    quantisation = json_config.get("quantization_config")
-    if quantisation:
+    if quantisation := json_config.get("quantization_config"):
         method = quantisation.get("quant_method", "unnamed") if isinstance(quantisation, Mapping) else quantisation
         raise ValueError(
             f"quantization_config says that the weights are quantised ({method}), which is not supported: "

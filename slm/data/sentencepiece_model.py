@@ -29,8 +29,7 @@ def convert(file: Path, name: str, config: Mapping[str, Any]) -> Tokenizer:
     cannot be converted exactly, raises ValueError.
     """
     model = _parse(file)
-    problem = _problem(model)
-    if problem:
+    if problem := _problem(model):
         raise ValueError(f"{file} {problem}, which cannot be reproduced exactly here: give the folder a tokenizer.json")
     bos = config.get("bos_token") or _control_piece(model, model.trainer_spec.bos_id)
     eos = config.get("eos_token") or _control_piece(model, model.trainer_spec.eos_id)

@@ -79,8 +79,7 @@ class Ledger:
 
     def _read(self) -> list[Entry]:
         if not (self.folder / SETTINGS_FILE).exists():
-            foreign = [name for name in FOREIGN_FILES if (self.folder / name).exists()]
-            if foreign:
+            if foreign := [name for name in FOREIGN_FILES if (self.folder / name).exists()]:
                 raise ValueError(f"output_dir={self.folder} holds {foreign[0]} but no evaluation: choose another one")
             return []
         try:
@@ -91,8 +90,7 @@ class Ledger:
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
             raise ValueError(f"output_dir={self.folder} holds files that cannot be read: choose another one") from None
         settings = yaml.safe_load(yaml.safe_dump(self.settings))  # with the types that YAML reads back
-        changed = [key for key in FIXED_SETTINGS if old_settings.get(key) != settings.get(key)]
-        if changed:
+        if changed := [key for key in FIXED_SETTINGS if old_settings.get(key) != settings.get(key)]:
             raise ValueError(
                 f"output_dir={self.folder} holds an evaluation with other values of {', '.join(changed)}: choose "
                 "another output_dir, or give the same values to continue it"

@@ -162,5 +162,4 @@ def peak_memory_bytes() -> int | None:
 
 
 def _mps_bytes() -> int:
-    """Return the bytes that torch has allocated on Apple's GPU; 0 without such a GPU."""
     return torch.mps.current_allocated_memory() if has_mps() else 0

@@ -209,7 +209,6 @@ def tasks_figure(results: Results) -> Figure | None:
 
 
 def _draw_task(axis: Axes, title: str, names: list[str], values: list[tuple[float, float | None] | None]) -> None:
-    """Draw one row per checkpoint; `values` are pairs of value and standard error, or None."""
     for y, (name, value_and_se) in enumerate(zip(names, values, strict=True)):
         if value_and_se is None:
             axis.text(0.5, y, "not evaluated", transform=axis.get_yaxis_transform(), fontsize=7, color=GREY,

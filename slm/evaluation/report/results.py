@@ -127,7 +127,6 @@ def number(entry: Mapping[str, Any], key: str) -> float | None:
 
 
 def _complete(entry: Entry) -> Entry:
-    """Return the entry with a default for each part that is missing or null."""
     defaults = {"perplexity_results": [], "speed": {}, "tasks": {}, "shape": {}, "notes": [], "status": "completed"}
     return entry | {name: entry.get(name) or default for name, default in defaults.items()}
 
