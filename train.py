@@ -42,9 +42,7 @@ def run(config: DictConfig) -> int:
 
     overrides, is_multirun = HydraConfig.get().overrides.task, in_multirun()
     if is_multirun and any(item.startswith("output_dir=") for item in overrides):
-        raise ValueError(
-            f"output_dir={config.output_dir} would be shared by all runs of -m: set hydra.sweep.dir instead"
-        )
+        raise ValueError(f"all runs of -m would write to output_dir={config.output_dir}: set hydra.sweep.dir instead")
     settings = checked_settings(config, overrides)
     if not is_multirun:
         # Lightning would start further processes from Hydra's own files, which a single run does not write here.

@@ -131,8 +131,8 @@ def _refuse_unsupported(json_config: Mapping[str, Any]) -> None:
             f"quantization_config says that the weights are quantised ({method}), which is not supported: "
             "give the release in float16, bfloat16 or float32"
         )
-    layers = json_config.get("layer_types") or []
-    is_full_attention = isinstance(layers, list) and layers.count("full_attention") == len(layers)
+    layer_types = json_config.get("layer_types") or []
+    is_full_attention = isinstance(layer_types, list) and layer_types.count("full_attention") == len(layer_types)
     has_window = json_config.get("sliding_window") is not None and json_config.get("use_sliding_window", True)
     checks = {  # key -> what is accepted, whether the config has it
         "hidden_act": ("'silu'", json_config.get("hidden_act", "silu") in ("silu", "swish")),

@@ -79,9 +79,7 @@ def _export_folder(source: Provenance, folder: str | Path | None, unroll_sharing
         raise ValueError(f"export={target} is the checkpoint itself: choose another folder")
     if target.is_dir() and any(target.iterdir()):
         if other_files := sorted({path.name for path in target.iterdir()} - _EXPORTED_FILES):
-            raise ValueError(
-                f"export={target} holds {other_files[0]}, which is not part of an export: choose another folder"
-            )
+            raise ValueError(f"export={target} holds {other_files[0]}, not part of an export: choose another folder")
         card = target / "README.md"
         if not card.exists() or source_statement(source) not in card.read_text(encoding="utf-8", errors="replace"):
             raise ValueError(f"export={target} holds another model: choose another folder, or remove this one")

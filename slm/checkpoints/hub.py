@@ -46,7 +46,7 @@ def fetch_other_weights(repository: str, commit: str) -> bool:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Return whether the cache has all files that are read. After an interrupted download, it has only some."""
+    """Return whether the cache has all files that loading reads; an interrupted download leaves only some."""
     weights = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if weights is None or not any((folder / name).exists() for name in TOKENIZER_FILES):
         return False
@@ -80,9 +80,9 @@ def _download(repository: str, revision: str | None, *, every_format: bool = Fal
         names = HfApi().list_repo_files(repository, revision=folder.name)
         for name in _files_to_fetch(repository, names, every_format=every_format):
             file = Path(hf_hub_download(repository, name, revision=folder.name))
-            shards = _shards(file) if name in WEIGHT_FILES else []
-            for shard in shards:
-                hf_hub_download(repository, shard, revision=folder.name)
+            if name in WEIGHT_FILES:
+                for shard in _shards(file):
+                    hf_hub_download(repository, shard, revision=folder.name)
         return folder, folder.name
     except tuple(sentences) as error:
         sentence = next(sentence for kind, sentence in sentences.items() if isinstance(error, kind))

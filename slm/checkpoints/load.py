@@ -24,7 +24,7 @@ from slm.model import Decoder
 from slm.model.config import ModelConfig
 from slm.runtime.words import shortlist
 
-_MAX_UNUSED_SHARE = 0.05  # if more of the embedding's rows have no token, a note says so
+_MAX_UNUSED_SHARE = 0.05  # if a larger share of the embedding's rows has no token, a note says so
 # 1 MB per file is enough to tell checkpoints apart: a training step changes almost all weights, so almost all samples.
 _NUM_SAMPLES, _SAMPLE_BYTES = 512, 2048
 
@@ -55,16 +55,17 @@ def load(
     config, notes = _settle_head(parts.config, parts.weights)
     decoder = empty_decoder(config)
     tensors: dict[str, Tensor] = {}
-    not_finite: list[str] = []
+    non_finite_names: list[str] = []
     for name in decoder.state_dict():
         stored = parts.weights.tensors[name]
         # Copied even if device and dtype stay the same, because the file may change or be deleted.
         tensors[name] = stored.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
         if not _all_finite(tensors[name]):
-            not_finite.append(name)
+            non_finite_names.append(name)
     decoder.load_state_dict(tensors, assign=True)
-    if not_finite:
-        notes = (*notes, f"{shortlist(not_finite, max_items=3)} hold NaN or infinite values, so no loss is finite.")
+    if non_finite_names:
+        names_text = shortlist(non_finite_names, max_items=3)
+        notes = (*notes, f"{names_text} hold NaN or infinite values, so no loss is finite.")
     provenance = _provenance(location, parts, config, notes)
     return Checkpoint(decoder.eval().requires_grad_(False), parts.tokenizer, provenance)
 
@@ -135,12 +136,10 @@ def _provenance(location: Location, parts: Parts, config: ModelConfig, notes: tu
 
 def _fingerprint(parts: Parts) -> str:
     """Return a shortened SHA-256 of the parts and of the files' sizes and samples, but not of paths and times."""
-    tokenizer = parts.tokenizer
+    tokenizer, tensors = parts.tokenizer, parts.weights.tensors
     contents = {
         "config": parts.config.to_dict(),
-        "tensors": {
-            name: [tuple(tensor.shape), dtype_name(tensor.dtype)] for name, tensor in parts.weights.tensors.items()
-        },
+        "tensors": {name: [tuple(tensor.shape), dtype_name(tensor.dtype)] for name, tensor in tensors.items()},
         "tokenizer": [tokenizer.fingerprint, tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos],
     }
     total = hashlib.sha256(json.dumps(contents, sort_keys=True, default=str).encode())

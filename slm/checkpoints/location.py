@@ -121,19 +121,18 @@ def open_parts(location: Location) -> Parts:
 def _open_unfinished_run(location: Location, run: Path) -> Parts:
     """Open the newest intact checkpoint of a run without export, and the tokenizer in the run's cache."""
     status = location.result.get("status", "not finished")
+    subject = f"checkpoint={location.checkpoint} is a run ({status})"
     command = f"python train.py -cp {run.resolve()} -cn config output_dir={run.resolve()}"
     candidates = (location.folder / LAST, location.folder / PREVIOUS)
     file = next(filter(is_intact_zip, candidates), None)
     if file is None:
-        raise ValueError(
-            f"checkpoint={location.checkpoint} is a run ({status}) without an intact checkpoint{TO_FINISH}{command}"
-        )
+        raise ValueError(f"{subject} without an intact checkpoint{TO_FINISH}{command}")
     settings = _settings(run / "config.yaml")
     tokenizer = _cached_tokenizer(settings, read_json(run / "corpus.json"))
     if tokenizer is None:
         raise ValueError(
-            f"checkpoint={location.checkpoint} is a run ({status}) whose tokenizer is no longer in "
-            f"cache_dir={settings.get('cache_dir')}: finish the run with {command}"
+            f"{subject} whose tokenizer is no longer in cache_dir={settings.get('cache_dir')}: "
+            f"finish the run with {command}"
         )
     config = ModelConfig.from_dict({key: value for key, value in settings["model"].items() if key != "family"})
     note = f"The run is {status}: these are the weights of {file.name}, its newest checkpoint{TO_FINISH}{command}."

@@ -60,8 +60,8 @@ def open_weights(folder: Path, config: ModelConfig) -> tuple[Weights, tuple[str,
         except ValueError as error:
             problems.append(str(error))
         else:
-            reason = f"{file.name} was read because a preferred file cannot be used"
-            return weights, tuple(f"{reason}: {problem}." for problem in problems)
+            beginning = f"{file.name} was read because a preferred file cannot be used"
+            return weights, tuple(f"{beginning}: {problem}." for problem in problems)
     raise ValueError("; and ".join(problems) or f"{folder} has no weights: give {' or '.join(WEIGHT_FILES)}")
 
 
@@ -109,9 +109,7 @@ def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weight
     stored = dict(weights.tensors)
     source = weights.files[0] if len(weights.files) == 1 else folder
     if config.num_layers > len(stored):  # checked before a decoder with so many layers is built
-        raise ValueError(
-            f"{source}: config.json says {config.num_layers:,} layers, but there are only {len(stored):,} tensors"
-        )
+        raise ValueError(f"{source} has only {len(stored):,} tensors for {config.num_layers:,} layers in config.json")
     shapes = {name: tuple(tensor.shape) for name, tensor in empty_decoder(config).state_dict().items()}
     if config.tie_embeddings and HEAD in stored and EMBEDDING not in stored:
         stored[EMBEDDING] = stored.pop(HEAD)
@@ -120,7 +118,7 @@ def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weight
             f"{source}: the config says that the head is not tied (neither tie_word_embeddings nor "
             f"share_embedding is true), but the weights have no {HEAD}"
         )
-    accepted = shapes | {HEAD: shapes[EMBEDDING]}
+    accepted = shapes | {HEAD: shapes[EMBEDDING]}  # a tied head may be stored too
     faults = {
         "missing": [name for name in shapes if name not in stored],
         "unexpected": [name if name.isprintable() else repr(name) for name in stored if name not in accepted],

@@ -33,9 +33,9 @@ class Branch:
 
     def check_corpus(self, fingerprints: Mapping[str, str]) -> None:
         """Raise `ValueError` if the trunk was trained on a text or tokenizer with other `fingerprints`."""
-        if different := list(differences(self.trunk.corpus(), fingerprints, tuple(fingerprints))):
+        if clauses := list(differences(self.trunk.corpus(), fingerprints, tuple(fingerprints))):
             raise ValueError(
-                f"branch_from={self.trunk.path} was trained on another corpus ({'; '.join(different)}): "
+                f"branch_from={self.trunk.path} was trained on another corpus ({'; '.join(clauses)}): "
                 "branch from a run on this corpus, or set branch_from=null to start at step 0"
             )
 
@@ -50,30 +50,29 @@ def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Bra
     if settings.get("branch_from") is None or resumable_checkpoints(RunDirectory(settings["output_dir"]).checkpoints):
         return None
     path = Path(settings["branch_from"]).absolute()
-    trunk = RunDirectory(path if path.is_dir() else path.parent.parent)  # path: RUN/checkpoints/FILE
-    config = trunk.settings() if path.exists() else None
-    if config is None or not trunk.metrics.exists():
+    trunk = RunDirectory(path if path.is_dir() else path.parent.parent)  # a file is TRUNK/checkpoints/FILE
+    trunk_settings = trunk.settings() if path.exists() else None
+    if trunk_settings is None or not trunk.metrics.exists():
+        raise ValueError(f"branch_from={path} must be a run with config.yaml and metrics.csv, or a checkpoint of one")
+    clauses = differences(trunk_settings, settings, IDENTITY)  # each begins with a key
+    if forbidden := [clause for clause in clauses if not clause.startswith(MAY_DIFFER)]:
         raise ValueError(
-            f"branch_from={path} must be a run directory with its config.yaml and metrics.csv, or a checkpoint in one"
-        )
-    if different := [text for text in differences(config, settings, IDENTITY) if not text.startswith(MAY_DIFFER)]:
-        raise ValueError(
-            f"branch_from={path} is a run with other settings ({'; '.join(different[:3])}): "
+            f"branch_from={path} is a run with other settings ({'; '.join(forbidden[:3])}): "
             "a branch may differ from its trunk only in budget and schedule"
         )
-    shared_steps = _count_shared_steps(config, settings, steps, devices)
-    shared_checkpoints = (file for step, file in step_checkpoints(trunk.checkpoints) if step <= shared_steps)
+    shared_steps = _count_shared_steps(trunk_settings, settings, steps, devices)
+    shared_checkpoints = [file for step, file in step_checkpoints(trunk.checkpoints) if step <= shared_steps]
     checkpoint = first_intact(shared_checkpoints if path.is_dir() else [path])
     step = checkpoint_step(checkpoint) if checkpoint else None
     if checkpoint is None or step is None or step > shared_steps:
         raise ValueError(_refusal(path, shared_steps, step))
-    return Branch(checkpoint=checkpoint, step=step, trunk=trunk, trunk_name=config["name"])
+    return Branch(checkpoint=checkpoint, step=step, trunk=trunk, trunk_name=trunk_settings["name"])
 
 
 def _count_shared_steps(trunk: Mapping[str, Any], settings: Mapping[str, Any], steps: int, devices: int) -> int:
-    """Count the first steps, which are the same in both runs. The last step of a run differs: it scores more tokens."""
+    """Count the steps from 0 that are the same in both runs. The last step of a run differs: its validation is longer."""
+    # Apart from budget and schedule, the trunk has this run's settings. `keep_steps` may lie after the trunk's end.
     train = settings["train"] | {key: trunk["train"].get(key) for key in BUDGETS}
-    # The trunk has this run's other settings, except `keep_steps`, which may lie after its last step.
     trunk_settings = {**settings, "train": train, "schedule": trunk["schedule"], "checkpoint": {}}
     _, trunk_steps = shape_and_steps(trunk_settings, devices=devices)
     steps_with_equal_rate = count_common_steps(trunk["schedule"], trunk_steps, settings["schedule"], steps)

@@ -63,7 +63,7 @@ def link_last(folder: Path, name: str) -> None:
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """Return the newest intact checkpoint, or None without checkpoints. Raises `CheckpointError` if all are damaged."""
+    """Return the newest intact checkpoint; None if there are none. Raises `CheckpointError` if all are damaged."""
     paths = resumable_checkpoints(folder)
     newest = first_intact(paths)
     if paths and newest is None:
@@ -72,7 +72,7 @@ def newest_intact(folder: Path) -> Path | None:
 
 
 def resumable_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints, newest first, from which a run in `folder` would continue. They may be damaged."""
+    """Return the checkpoints, possibly damaged and newest first, from which a run can continue."""
     return [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
 
 

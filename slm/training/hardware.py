@@ -31,7 +31,7 @@ class Hardware:
     precision: str
     compile: bool
     micro_batch_tokens: int | None
-    """Most tokens of one forward pass of a device; None for as many as fit."""
+    """Maximum number of tokens in one forward pass of a device; None for as many as fit."""
     activation_checkpointing: bool | Literal["auto"]
     deterministic: bool
     """Whether only operations that give the same bits each time are allowed."""
@@ -86,13 +86,13 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
 def _accelerator(requested: str) -> Literal["cpu", "cuda", "mps"]:
     if requested == "mps":
         if not has_mps():
-            raise ValueError("trainer.accelerator=mps, but torch sees no GPU of Apple here; trainer=cpu runs anywhere")
+            raise ValueError("trainer.accelerator=mps, but torch sees no Apple GPU here; trainer=cpu runs anywhere")
         return "mps"
     if requested in ("cuda", "gpu") and not torch.cuda.is_available():
         why = unusable_gpu()
         reason = f" ({why})" if why else ""
         raise ValueError(
-            f"trainer.accelerator={requested}, but torch sees no CUDA device here; trainer=cpu runs anywhere{reason}"
+            f"trainer.accelerator={requested}, but torch sees no CUDA GPU; trainer=cpu runs anywhere{reason}"
         )
     return "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
 

@@ -67,7 +67,7 @@ class Journal(L.Callback):
     branched_from: Mapping[str, Any] | None = None
     """`name` of the trunk and `step` at which this run left it; None for a run that started at step 0."""
 
-    status: str = "completed"
+    status: str = "completed"  # until the run is interrupted or diverges
     signal: int | None = None
     """The signal that interrupted the run, received by any of its processes."""
     val: dict[str, Any] | None = None
@@ -89,7 +89,7 @@ class Journal(L.Callback):
     _votes: Votes = field(default_factory=Votes)
     _is_late: bool = False  # a checkpoint is due under `checkpoint.every_minutes`
     _started: float = field(default_factory=time.perf_counter)
-    _row_started: float = field(default_factory=time.perf_counter)
+    _row_started: float = field(default_factory=time.perf_counter)  # moved forward by the length of every pause
     _saved_at: float = field(default_factory=time.perf_counter)
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Journal(L.Callback):
         return times | {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore from a checkpoint of this run or of its trunk, but keep this run's `branched_from` if it has one."""
+        """Restore from a checkpoint of this run or its trunk. This run's own `branched_from`, if any, is kept."""
         for name, value in state_dict.items():
             if name != "branched_from" or self.branched_from is None:
                 setattr(self, name, value)
@@ -113,7 +113,8 @@ class Journal(L.Callback):
         """Start the clocks."""
         self.progress.begin(trainer.global_step)
         self._step = trainer.global_step
-        self._started = self._row_started = self._saved_at = time.perf_counter()
+        now = time.perf_counter()
+        self._started, self._row_started, self._saved_at = now, now, now
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -126,7 +127,8 @@ class Journal(L.Callback):
             if self.status == "interrupted":
                 self._give_up_step(trainer, pl_module)
             return
-        self._step = step = trainer.global_step
+        step = trainer.global_step
+        self._step = step
         self._row_steps += 1
         train = self.plan.settings["train"]
         is_last = step == self.plan.steps
@@ -178,7 +180,7 @@ class Journal(L.Callback):
         self.skipped_steps = int(pl_module.guard.skipped.item())
 
     def outcome(self, steps: int) -> str:
-        """Return the status of a run that ended after `steps` steps. It diverged if more than half were skipped."""
+        """Return the status of a run that ended after `steps` steps. If over half of them were skipped, it diverged."""
         has_diverged = self.status == "completed" and self.skipped_steps > steps / 2
         return "diverged" if has_diverged else self.status
 
@@ -210,7 +212,7 @@ class Journal(L.Callback):
         return tokens_per_second * self.plan.token_flops / peak
 
     def _check_divergence(self, module: LanguageModel, loss: float) -> None:
-        """Mark the run as diverged after a streak of skipped steps, or of rows far worse than guessing."""
+        """Mark the run as diverged if too many steps in a row were skipped or belong to hopeless rows."""
         is_hopeless = not loss < math.log(self.plan.model.vocab_size) + HOPELESS_NATS  # `not <` is also true for NaN
         self._hopeless_rows = self._hopeless_rows + 1 if is_hopeless else 0
         hopeless_steps = self._hopeless_rows * self.plan.settings["train"]["log_every"]
@@ -244,11 +246,11 @@ class Journal(L.Callback):
     def _vote(self, trainer: L.Trainer) -> None:
         """Agree with all processes on whether the run is interrupted and whether a checkpoint is late."""
         minutes = self.plan.settings["checkpoint"]["every_minutes"]
-        is_late = minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes
-        signal, is_late = self._votes.take(trainer, self.interrupt.received or 0, is_late)
-        self._is_late |= is_late
-        if signal and self._step < self.plan.steps and self.status == "completed":
-            self.status, self.signal = "interrupted", signal
+        is_late = minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes  # in this process
+        any_signal, is_any_late = self._votes.take(trainer, self.interrupt.received or 0, is_late)
+        self._is_late |= is_any_late
+        if any_signal and self._step < self.plan.steps and self.status == "completed":
+            self.status, self.signal = "interrupted", any_signal
 
     def _give_up_step(self, trainer: L.Trainer, module: LanguageModel) -> None:
         """Discard an unfinished step: save the state after the step before it, and end the run."""
@@ -266,7 +268,7 @@ class Journal(L.Callback):
 
     def _save(self, trainer: L.Trainer, module: LanguageModel, extra_names: list[str]) -> None:
         paused_at = time.perf_counter()
-        # A checkpoint holds one rank's buffers, which a continued run loads in all ranks. Means keep the sum the same.
+        # A checkpoint holds one rank's buffers, which a continued run loads in all ranks: store their mean.
         for buffer in (module.loss_sum, module.loss_count):
             buffer.copy_(_sum_over_ranks(trainer, buffer) / trainer.world_size)
         folder = self.plan.folder.checkpoints
@@ -279,7 +281,7 @@ class Journal(L.Callback):
 
 
 def sample_text(module: LanguageModel, corpus: Corpus, train: Mapping[str, Any]) -> str:
-    """Generate a continuation of `train.sample_prompt`; empty if weights are sharded or `train.sample_tokens` is 0."""
+    """Generate a continuation of `train.sample_prompt`; "" if weights are sharded or `train.sample_tokens` is 0."""
     is_sharded = any(hasattr(p, "full_tensor") for p in module.decoder.parameters())
     if is_sharded or not train["sample_tokens"]:
         return ""

@@ -1,8 +1,8 @@
 """The memory of a forward and backward pass, and the largest pass that a device has room for.
 
 Notable: the estimate runs the model's own code on tensors without data, on the run's device, and adds up the bytes of
-all tensors that are alive at the same time. The code is not compiled. Compiled blocks keep less, so for them the
-estimate is an upper bound. If a pass turns out not to fit, `speed.py` halves it before the run begins.
+all tensors that are alive at the same time. The code is not compiled. Compiled blocks keep fewer tensors, so for them
+the estimate is an upper bound. If a pass turns out not to fit, `speed.py` halves it before the run begins.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from slm.model.counts import num_params
 from slm.model.decoder import Decoder
 
 DEFAULT_TOKENS = {"cpu": 8192, "cuda": 32768, "mps": 8192}
-"""Most tokens per forward pass if `trainer.micro_batch_tokens` is null. More tokens do not make matmuls faster."""
+"""Maximum tokens per forward pass if `trainer.micro_batch_tokens` is null. More do not make matmuls faster."""
 USABLE_SHARE = 0.9
 """Share of the available memory that is used. The rest is for the allocator's fragments and for libraries."""
 MIN_TOKENS = 4096
-"""With fewer tokens per pass, a GPU loses more than the third of its speed that activation checkpointing costs. This is
-an estimate from the number of 128 x 128 tiles of a matmul that an H100 computes at the same time."""
+"""Activation checkpointing costs a third of a GPU's speed. Passes of fewer tokens than this cost more, as estimated from
+the number of 128 x 128 tiles of a matmul that an H100 computes at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +88,15 @@ def activation_bytes(
     length: int,
     device: str,
     dtype: torch.dtype,
-    autocast: torch.dtype | None,
+    autocast_dtype: torch.dtype | None,
     document_masking: bool,
 ) -> int:
     """Return the peak memory of a forward and backward pass of `size` sequences, without weights and gradients.
 
-    The weights have `dtype`, and matmuls run in `autocast` if it is given. Nothing is computed, so the device needs no
-    memory. A device of this kind must be present, because its kernels are asked for the shapes of their results.
+    The weights have `dtype`, and matmuls run in `autocast_dtype` if it is given. Nothing is computed, so the device
+    needs no memory, but it must be present, because its kernels are asked for the shapes of their results.
     """
-    context = partial(torch.autocast, device, autocast, cache_enabled=False) if autocast else nullcontext
+    precision = partial(torch.autocast, device, autocast_dtype, cache_enabled=False) if autocast_dtype else nullcontext
     with torch.device("meta"):
         decoder = Decoder(model)
     decoder.activation_checkpointing = activation_checkpointing
@@ -109,14 +109,14 @@ def activation_bytes(
                     module._parameters[name] = weight
         tokens = torch.zeros(size, length, dtype=torch.int64, device=device)
         with LiveBytes() as live:
-            with context():
+            with precision():
                 loss = decoder.loss(tokens, tokens, tokens if document_masking else None)
             loss.backward()
     return live.peak
 
 
 def optimizer_state_bytes(model: ModelConfig, has_average: bool, *, num_shards: int = 1) -> int:
-    """Return the bytes per device of weights, gradients, Adam's two moments (Muon has one) and average, all float32.
+    """Return the bytes per device of weights, gradients, Adam's two moments (Muon has one) and the average, in float32.
 
     With more than one FSDP shard, this includes the gathered weights and gradients of the embedding and of two blocks.
     """
@@ -153,7 +153,7 @@ def choose_passes(
         return Passes(size=largest_size, activation_checkpointing=activation_checkpointing is True)
     sufficient_size = largest_size if max_tokens else min(largest_size, max(1, MIN_TOKENS // length))
     choices = (False, True) if activation_checkpointing == "auto" else (activation_checkpointing,)
-    for is_on in choices:
+    for is_on in choices:  # ends at the first that suffices, or at the last
         fitting_size = _largest_fitting(largest_size, room, partial(estimate, is_on))
         if fitting_size >= sufficient_size:
             break
@@ -164,16 +164,16 @@ def choose_passes(
 def smaller_passes(
     passes: Passes, num_sequences: int, length: int, *, is_size_given: bool, may_checkpoint: bool
 ) -> Passes | None:
-    """Return half the size, or checkpointing if half has fewer than `MIN_TOKENS`; None if neither is allowed."""
+    """Return passes of half the size, or with checkpointing if half is too small; None if neither is allowed."""
     may_halve = not is_size_given and passes.size > 1
-    half = choose_micro_batch_size(num_sequences, 1, passes.size // 2) if may_halve else 0
-    if may_checkpoint and not passes.activation_checkpointing and half * length < MIN_TOKENS:
+    half_size = choose_micro_batch_size(num_sequences, 1, passes.size // 2) if may_halve else 0
+    if may_checkpoint and not passes.activation_checkpointing and half_size * length < MIN_TOKENS:
         return Passes(size=passes.size, activation_checkpointing=True)
-    return replace(passes, size=half, bytes=None) if may_halve else None
+    return replace(passes, size=half_size, bytes=None) if may_halve else None
 
 
 def choose_micro_batch_size(num_sequences: int, num_devices: int, max_size: int) -> int:
-    """Return the sequences of a pass, at most `max_size`, if `num_devices` devices share a step of `num_sequences`.
+    """Return the size of a pass, at most `max_size`, if `num_devices` devices share a step of `num_sequences`.
 
     Of the sizes from half the largest to the largest, this is the one that needs the fewest empty sequences. For
     example, a share of 43 sequences with a largest size of 16 takes 4 passes of 11, one sequence of which is empty.

@@ -59,7 +59,7 @@ class LanguageModel(L.LightningModule):
         self.loss_scale = LossScale() if plan.hardware.precision == "16-mixed" else None
         self.register_buffer("loss_sum", torch.zeros(()))  # finite losses of this process's steps since the last row
         self.register_buffer("loss_count", torch.zeros(()))  # number of steps in `loss_sum`
-        for name in ("step_loss", "step_count"):  # sum and count over the passes of the unfinished step
+        for name in ("step_loss", "step_count"):  # loss and number of finite passes so far, divided by passes per step
             self.register_buffer(name, torch.zeros(()), persistent=False)
         self.register_buffer("grad_norm", torch.zeros(()))  # of the last step, before clipping
         self.average = self._new_average()
@@ -68,12 +68,13 @@ class LanguageModel(L.LightningModule):
 
     def configure_model(self) -> None:
         """Under FSDP, shard each block and then the rest."""
-        if self.device_mesh is None or hasattr(self.decoder, "unshard"):  # the second: it is sharded already
+        is_sharded = hasattr(self.decoder, "unshard")
+        if self.device_mesh is None or is_sharded:
             return
         mesh = self.device_mesh["data_parallel"]
-        for number, block in enumerate(self.decoder.layers):
+        for block_number, block in enumerate(self.decoder.layers):
             fully_shard(block, mesh=mesh, mp_policy=_gather_policy(block, self.plan.hardware.precision))
-            num_uses = self.decoder.config.block_uses.count(number)
+            num_uses = self.decoder.config.block_uses.count(block_number)
             if num_uses > 1:
                 self._reduce_after_all_uses(block, num_uses)
         fully_shard(self.decoder, mesh=mesh)
@@ -131,8 +132,9 @@ class LanguageModel(L.LightningModule):
         scale = self.loss_scale.factor if self.loss_scale else None
         loss = self.decoder.loss(inputs_BT, targets_BT, self.documents(inputs_BT), scale)
         if self.plan.padding:
-            sequences_per_pass = self.plan.batch_size / (self.plan.accumulation * self.plan.hardware.world_size)
-            loss = loss * (targets_BT[:, 0] != IGNORE).sum() / sequences_per_pass
+            num_sequences = (targets_BT[:, 0] != IGNORE).sum()  # without the empty ones
+            mean_num_sequences = self.plan.batch_size / (self.plan.accumulation * self.plan.hardware.world_size)
+            loss = loss * num_sequences / mean_num_sequences
         is_finite = loss.detach().isfinite()
         self.step_loss += torch.where(is_finite, loss.detach(), 0.0) / self.plan.accumulation
         self.step_count += is_finite / self.plan.accumulation
@@ -144,8 +146,8 @@ class LanguageModel(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, and let the guard decide on the device whether the step is skipped."""
-        for total, step_value in ((self.loss_sum, self.step_loss), (self.loss_count, self.step_count)):
-            total += step_value
+        for row_value, step_value in ((self.loss_sum, self.step_loss), (self.loss_count, self.step_count)):
+            row_value += step_value  # in place
             step_value.zero_()
         parameters: list[nn.Parameter] = list(self.decoder.parameters())
         if self.loss_scale:
@@ -239,14 +241,14 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
 def share_batches(
     batches: Iterator[tuple[Tensor, Tensor]], rank: int, world_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield every `world_size`-th batch, beginning with batch number `rank`.
+    """Yield every `world_size`-th batch, beginning with the batch at index `rank`.
 
-    In the last round, each rank without a batch of its own gets the last batch with no target to score. All ranks thus
-    make the same number of forward passes, as sharded weights require.
+    If the last round has too few batches, the ranks without one get the last batch with no target to score. All ranks
+    thus make the same number of forward passes, as sharded weights require.
     """
-    for number, (inputs, targets) in enumerate(batches):
-        if number % world_size == rank:
+    for index, (inputs, targets) in enumerate(batches):
+        if index % world_size == rank:
             yield inputs, targets
-    num_in_last_round = (number + 1) % world_size  # 0 if the last round is full
-    if num_in_last_round and rank >= num_in_last_round:
+    num_left_over = (index + 1) % world_size  # batches in the last round; 0 if it is full
+    if num_left_over and rank >= num_left_over:
         yield inputs, torch.full_like(targets, IGNORE)

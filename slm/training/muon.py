@@ -30,7 +30,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 ADAMW_RMS = 0.2
 """Typical root mean square of an AdamW update at learning rate 1 (arXiv:2502.16982, section 2.2)."""
 MAX_BATCH_NUMBERS = 2**26
-"""Most numbers in one batched product, to limit the memory of the iterations."""
+"""Maximum count of matrix elements in one batched product, to limit the memory of the iterations."""
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def orthogonalize(x_NRC: Tensor, iterations: int) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Takes Muon's step in groups marked `orthogonal`, AdamW's in others. Both decay weights by lr x weight_decay.
+    """Takes Muon's step in groups marked `orthogonal`, AdamW's step in others. Both steps decay the weights.
 
     Each group has `lr`, `weight_decay`, `eps` (AdamW's) and `orthogonal`. Orthogonal groups hold matrices only.
     """
@@ -95,8 +95,9 @@ class Muon(torch.optim.Optimizer):
         step_size = group["lr"] * ADAMW_RMS * max(matrices[0].shape) ** 0.5
         for p, update in zip(matrices, updates_NRC, strict=True):
             weight = local_part(p)
-            new = (weight * (1 - group["lr"] * group["weight_decay"])).sub_(_shard_like(update, p), alpha=step_size)
-            weight.copy_(self._unless_bad(new, weight))
+            decayed = weight * (1 - group["lr"] * group["weight_decay"])
+            updated = decayed.sub_(_shard_like(update, p), alpha=step_size)
+            weight.copy_(self._unless_bad(updated, weight))
 
     def _advance_momentum(self, p: Tensor, momentum: float) -> Tensor:
         """Advance the momentum buffer. Returns Nesterov's momentum, gathered from all shards."""

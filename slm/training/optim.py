@@ -17,10 +17,10 @@ from slm.training.muon import Muon, local_part
 from slm.training.parametrization import STANDARD, Rules, parameter_kinds
 
 GUARD_WINDOW = 50
-"""Steps in the guard's running mean of gradient norms. Before so many good steps, no finite norm is too large."""
+"""Steps in the guard's running mean of gradient norms. Until it has seen so many, it accepts every finite norm."""
 LOSS_SCALE_PATIENCE = 2000
 """Good steps in a row after which the loss scale is doubled: torch's default."""
-IGNORES_FOUND_INF = ("mps",)
+DEVICES_IGNORING_FOUND_INF = ("mps",)
 """Devices on which fused AdamW may take a step that `found_inf` forbids (pytorch/pytorch#186360, June 2026)."""
 
 
@@ -136,10 +136,10 @@ class LossScale(nn.Module):
 def skip_if(optimizer: torch.optim.Optimizer, is_bad: Tensor) -> None:
     """Make the next fused step leave weights, moments and step count unchanged if the scalar `is_bad` is 1.
 
-    The host does not wait for the value: fused optimizers read the attribute `found_inf` on the device. On devices in
-    `IGNORES_FOUND_INF` the host does wait, and removes the gradients: a parameter without a gradient takes no step.
+    The host does not wait for the value: fused optimizers read the attribute `found_inf` on the device. For devices in
+    `DEVICES_IGNORING_FOUND_INF` it waits, and removes the gradients: a parameter without a gradient takes no step.
     """
-    if is_bad.device.type in IGNORES_FOUND_INF:
+    if is_bad.device.type in DEVICES_IGNORING_FOUND_INF:
         if is_bad.item():
             optimizer.zero_grad(set_to_none=True)
         return
@@ -153,7 +153,7 @@ def full_grad_norm(parameters: list[nn.Parameter]) -> Tensor:
 
 
 class WeightAverage(nn.Module):
-    """Exponential moving average of the weights, which is validated and exported instead of them.
+    """Exponential moving average of the weights. It is validated and exported in place of the weights.
 
     After t steps it is (1 - decay) / (1 - decay^t) x sum over steps i of decay^(t - i) x weights after step i. The
     denominator is Adam's correction for a short history (arXiv:1412.6980, section 3): the initial weights have no part

@@ -86,7 +86,7 @@ def with_multipliers(parametrization: Mapping[str, Any], shape: ModelConfig) -> 
     m, d, c = _ratios(parametrization, shape)
     attention_multiplier = shape.attention_multiplier
     if c != 1:
-        if attention_multiplier is None:  # the shape has the default at the base shape, (C / c)^-1/2
+        if attention_multiplier is None:  # start from the default of the base shape, whose head_dim is C / c
             attention_multiplier = (shape.head_width / c) ** -0.5
         attention_multiplier /= c
     return dataclasses.replace(

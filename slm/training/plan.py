@@ -14,7 +14,8 @@ import torch
 from slm.composition.budget import shape_and_steps
 from slm.data.loader import passes_of_a_step
 from slm.model.config import ModelConfig
-from slm.model.counts import flops_per_token, kv_cache_bytes, num_params, state_bytes
+from slm.model.counts import flops_per_token, kv_cache_bytes, num_params
+from slm.model.counts import state_bytes as decoding_state_bytes
 from slm.runtime.machine import available_bytes, unusable_gpu, why_not_compiled
 from slm.training import memory
 from slm.training.branching import Branch, find_branch
@@ -54,7 +55,7 @@ class Plan:
 
     @property
     def padding(self) -> int:
-        """Empty sequences of one optimizer step, which fill it up to a number of equal passes."""
+        """Empty sequences that fill up one optimizer step, so that all its passes have the same size."""
         return self.accumulation * self.micro_batch_size * self.hardware.world_size - self.batch_size
 
     @property
@@ -74,7 +75,7 @@ class Plan:
 
     @property
     def train_tokens(self) -> int:
-        """Tokens of the run, D."""
+        """Tokens of the whole run."""
         return self.steps * self.batch_tokens
 
     @property
@@ -105,23 +106,23 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
     """
     shape, steps = shape_and_steps(settings, devices=hardware.world_size)
     model = with_multipliers(settings["parametrization"], shape)
-    sequences = int(settings["train"]["batch_tokens"]) // int(settings["train"]["sequence_length"])
+    batch_size = int(settings["train"]["batch_tokens"]) // int(settings["train"]["sequence_length"])
     return Plan(
         settings=settings,
         hardware=hardware,
         model=model,
         rules=make_rules(settings["parametrization"], model),
         steps=steps,
-        batch_size=sequences,
-        passes=_choose_passes(settings, hardware, model, sequences),
+        batch_size=batch_size,
+        passes=_choose_passes(settings, hardware, model, batch_size),
         branch=find_branch(settings, steps=steps, devices=hardware.world_size),
     )
 
 
 def _choose_passes(
-    settings: Mapping[str, Any], hardware: Hardware, model: ModelConfig, sequences: int
+    settings: Mapping[str, Any], hardware: Hardware, model: ModelConfig, batch_size: int
 ) -> memory.Passes:
-    """Choose the passes of each device for a step that has `sequences` sequences over all devices."""
+    """Choose the passes of each device for a step that has `batch_size` sequences over all devices."""
     length = int(settings["train"]["sequence_length"])
     device = hardware.accelerator
     available = available_bytes(device, alone=hardware.world_size == 1)
@@ -133,17 +134,17 @@ def _choose_passes(
         length=length,
         device=device,
         dtype=torch.float64 if hardware.precision == "64-true" else torch.float32,
-        autocast=hardware.autocast_dtype,
+        autocast_dtype=hardware.autocast_dtype,
         document_masking=bool(settings["train"].get("document_masking")),
     )
     return memory.choose_passes(
-        sequences,
+        batch_size,
         hardware.world_size,
         length,
         max_tokens=hardware.micro_batch_tokens,
         default_tokens=memory.DEFAULT_TOKENS[device],
         activation_checkpointing=hardware.activation_checkpointing,
-        room=None if available is None else memory.USABLE_SHARE * available - held_bytes,
+        room=None if available is None else (memory.USABLE_SHARE * available - held_bytes),
         estimate=cache(estimate),
     )
 
@@ -166,8 +167,8 @@ def with_smaller_passes(plan: Plan) -> Plan | None:
 def plan_lines(plan: Plan) -> list[str]:
     """Return the lines that describe the plan before a run."""
     settings, model, hardware, length = plan.settings, plan.model, plan.hardware, plan.sequence_length
-    is_shared = len(model.block_uses) > model.num_layers
-    sharing_text = f", each used {model.num_repeats} times ({model.layer_sharing})" if is_shared else ""
+    has_shared_blocks = len(model.block_uses) > model.num_layers
+    sharing_text = f", each used {model.num_repeats} times ({model.layer_sharing})" if has_shared_blocks else ""
     padding_text = f", {plan.padding} empty sequences per step" if plan.padding else ""
     masking_text = ", documents masked from each other" if plan.document_masking else ""
     devices = f"{hardware.world_size} x {hardware.accelerator}" if hardware.world_size > 1 else hardware.accelerator
@@ -207,13 +208,13 @@ def _compilation(plan: Plan) -> str:
 
 
 def _cache_sizes(model: ModelConfig) -> str:
-    """Say how large the cache of a sequence is: keys and values grow with the context, states do not."""
+    """Describe the size of a sequence's cache. Its keys and values grow with the context; its states do not."""
     texts: list[str] = []
     context = model.max_position_embeddings
     if start_bytes := kv_cache_bytes(model, 1):
         full_bytes = kv_cache_bytes(model, context)
         texts.append(f"{start_bytes:,} bytes of keys and values after 1 token, {full_bytes:,} after {context:,} (bf16)")
-    if constant_bytes := state_bytes(model):
+    if constant_bytes := decoding_state_bytes(model):
         texts.append(f"{constant_bytes:,} bytes of state, constant (float32)")
     return " and ".join(texts)
 

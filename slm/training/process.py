@@ -2,9 +2,9 @@
 
 Notable: Lightning trusts RANK, LOCAL_RANK and SLURM_PROCID even if they are left over from another job, and a process
 that mistakes itself for the second one writes nothing. So a rank is accepted only under two conditions: the environment
-states as many processes as the run has, and torchrun, srun or (through Lightning) our own first process started them.
-Otherwise these variables are removed before Lightning reads them. A run whose other processes were never started is
-refused, because Lightning would wait for them forever.
+states as many processes as the run has, and this process was started by torchrun, by srun, or by Lightning in our first
+process. Otherwise these variables are removed before Lightning reads them. A run whose other processes were never
+started is refused, because Lightning would wait for them forever.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RUN_DIR = "SLM_RUN_DIR"
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that processes of a distributed job pass on to whatever they start."""
 INTERACTIVE_JOBS = ("bash", "interactive")
-"""Names of SLURM jobs that Lightning takes for a shell, whose tasks are not the processes of the run."""
+"""Names by which Lightning recognises a SLURM job as an interactive shell. There, only srun's tasks are of the run."""
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK") if hasattr(signal, name))
 """Signals that end a run. Many SLURM scripts announce the time limit by SIGUSR1, so it counts as SIGTERM. SIGBREAK
 exists only on Windows, where a sweep cannot send SIGTERM (`slm.sweep.job.stop`)."""
@@ -60,15 +60,16 @@ def find_world(environment: Mapping[str, str], *, devices: int, num_nodes: int) 
         for key, number in ((tasks_key, size), ("SLURM_NTASKS_PER_NODE", devices), ("SLURM_NNODES", num_nodes)):
             _check(environment, key, number, f"{requested}: {advice}")
         if "SLURM_PROCID" not in environment:
-            raise ValueError(f"{tasks_key}={size} without SLURM_PROCID: start train.py with srun, which starts {size}")
+            raise ValueError(f"{tasks_key}={size} without SLURM_PROCID: start train.py with srun, as {size} tasks")
         return World("slurm", int(environment["SLURM_PROCID"]))
     if num_nodes > 1:
         raise ValueError(f"trainer.num_nodes={num_nodes} needs srun or torchrun, which start a process for each device")
     rank = environment.get("LOCAL_RANK", "0")
-    is_in_our_run = RUN_DIR in environment and environment.get("WORLD_SIZE") == str(size)
-    if size > 1 and is_in_our_run and rank != "0":
+    is_started_by_us = RUN_DIR in environment and environment.get("WORLD_SIZE") == str(size)
+    if size > 1 and is_started_by_us and rank != "0":
         return World("lightning", int(rank))
-    return World("lightning", 0, tuple(name for name in RANK_VARIABLES if name in environment))
+    foreign_variables = tuple(name for name in RANK_VARIABLES if name in environment)
+    return World("lightning", 0, foreign_variables)
 
 
 def _check(environment: Mapping[str, str], name: str, number: int, requested: str) -> None:
@@ -100,7 +101,7 @@ class Stop(BaseException):
 
 
 class Interrupt:
-    """A context that notes the first of `SIGNALS` in `received`; a second SIGINT raises `KeyboardInterrupt`.
+    """A context that stores the first signal it gets in `received`. A SIGINT after that raises `KeyboardInterrupt`.
 
     The run can then end after the current pass, with a checkpoint of the last optimizer step. While `can_stop` is true,
     a signal raises `Stop`, which ends the pass at once.
@@ -110,18 +111,18 @@ class Interrupt:
         self.received: int | None = None
         self.can_stop = False
         self._process = os.getpid()
-        self._handlers_before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        self._handlers_before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._previous_handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._handlers_before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # this is a worker of the loader, which inherited our handlers
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # this process is a worker of the loader, which inherited our handlers
             return
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt

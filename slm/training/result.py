@@ -19,16 +19,16 @@ from slm.training.module import Score
 from slm.training.plan import Plan
 from slm.training.speed import datasheet_peak
 
-SCHEMA = 1
+SCHEMA = 1  # version of the contents of result.json
 
 
 def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, signal: int | None) -> dict[str, Any]:
     """Return the contents of result.json for a run that stopped at optimizer step `step`.
 
-    Losses are nats per token, `flops_*` training FLOPs per token. If the run completed, `val` is its final validation
-    on `train.val_tokens` tokens (null: the whole set); otherwise it is the newest validation. `signal` is the number of
-    the signal that the run received, if any. The counts of a branch (a run that started at a checkpoint of another run,
-    its trunk) include the trunk's steps before that checkpoint; only `tokens_trained` leaves them out.
+    Losses are in nats per token, and `flops_*` are training FLOPs per token. If the run completed, `val` is its final
+    validation on `train.val_tokens` tokens (null: the whole set); otherwise it is the newest validation. `signal` is
+    the number of the signal that the run received, if any. A branch is a run that started at a checkpoint of another
+    run, its trunk: its counts include the trunk's steps before that checkpoint; only `tokens_trained` leaves them out.
     """
     tokens = step * plan.batch_tokens
     trunk_tokens = journal.branched_from["step"] * plan.batch_tokens if journal.branched_from else 0
@@ -87,7 +87,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
 
 
 def parameter_counts(plan: Plan) -> dict[str, int]:
-    """Return N with and without the embeddings."""
+    """Return the numbers of parameters with and without the embeddings."""
     return {"params_total": num_params(plan.model), "params_non_embedding": num_params(plan.model, non_embedding=True)}
 
 

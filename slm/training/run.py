@@ -40,7 +40,7 @@ def train(plan: Plan) -> dict[str, Any]:
     unchanged. Raises `ValueError` if the run cannot start with this corpus or from this run directory.
     """
     if plan.hardware.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it before its first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first matmul
     torch.use_deterministic_algorithms(plan.hardware.deterministic)
     torch._dynamo.reset()  # an earlier run in this process must not use up the compiler's limits
     reset_peak_memory()
@@ -61,31 +61,31 @@ def train(plan: Plan) -> dict[str, Any]:
     fingerprints = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
     if plan.branch is not None:
         plan.branch.check_corpus(fingerprints)
-    facts = {**fingerprints, "left_out": corpus.left_out}
-    lock = plan.folder.lock(plan.settings, facts) if is_first_process() else nullcontext()
+    corpus_facts = {**fingerprints, "left_out": corpus.left_out}  # `left_out`: numbers of documents, by reason
+    lock = plan.folder.lock(plan.settings, corpus_facts) if is_first_process() else nullcontext()
     with _explain_out_of_memory(plan), lock:
         result = _fit(plan, corpus)
     if dist.is_initialized():
-        dist.barrier()  # Lightning kills the first process, still writing, if another process ends before it
+        dist.barrier()  # if another process ended first, Lightning would kill the first process while it is writing
     return result
 
 
 def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     checkpoint, start_step, branched_from = _find_start(plan)
-    module = LanguageModel(plan, corpus.tokenizer.separator_id if plan.document_masking else None)
-    peak = 0.0  # placeholder for a run of several processes: `RankSpeeds` sets it after all have started
+    module = LanguageModel(plan, separator=corpus.tokenizer.separator_id if plan.document_masking else None)
+    peak_flops_per_second = 0.0  # a placeholder if there are several processes: `RankSpeeds` sets the journal's value
     if plan.hardware.world_size == 1:
-        plan, peak = measure_run(plan, module.decoder, start_step)
+        plan, peak_flops_per_second = measure_run(plan, module.decoder, start_step)
         module.plan = plan
     trackers: list[Tracker] = []
     if is_first_process():
         config = {**plan.settings, **parameter_counts(plan), "train_tokens": plan.train_tokens, "steps": plan.steps}
         trackers = open_trackers(plan.folder.path, config, columns=COLUMNS, resume_step=start_step)
     progress = Progress("step", plan.steps, file=sys.stdout, shown=is_first_process())
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {}  # stays empty if the run fails
     try:
         with Interrupt() as interrupt:
-            journal = Journal(plan, corpus, trackers, progress, interrupt, peak, branched_from)
+            journal = Journal(plan, corpus, trackers, progress, interrupt, peak_flops_per_second, branched_from)
             rank_speeds = [RankSpeeds(journal, start_step)] if plan.hardware.world_size > 1 else []
             trainer = make_trainer(plan, callbacks=[journal, *rank_speeds])
             try:
@@ -95,13 +95,13 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
                 pass  # the journal has saved a checkpoint
             except SystemExit as error:  # raised by Lightning at a second Ctrl-C
                 raise KeyboardInterrupt from error
-        progress.end()
+        progress.end()  # before the lines below are printed
         result = make_result(plan, corpus, journal, step=trainer.global_step, signal=journal.signal)
         if is_first_process():
             if result["status"] == "completed":
                 _export(plan, corpus)
             plan.folder.write_result(result)  # the last file of a run: once it is there, all others are complete
-            sample = plan.settings["train"]["sample_prompt"] + journal.sample if journal.sample else ""
+            sample = (plan.settings["train"]["sample_prompt"] + journal.sample) if journal.sample else ""
             say(*ending_lines(result, plan.folder.path, sample))
     finally:
         progress.end()
@@ -111,7 +111,7 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
 
 
 def _find_start(plan: Plan) -> tuple[Path | None, int, dict[str, Any] | None]:
-    """Return the checkpoint to start from (None for step 0), its step, and for a new branch its `branched_from`."""
+    """Return the checkpoint to start from (None for step 0), its step, and `Journal.branched_from` of a new branch."""
     checkpoint = newest_intact(plan.folder.checkpoints)
     if checkpoint is not None:
         step = checkpoint_step(checkpoint)
@@ -132,7 +132,7 @@ def _export(plan: Plan, corpus: Corpus) -> None:
 
 
 def check_corpus(plan: Plan, corpus: Corpus) -> None:
-    """Print the size of the corpus. Raises `ValueError` if it is too small, or has more ids than the model."""
+    """Print the size of the corpus. Raises `ValueError` if it is too small or its tokenizer has too many ids."""
     num_ids, vocab_size = corpus.tokenizer.vocab_size, plan.model.vocab_size
     if num_ids > vocab_size:
         raise ValueError(f"model.vocab_size={vocab_size} must be at least {num_ids}, the number of the tokenizer's ids")
@@ -173,7 +173,7 @@ def _explain_out_of_memory(plan: Plan) -> Iterator[None]:
 def exit_code(result: Mapping[str, Any]) -> int:
     """Return 0 for a completed run, 2 for a diverged run, and 128 + the signal for an interrupted run.
 
-    All other processes than the first return 0: if one failed, Lightning would kill the first one while it writes.
+    The other processes return 0: if one returned anything else, Lightning would kill the first, which may be writing.
     """
     status = result.get("status") if is_first_process() else "completed"
     if status == "interrupted":

@@ -16,7 +16,7 @@ from slm.composition.settings import LEGACY_VALUES
 from slm.runtime.files import locked, read_json_object, write_atomically, write_json
 
 CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard")
-"""What a run writes besides config.yaml. A directory that has any of it, but no config.yaml, is refused."""
+"""What a run writes besides config.yaml. A directory with one of these but without config.yaml is refused."""
 
 
 class RunDirectory:
@@ -66,7 +66,7 @@ class RunDirectory:
     def lock(self, config: Mapping[str, Any], corpus: Mapping[str, Any]) -> Iterator[None]:
         """Lock the directory in this context, and write `config.yaml` and `corpus.json` first.
 
-        Raises `ValueError` if another process trains in the directory, or if its run began with another corpus.
+        Raises `ValueError` if another process trains in the directory, or if the run in it began with another corpus.
         """
         with locked(self.path, "process that trains in it"):
             if (self.path / "config.yaml").exists():
@@ -95,10 +95,11 @@ def _with_hydra_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], groups: tuple[str, ...]) -> Iterator[str]:
     """For each dotted key in `groups` whose values differ, yield a clause that begins with the key."""
-    before, after = LEGACY_VALUES | dict(_flatten(old)), LEGACY_VALUES | dict(_flatten(new))
-    for key in sorted(before.keys() | after.keys()):
-        if key.split(".")[0] in groups and before.get(key) != after.get(key):
-            yield f"{key} is {before.get(key)} there, {after.get(key)} here"
+    old_values = LEGACY_VALUES | dict(_flatten(old))  # older configs lack the keys of `LEGACY_VALUES`
+    new_values = LEGACY_VALUES | dict(_flatten(new))
+    for key in sorted(old_values.keys() | new_values.keys()):
+        if key.split(".")[0] in groups and old_values.get(key) != new_values.get(key):
+            yield f"{key} is {old_values.get(key)} there, {new_values.get(key)} here"
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

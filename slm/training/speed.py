@@ -29,12 +29,12 @@ MIN_PASSES = 300
 """An uncompiled run with fewer passes is not measured, because measuring takes three passes. A compiled run is always
 measured, so that its clock starts after compilation."""
 MAX_FIRST_PASS_SECONDS = 120.0
-"""If the first pass takes longer, it is the only one, although its time includes compilation."""
+"""If the first pass takes longer, it is the only one measured, although its time includes compilation."""
 LONG_RUN_SECONDS = 3600
 PEAK_SECONDS = 0.5
 """How long the matmuls of one size are measured."""
-MAX_PRODUCT_SECONDS = 1.0
-"""A size is not measured if a single product would take longer than this."""
+MAX_MATMUL_SECONDS = 1.0
+"""A size is not measured if a single matmul would take longer than this."""
 
 DATASHEET_TFLOPS = {
     "B200": 2250.0,
@@ -87,19 +87,20 @@ def measure_run(plan: Plan, decoder: Decoder, start_step: int, strategy: Strateg
     plan, (speed, memory) = _measure_fitting(decoder, plan)
     # Speeds of GPUs, or of processes that measure at the same time, add up. A lone process on a CPU uses all cores, so
     # it is as fast as all processes together.
-    devices = hardware.world_size if hardware.accelerator == "cuda" or strategy is not None else 1
+    adds_up = hardware.accelerator == "cuda" or strategy is not None
+    num_devices = hardware.world_size if adds_up else 1
     if strategy is not None:
         own_numbers = torch.tensor([-speed, memory or 0], dtype=torch.float64, device=strategy.root_device)
         negative_speed, memory = strategy.reduce(own_numbers, reduce_op="max").tolist()
         speed = -negative_speed  # of the slowest device
     padded_tokens = (plan.batch_size + plan.padding) * plan.sequence_length
-    seconds = (plan.steps - start_step) * padded_tokens / (speed * devices)
+    seconds = (plan.steps - start_step) * padded_tokens / (speed * num_devices)
     gpu_peak = datasheet_peak(hardware)
     share_text = f" ({speed * plan.token_flops / gpu_peak:.0%} of the data sheet peak)" if gpu_peak else ""
     memory_text = f", {memory / 1e9:.2f} GB of memory held" if memory else ""
     say(
-        f"speed        {speed * devices:,.0f} tokens/s measured here, MFU {speed * plan.token_flops / peak:.0%} of "
-        f"{peak * devices / 1e9:,.0f} GFLOP/s{share_text}{memory_text}",
+        f"speed        {speed * num_devices:,.0f} tokens/s measured here, MFU {speed * plan.token_flops / peak:.0%} of "
+        f"{peak * num_devices / 1e9:,.0f} GFLOP/s{share_text}{memory_text}",
         f"duration     about {duration(seconds)} of training",
     )
     if seconds > LONG_RUN_SECONDS:
@@ -185,9 +186,10 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     scale = torch.ones((), device=device) if hardware.precision == "16-mixed" else None
     moment_bytes = 0
     if device.type == "cuda":
-        shards = hardware.world_size if hardware.strategy == "fsdp" else 1
-        moment_bytes = (plan.state_bytes - sum(2 * p.nbytes for p in decoder.parameters())) // shards
-    optimizer_memory = torch.empty(max(moment_bytes, 0), dtype=torch.uint8, device=device)
+        num_shards = hardware.world_size if hardware.strategy == "fsdp" else 1
+        weight_and_gradient_bytes = sum(2 * p.nbytes for p in decoder.parameters())
+        moment_bytes = max(0, (plan.state_bytes - weight_and_gradient_bytes) // num_shards)
+    moments_placeholder = torch.empty(moment_bytes, dtype=torch.uint8, device=device)
 
     def time_pass() -> float:
         start = time.perf_counter()
@@ -200,7 +202,7 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     seconds = time_pass()
     if seconds < MAX_FIRST_PASS_SECONDS:
         seconds = min(time_pass(), time_pass())
-    del optimizer_memory
+    del moments_placeholder
     decoder.zero_grad(set_to_none=True)
     return plan.micro_batch_size * plan.sequence_length / seconds, peak_memory_bytes()
 
@@ -255,12 +257,12 @@ def matmul_peak(hardware: Hardware, cache_dir: Path) -> float:
 
 
 def measure_matmul(device: str, dtype: torch.dtype) -> float:
-    """Return the best FLOP/s over a few square sizes. Each is measured for `PEAK_SECONDS`, or for one product."""
+    """Return the best FLOP/s over a few square sizes. Each is measured for `PEAK_SECONDS`, or for one matmul."""
     best_rate = 0.0
     sizes = (512, 1024, 2048) if device == "cpu" else (4096, 8192)
     for size in sizes:
         # If the dtype is emulated, a larger size would take minutes and give the same rate.
-        if best_rate > 0 and 2 * size**3 / best_rate > MAX_PRODUCT_SECONDS:
+        if best_rate > 0 and 2 * size**3 / best_rate > MAX_MATMUL_SECONDS:
             break
         best_rate = max(best_rate, _matmul_rate(size, device, dtype))
     return best_rate
@@ -271,13 +273,13 @@ def _matmul_rate(size: int, device: str, dtype: torch.dtype) -> float:
     out = torch.empty_like(a)
     best_rate = 0.0
     stop = time.perf_counter() + PEAK_SECONDS
-    num_products = 1  # in the first round, because one product may take longer than `PEAK_SECONDS`
+    num_matmuls = 1  # in the first round, because one matmul may take longer than `PEAK_SECONDS`
     while best_rate == 0.0 or time.perf_counter() < stop:
         synchronize(device)
         start = time.perf_counter()
-        for _ in range(num_products):
+        for _ in range(num_matmuls):
             torch.mm(a, b, out=out)
         synchronize(device)
-        best_rate = max(best_rate, num_products * 2 * size**3 / (time.perf_counter() - start))
-        num_products = 4
+        best_rate = max(best_rate, num_matmuls * 2 * size**3 / (time.perf_counter() - start))
+        num_matmuls = 4
     return best_rate

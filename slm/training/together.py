@@ -19,9 +19,9 @@ from typing import Any
 from slm.runtime.extensions import load_extensions
 
 WARM_UP_STEPS = 3
-SECONDS = 3.0
-START_SECONDS = 240.0
-"""How long a process waits for the others, which import torch and compile at the same time."""
+MEASURED_SECONDS = 3.0
+MAX_START_SECONDS = 240.0
+"""A process that has compiled waits no longer than this until the others have compiled too."""
 
 _barrier: Barrier
 
@@ -58,16 +58,16 @@ def _measure(settings: Mapping[str, Any]) -> tuple[float, int]:
         for _ in range(WARM_UP_STEPS):
             take_step()
         synchronize(plan.hardware.accelerator)
-        _barrier.wait(START_SECONDS)
+        _barrier.wait(MAX_START_SECONDS)
     except BaseException:
         _barrier.abort()  # the others must not wait for this one
         raise
-    start, steps = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - start) < SECONDS or steps == 0:
+    start, num_steps = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - start) < MEASURED_SECONDS or num_steps == 0:
         take_step()
         synchronize(plan.hardware.accelerator)
-        steps += 1
-    return steps * plan.batch_tokens / seconds, process_bytes(plan.hardware.accelerator)
+        num_steps += 1
+    return num_steps * plan.batch_tokens / seconds, process_bytes(plan.hardware.accelerator)
 
 
 if __name__ == "__main__":

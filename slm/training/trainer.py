@@ -32,7 +32,7 @@ from slm.training.plan import Plan
 from slm.training.process import RUN_DIR, find_world
 
 VOTE_SECONDS = 1.0
-"""Time between two votes (see `Votes`). A vote makes the host wait for the device, so not every short pass has one."""
+"""Time between two votes (see `Votes`). A vote makes the host wait for the device. Between votes, it runs ahead."""
 
 
 def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
@@ -40,7 +40,7 @@ def make_trainer(plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours begins at `start_step`
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # our loader begins at `start_step`
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
     hardware = plan.hardware
     if hardware.world_size > 1:
@@ -119,7 +119,7 @@ class Votes:
     """Lets the processes of a run agree, after the same pass, that it was interrupted or that a checkpoint is late."""
 
     def __init__(self) -> None:
-        self._interval, self._passes_left = 1, 1  # passes between two votes, and until the next vote
+        self._interval, self._passes_left = 1, 1  # numbers of passes: between two votes, and until the next vote
         self._voted_at = time.perf_counter()
 
     def take(self, trainer: L.Trainer, signal: int, is_late: bool) -> tuple[int, bool]:
@@ -151,7 +151,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RandomState(L.Callback):
-    """Stores torch's random states in checkpoints, because Lightning does not. Only blocks of users may need them."""
+    """Stores torch's random states in checkpoints, because Lightning does not. Blocks of users may draw numbers."""
 
     def __init__(self) -> None:
         self._before_step: dict[str, Any] | None = None
@@ -189,7 +189,7 @@ class RandomState(L.Callback):
 class Batches:
     """Micro-batches (micro_batch_size, sequence_length + 1) of token ids: this process's share of each step.
 
-    They begin at `start_step`, but their length is that of the whole run, as Lightning expects in a continued run.
+    They begin at `start_step`, but `len` counts the passes of the whole run, as Lightning expects in a continued run.
     Without a length, Lightning would fetch one batch ahead, and a continued run would lose that batch.
     """
 

@@ -160,7 +160,7 @@ def test_an_export_does_not_replace_a_folder_that_is_not_an_export(tmp_path: Pat
     (tmp_path / "thesis" / "draft.tex").write_text("years of work")
     (tmp_path / "file").write_text("x")
     for target, sentence in [
-        (tmp_path / "thesis", "holds draft.tex, which is not part of an export: choose another folder"),
+        (tmp_path / "thesis", "holds draft.tex, not part of an export: choose another folder"),
         (tmp_path / "file", "is a file: choose a folder"),
         (source, "is the checkpoint itself"),
         (None, "which is not a run directory, needs a folder to write to"),

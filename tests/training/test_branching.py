@@ -164,8 +164,8 @@ def test_a_damaged_kept_checkpoint_is_skipped_for_an_earlier_one(
 
 
 REFUSED = {
-    "nothing there": (["branch_from=nowhere"], "branch_from=.*nowhere must be a run directory"),
-    "no run": (["branch_from=tests"], "must be a run directory with its config.yaml"),
+    "nothing there": (["branch_from=nowhere"], "branch_from=.*nowhere must be a run with"),
+    "no run": (["branch_from=tests"], "must be a run with config.yaml"),
     "another learning rate": (["optim.lr=0.5"], r"other settings \(optim\.lr is 0\.008 there, 0\.5 here\)"),
     "another seed": (["seed=2"], r"\(seed is 1 there, 2 here\)"),
     "other rows": (["train.log_every=2"], r"train\.log_every is 5 there, 2 here"),
@@ -174,7 +174,7 @@ REFUSED = {
     "a checkpoint of the decay": (["{}/checkpoints/step-000026.ckpt"], "is at step 26, and only the first 25 steps"),
     "a budget that ends before": (["train.tokens=1792", "schedule.decay_fraction=0.01"], "only the first 6 steps of"),
     "its own decay": (["{}/checkpoints/last.ckpt", "train.tokens=20480"], "is at step 40, and only the first 33 steps"),
-    "another file": (["{}/config.yaml"], "must be a run directory"),
+    "another file": (["{}/config.yaml"], "must be a run with"),
 }
 
 

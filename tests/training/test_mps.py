@@ -66,7 +66,7 @@ def test_what_mps_lacks_is_refused(changes: dict[str, Any], said: str, mac: None
 
 @pytest.mark.skipif(has_mps(), reason="there is such a GPU here")
 def test_without_an_apple_gpu_mps_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"trainer\.accelerator=mps, but torch sees no GPU of Apple here"):
+    with pytest.raises(ValueError, match=r"trainer\.accelerator=mps, but torch sees no Apple GPU here"):
         resolve_hardware(trainer())
     with pytest.raises(ValueError, match="device=mps, but torch sees no Apple GPU here"):
         measure.resolve_precision({"device": "mps", "dtype": "auto"}, SimpleNamespace(result={}))  # type: ignore[arg-type]
@@ -166,7 +166,7 @@ def test_a_step_that_the_host_skips_is_as_if_the_device_had_skipped_it(
     optimizers = [OPTIMIZERS[name](decoder, OPTIM, STANDARD) for decoder, _ in runs]
     for step, is_bad in enumerate([False, True, False, True, True, False]):
         for (decoder, devices), optimizer in zip(runs, optimizers, strict=True):
-            monkeypatch.setattr(optim, "IGNORES_FOUND_INF", devices)
+            monkeypatch.setattr(optim, "DEVICES_IGNORING_FOUND_INF", devices)
             set_random_gradients(decoder, step)
             before = copy.deepcopy(decoder.state_dict())
             skip_if(optimizer, torch.tensor(float(is_bad)))
