@@ -70,7 +70,7 @@ def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Bra
 
 
 def _count_shared_steps(trunk: Mapping[str, Any], settings: Mapping[str, Any], steps: int, devices: int) -> int:
-    """Count the steps from 0 that are the same in both runs. The last step of a run differs: its validation is longer."""
+    """Count the steps from 0 that are the same in both runs. A run's last step differs: its validation is longer."""
     # Apart from budget and schedule, the trunk has this run's settings. `keep_steps` may lie after the trunk's end.
     train = settings["train"] | {key: trunk["train"].get(key) for key in BUDGETS}
     trunk_settings = {**settings, "train": train, "schedule": trunk["schedule"], "checkpoint": {}}

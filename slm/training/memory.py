@@ -30,8 +30,8 @@ DEFAULT_TOKENS = {"cpu": 8192, "cuda": 32768, "mps": 8192}
 USABLE_SHARE = 0.9
 """Share of the available memory that is used. The rest is for the allocator's fragments and for libraries."""
 MIN_TOKENS = 4096
-"""Activation checkpointing costs a third of a GPU's speed. Passes of fewer tokens than this cost more, as estimated from
-the number of 128 x 128 tiles of a matmul that an H100 computes at the same time."""
+"""Activation checkpointing costs a third of a GPU's speed. Passes of fewer tokens than this cost more (estimated from
+the number of 128 x 128 tiles of a matmul that an H100 computes at the same time)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from slm.training.plan import make_plan, plan_lines
 from tests.training.small import CPU, config, random_decoder
 
 SHAPE = {"vocab_size": 512, "hidden_size": 64, "num_heads": 4, "intermediate_size": 160, "num_layers": 4}
-OPTIONS = {"length": 128, "dtype": torch.float32, "autocast": None, "document_masking": False}
+OPTIONS = {"length": 128, "dtype": torch.float32, "autocast_dtype": None, "document_masking": False}
 
 
 def allocated_peak(decoder: Decoder, tokens: torch.Tensor) -> int:
