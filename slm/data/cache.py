@@ -61,7 +61,7 @@ def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str
     sealed = sealed_files(partial)
     paths = [path for path in sorted(partial.rglob("*")) if path.is_file() and path.parent != partial / RECORDS]
     names = [path.relative_to(partial).as_posix() for path in paths]
-    files = {name: sealed.get(name) or seal(partial / name) for name in names}  # parts have sealed most files
+    files = {name: sealed.get(name) or seal(partial / name) for name in names}  # finished parts have sealed most files
     write_json(partial / "manifest.json", {"schema": SCHEMA, **facts, "files": files})
     sync(partial / "manifest.json")
     shutil.rmtree(folder, ignore_errors=True)  # a folder that exists is damaged
@@ -72,7 +72,7 @@ def _build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str
 
 
 def _open(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of an intact folder; None if the folder is missing or, after a warning, if it is damaged."""
+    """Return the manifest of an intact folder; None if it is missing or (with a warning) damaged."""
     if not folder.is_dir():
         return None
     try:
@@ -88,11 +88,11 @@ def _open(folder: Path) -> dict[str, Any] | None:
 
 def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
     total_bytes = sum(file["bytes"] for file in files.values())
-    check_sha256 = total_bytes <= MAX_CHECKED_BYTES or os.environ.get("SLM_VERIFY") == "1"
+    needs_checksums = total_bytes <= MAX_CHECKED_BYTES or os.environ.get("SLM_VERIFY") == "1"
     for name, file in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != file["bytes"]:
             return f"{name} does not have its {file['bytes']} bytes"
-        if check_sha256 and sha256(path) != file["sha256"]:
+        if needs_checksums and sha256(path) != file["sha256"]:
             return f"{name} does not have its checksum"
     return None

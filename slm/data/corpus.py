@@ -48,7 +48,7 @@ class Corpus:
     """Whether the validation text can be decoded from its tokens."""
     tokenizer: Tokenizer
     left_out: dict[str, int]
-    """How many documents are in neither split, by reason (`documents.LEFT_OUT`)."""
+    """For each reason (`documents.LEFT_OUT`), how many documents are in neither split."""
     notes: tuple[str, ...]
     """Sentences on what was read and what was left out."""
 
@@ -152,7 +152,7 @@ def encode_file(
     for texts in read_file(Path(documents)):
         encoded = tokenizer.encode_batch(texts)
         writer.write(chain.from_iterable(map(tokenizer.with_begin_and_end, encoded)))
-        if split == "val":  # training text needs no sum of bytes, and is not compared with its decoded tokens
+        if split == "val":  # these facts describe only the validation text
             token_bytes += sum(int(tokenizer.token_bytes[ids].sum()) for ids in encoded)
             keeps_text = keeps_text and all(map(tokenizer.keeps, texts, encoded))
         advance(sum(len(text.encode()) for text in texts) / 1e6)

@@ -57,7 +57,7 @@ def key(data: Mapping[str, Any]) -> Any:
 
 
 def documents(data: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
-    """Yield (text, None) for each module of the standard library, then of `data.packages` as listed; each sorted."""
+    """Yield (text, None) for each module, sorted by name: of the standard library, then of each of `data.packages`."""
     files = _standard_library_files()
     for package in data["packages"]:
         files += _package_files(package)
@@ -70,16 +70,16 @@ def documents(data: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
 
 
 def is_new(text: str, seen_lines: set[bytes]) -> bool:
-    """Whether enough characters of a docstring are in lines that `seen_lines` lacks; adds its lines to `seen_lines`.
+    """Whether enough characters of a docstring are in lines that `seen_lines` lacks; adds the docstring's lines.
 
     Generated and inherited docstrings repeat lines of earlier ones.
     """
     lines = [line for line in map(str.strip, text.split("\n")) if len(line) >= _MIN_LINE_CHARACTERS] or [text]
     normalised = [re.sub(r"\d+", "0", line.lower()) for line in lines]
     digests = [hashlib.blake2b(line.encode(), digest_size=12).digest() for line in normalised]
-    num_repeated = sum(len(line) for line, digest in zip(lines, digests, strict=True) if digest in seen_lines)
+    repeated_length = sum(len(line) for line, digest in zip(lines, digests, strict=True) if digest in seen_lines)
     seen_lines.update(digests)
-    return num_repeated <= _MAX_REPEATED_SHARE * sum(map(len, lines))
+    return repeated_length <= _MAX_REPEATED_SHARE * sum(map(len, lines))
 
 
 def _standard_library_files() -> list[tuple[str, str]]:
@@ -119,7 +119,7 @@ def _parse(files: list[tuple[str, str]]) -> Iterator[tuple[str, list[Part]]]:
 
 
 def parse_in_worker(files: list[tuple[str, str]]) -> list[tuple[str, list[Part]]]:
-    """Return [module, parts] for each (module, path) that `main` can parse, in an interpreter of its own."""
+    """Run `main` for (module, path) pairs in a Python process of its own; returns what `main` prints."""
     command = [sys.executable, "-I", "-S", __file__]
     worker = subprocess.run(command, input=json.dumps(files), stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return json.loads(worker.stdout)
@@ -155,7 +155,7 @@ def module_parts(source: str, module: str) -> list[Part]:
 def is_prose(text: str) -> bool:
     """Whether enough characters are in words: false for grammars, tables and encoded data.
 
-    In torch, numpy, scipy, pandas and matplotlib, 99.9% of the characters are in docstrings that pass.
+    In torch, numpy, scipy, pandas and matplotlib, 99.9% of docstring characters are in docstrings that pass.
     """
     # A word is lower-case letters, the first of either case, between white space, brackets, quotes or punctuation.
     words = re.findall(r"(?<![^\s(\[`'\"*:])[A-Za-z][a-z']*(?=[\s.,:;)\]`'\"*?!]|$)", text)

@@ -55,10 +55,10 @@ def write_documents(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     val_hash_files = [result["hashes"]["val"] for result in val_results]
     results = val_results + build(num_val_parts, None, data["val_fraction"], val_hash_files)
     counts = _counts_by_split(results)
-    smallest_hash = min((result["smallest"] for result in results), default=1.0)
+    smallest_hash = min((result["smallest"] for result in results), default=1.0)  # 1.0 if no text was split by its hash
     num_documents = sum(counts[split]["documents"] for split in SPLITS)
     if smallest_hash < 1.0 and num_documents > 1 and not counts["val"]["documents"]:
-        # No hash was below the threshold: build again, with the document of the smallest hash for validation.
+        # No hash was below the threshold. Build again, so that the document with the smallest hash is for validation.
         results = build(0, None, math.nextafter(smallest_hash, 1.0), [])
         counts = _counts_by_split(results)
     left_out = {reason: sum(result["left_out"][reason] for result in results) for reason in LEFT_OUT}
@@ -86,8 +86,8 @@ def write_part(
 ) -> dict[str, Any]:
     """Write the documents of one part of a source. `build_parts` calls this function.
 
-    A text whose source gives no split goes to validation if its `_unit_hash` is below `threshold`. `val_hash_files` are
-    the names of the files with the hashes of the validation documents in other parts.
+    A text without a split goes to validation if its `_unit_hash` is below `threshold`. `val_hash_files` name the files
+    with the hashes of the validation documents in other parts.
     """
     hashes_in_val = {value for name in val_hash_files for value in np.fromfile(folder / name, dtype="<u8").tolist()}
     left_out = dict.fromkeys(LEFT_OUT, 0)
@@ -129,7 +129,7 @@ class _SplitWriter:
             stale.unlink()
         self.files: list[str] = []
         self.counts = {"documents": 0, "bytes": 0}
-        self.chain = (0, 1)  # of no documents: `_join_chains` explains it
+        self.chain = (0, 1)  # the chain of no documents; see `_join_chains`
         self.hashes = array("Q")
         self.texts: list[str] = []
         self.group_bytes = 0  # text in the current row group
@@ -179,10 +179,10 @@ class _SplitWriter:
 
 
 def _join_chains(chains: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """Return the chain of consecutive runs of documents, given that of each run.
+    """Return the chain of consecutive sequences of documents, given the chain of each sequence.
 
     A chain is (rolling hash, `_CHAIN_BASE` ** number of documents). The hash is a polynomial in the base whose
-    coefficients are the SHA-256 of the texts. So it depends on the order of the documents, but not on the runs.
+    coefficients are the SHA-256 of the texts. So it depends on the documents' order, but not on where sequences begin.
     """
     joined_hash, joined_power = 0, 1
     for next_hash, next_power in chains:

@@ -21,16 +21,16 @@ def key(data: Mapping[str, Any]) -> Any:
 
 
 def size(part: Mapping[str, Any]) -> int | None:
-    """Return the limit on bytes, if there is one."""
+    """Return `max_bytes`: the size of a part is not known before it is read."""
     return part["max_bytes"]
 
 
 def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a copy of the config for each shard of the data set, validation first, with three more keys.
 
-    They are `table` (the split's name on the hub), `split`, and `shard` (index, number of shards). A table is one shard
-    if `document_start`, `max_documents` or `max_bytes` is given, because these count from its first row. Raises
-    ValueError without delay if the hub cannot be reached.
+    They are `table` (the split's name on the hub), `split` ("train", "val" or None), and `shard` (index, number of
+    shards). A table is one shard if `document_start`, `max_documents` or `max_bytes` is given, because these count from
+    the table's first row. Raises ValueError without delay if the hub cannot be reached.
     """
     require_network(f"data={data['name']} must download {data['path']}")
     is_undivided = any(data[name] is not None for name in ("document_start", "max_documents", "max_bytes"))
@@ -61,12 +61,12 @@ def require_network(purpose: str) -> None:
     except Exception as error:  # the class depends on the HTTP client of the installed huggingface_hub
         raise ValueError(
             f"{purpose}, but {constants.ENDPOINT} cannot be reached ({type(error).__name__}); connect to the network, "
-            f"or give what needs none: a local folder, data=pydocs, or data=local with tokenizer=bpe"
+            f"or use what needs no network: a local folder, data=pydocs, or data=local with tokenizer=bpe"
         ) from None
 
 
 def join_rows(rows: Iterable[str], start_pattern: str | None) -> Iterator[str]:
-    """Yield each row as a document; with a `start_pattern`, join each row that matches with the rows that follow."""
+    """Yield each row as a document; with a `start_pattern`, each row that matches begins a document."""
     if start_pattern is None:
         yield from rows
         return

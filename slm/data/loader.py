@@ -47,8 +47,8 @@ def _permuted(seed: int, epoch: int, num_windows: int, positions: np.ndarray) ->
 def _feistel_shuffle(seed: int, epoch: int, num_windows: int, positions: np.ndarray) -> np.ndarray:
     """Return entries of a permutation that is never held in memory, with a Feistel network (Luby and Rackoff 1988).
 
-    The network permutes numbers of 2k bits, for the smallest k with 4^k >= num_windows. A result of num_windows or more
-    goes through the network again (cycle walking, Black and Rogaway 2002): on average under four passes in all.
+    The network permutes numbers of 2k bits, for the smallest k with 4^k >= num_windows. A result outside the range goes
+    through the network again (cycle walking, Black and Rogaway 2002): on average under four passes in all.
     """
     half_bits = np.uint64(((num_windows - 1).bit_length() + 1) // 2)
     half_mask = np.uint64((1 << int(half_bits)) - 1)
@@ -80,7 +80,7 @@ def _sorted_shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _MicroBatches(Dataset[Tensor]):
-    """The micro-batches of one rank in `steps`; `rows` are the rank's rows of the global batch of every step."""
+    """The micro-batches of one rank in `steps`; `rows` are the rank's positions in each global batch."""
 
     stream: TokenStream
     sequence_length: int
@@ -95,8 +95,8 @@ class _MicroBatches(Dataset[Tensor]):
         return len(self.steps) * self.num_passes
 
     def __getitem__(self, index: int) -> Tensor:
-        step_index, number = divmod(index, self.num_passes)
-        rows = _part(self.rows, number, self.num_passes)
+        step_index, pass_index = divmod(index, self.num_passes)
+        rows = _part(self.rows, pass_index, self.num_passes)
         num_windows = self.stream.num_windows(self.sequence_length)
         batch_ids = window_ids(self.seed, self.steps[step_index], self.batch_size, num_windows)
         batch = np.full((self.micro_batch_size, self.sequence_length + 1), IGNORED, dtype=np.int64)
@@ -106,9 +106,9 @@ class _MicroBatches(Dataset[Tensor]):
         return torch.from_numpy(batch)
 
 
-def _part(rows: range, number: int, num_parts: int) -> range:
-    """Return part `number` of `num_parts` contiguous parts of `rows`, whose lengths differ by at most one."""
-    return rows[len(rows) * number // num_parts : len(rows) * (number + 1) // num_parts]
+def _part(rows: range, part_index: int, num_parts: int) -> range:
+    """Return one of `num_parts` contiguous parts of `rows`. The lengths of the parts differ by at most one."""
+    return rows[len(rows) * part_index // num_parts : len(rows) * (part_index + 1) // num_parts]
 
 
 def train_loader(
@@ -118,7 +118,7 @@ def train_loader(
     batch_size: int,
     seed: int,
     start_step: int,
-    num_steps: int,
+    end_step: int,
     micro_batch_size: int,
     rank: int = 0,
     world_size: int = 1,
@@ -126,17 +126,17 @@ def train_loader(
 ) -> DataLoader[Tensor]:
     """Return a loader of the micro-batches of one rank: int64, shape (micro_batch_size, sequence_length + 1).
 
-    It has the steps [start_step, num_steps); its `len` is the number of micro-batches. The `batch_size` sequences of a
-    step are divided evenly among the ranks, and those of a rank among its micro-batches. All ranks need as many
-    micro-batches as the rank with the most sequences. Rows of -100 fill up the smaller micro-batches. Raises ValueError
-    if the stream is shorter than one window.
+    The loader yields the steps from `start_step` up to but not including `end_step`. Its `len` is the number of
+    micro-batches. The `batch_size` sequences of a step are divided evenly among the ranks, and the sequences of a rank
+    among its micro-batches. All ranks have the same number of micro-batches; rows of -100 fill up the smaller ones.
+    Raises ValueError if the stream is shorter than one window.
     """
     if stream.num_windows(sequence_length) == 0:
         raise ValueError(
             f"data: the training text has {stream.num_tokens} tokens, but one window of "
             f"train.sequence_length={sequence_length} needs {sequence_length + 1}; add text or shorten the sequence"
         )
-    steps = range(start_step, num_steps)
+    steps = range(start_step, end_step)
     rows = _part(range(batch_size), rank, world_size)
     num_passes = passes_of_a_step(batch_size, world_size, micro_batch_size)
     return DataLoader(
@@ -167,18 +167,18 @@ def val_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (inputs, targets), each int64 of shape (B, T): every token of the stream but the first is a target once.
 
-    `max_tokens` keeps max_tokens // T windows, and at least one. They are spread evenly over the stream, because its
-    first windows would come from few documents. The last window and the last batch are padded with targets -100, so
-    that all batches have the same shape.
+    `max_tokens` keeps max_tokens // T windows, and at least one. They are spread evenly over the stream, because the
+    first windows of a stream come from few documents. The last window and the last batch are padded with targets -100,
+    so that all batches have the same shape.
     """
     num_windows = math.ceil((stream.num_tokens - 1) / sequence_length)
     num_kept = num_windows if max_tokens is None else min(num_windows, max(1, max_tokens // sequence_length))
     kept_windows = (np.arange(num_kept) * num_windows // num_kept).tolist()
-    rows = min(batch_size, num_kept)
-    for first in range(0, num_kept, rows):
-        inputs = np.zeros((rows, sequence_length), dtype=np.int64)
-        targets = np.full((rows, sequence_length), IGNORED, dtype=np.int64)
-        for row, window in enumerate(kept_windows[first : first + rows]):
+    num_rows = min(batch_size, num_kept)
+    for first in range(0, num_kept, num_rows):
+        inputs = np.zeros((num_rows, sequence_length), dtype=np.int64)
+        targets = np.full((num_rows, sequence_length), IGNORED, dtype=np.int64)
+        for row, window in enumerate(kept_windows[first : first + num_rows]):
             start = window * sequence_length
             tokens = stream.read(start, min(start + sequence_length + 1, stream.num_tokens))
             inputs[row, : len(tokens) - 1] = tokens[:-1]
@@ -187,5 +187,5 @@ def val_batches(
 
 
 def document_numbers(tokens_BT: Tensor, separator: int) -> Tensor:
-    """Return (B, T) numbers of documents, which begin with `separator`; 0 before the first separator in a row."""
+    """Return for each token, (B, T), the index of its document in the row: the number of separators up to the token."""
     return (tokens_BT == separator).cumsum(1)

@@ -19,7 +19,7 @@ _MAX_PARTS = 1024
 
 
 class Files(NamedTuple):
-    """Files sorted by name, without duplicates, and a note with their number; it is "" for a single file."""
+    """Files sorted by name, without duplicates, and a note on how many there are ("" for a single file)."""
 
     paths: list[Path]
     note: str
@@ -46,7 +46,7 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 
 def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a copy of the config for each group of files, validation first, with `files`, `option` and `split`."""
+    """Return a copy of the config for each group of files, with `files`, `split` and the config key `option`."""
     paths_by_option = {option: _files(data, option).paths for option in ("val_paths", "paths")}
     total_bytes = sum(path.stat().st_size for paths in paths_by_option.values() for path in paths)
     min_bytes = max(_MIN_PART_BYTES, total_bytes // _MAX_PARTS)
@@ -70,7 +70,7 @@ def size(part: Mapping[str, Any]) -> int:
 
 
 def notes(data: Mapping[str, Any]) -> list[str]:
-    """Return a sentence on how many files are read for each option that names several."""
+    """Return, for each option that names several files, a sentence on how many are read."""
     return [note for option in ("paths", "val_paths") if (note := _files(data, option).note)]
 
 
@@ -114,20 +114,21 @@ def text_files(given: str | list[str] | None, key: str, *, suffixes: Collection[
     num_skipped = 0
     file_by_resolved_path: dict[Path, Path] = {}
     patterns = [given] if isinstance(given, str) else given
-    for path in [path for pattern in patterns for path in _matches(pattern, key)]:
+    paths = [path for pattern in patterns for path in _matches(pattern, key)]
+    for path in paths:
         if path.is_dir():
-            present = list(_files_under(path))
-            usable = [file for file in present if suffix_of(file) in suffixes and file.stat().st_size]
-            if not usable:
+            found_files = list(_files_under(path))
+            usable_files = [file for file in found_files if suffix_of(file) in suffixes and file.stat().st_size]
+            if not usable_files:
                 raise ValueError(f"{key}: the folder {path} has no file that can be read; give one with {accepted}")
-            num_skipped += len(present) - len(usable)
+            num_skipped += len(found_files) - len(usable_files)
         elif suffix_of(path) not in suffixes:
             raise ValueError(f"{key}: {path} is of an unknown kind; its name must end in one of {accepted}")
         elif not path.stat().st_size:
             raise ValueError(f"{key}: {path} is empty (0 bytes); write it again, or leave it out")
         else:
-            usable = [path]
-        for file in usable:
+            usable_files = [path]
+        for file in usable_files:
             file_by_resolved_path.setdefault(file.resolve(), file)
     num_files = len(file_by_resolved_path)
     note = ""

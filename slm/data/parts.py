@@ -45,7 +45,7 @@ It returns a dict that JSON can hold, with the names of the files under "files".
 
 
 class Part(NamedTuple):
-    """The arguments of `Work` for one part, which JSON can hold, and the approximate size of the part."""
+    """The arguments of `Work` for one part (values that JSON can hold), and the approximate size of the part."""
 
     arguments: tuple[Any, ...]
     num_bytes: int | None
@@ -62,17 +62,17 @@ def build_parts(
     results: dict[int, dict[str, Any]] = {}
     part_by_number = dict(enumerate(parts, start))
     for number, part in part_by_number.items():
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):  # there is no record, or it is damaged
             record = json.loads(_record_path(folder, stage, number).read_text(encoding="utf-8"))
             if record["arguments"] == json.loads(json.dumps(part.arguments)):
                 results[number] = record["result"]
     megabytes = {number: (part.num_bytes or 0) / 1e6 for number, part in part_by_number.items()}
     is_size_known = all(part.num_bytes is not None for part in parts)
-    total = sum(megabytes.values()) if is_size_known else None
+    total_megabytes = sum(megabytes.values()) if is_size_known else None
     todo = [(number, part.arguments) for number, part in part_by_number.items() if number not in results]
     num_processes = min(len(todo), num_cores(), MAX_PROCESSES)
-    is_small = total is not None and total < MIN_PARALLEL_BYTES / 1e6
-    with progress(task, total, "MB") as advance:
+    is_small = total_megabytes is not None and total_megabytes < MIN_PARALLEL_BYTES / 1e6
+    with progress(task, total_megabytes, "MB") as advance:
         advance(sum(megabytes[number] for number in results))
         if in_process or num_processes <= 1 or is_small:
             for number, arguments in todo:
@@ -159,7 +159,7 @@ def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent ends this one
     calls = SimpleQueue[Any]()
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # stdout becomes stderr, so that nothing a library prints gets among the answers
+    os.dup2(2, 1)  # stdout becomes stderr, so that prints of libraries do not mix with the answers
 
     def read() -> None:
         while True:

@@ -26,7 +26,7 @@ Rows = Iterator[tuple[str, Any]]
 
 
 class _UnusableError(ValueError):
-    """Its message says what is wrong with a file and what to do, and follows the name of the file in a sentence."""
+    """What is wrong with a file and what to do; the message follows the name of the file in a sentence."""
 
 
 def read_texts(path: Path, *, key: str, column: str, limit: int | None) -> Iterator[str]:
@@ -35,9 +35,9 @@ def read_texts(path: Path, *, key: str, column: str, limit: int | None) -> Itera
     `pieces` cuts documents longer than `limit` bytes. Raises ValueError if the file cannot be read; the message begins
     with the config key `key`.
     """
-    read_rows_of = _ROW_READERS.get(suffix_of(path) or "")
+    row_reader = _ROW_READERS.get(suffix_of(path) or "")
     with _readable_errors(path, key):
-        documents = _texts_in_rows(read_rows_of(path, column), column) if read_rows_of else [_decoded(path)]
+        documents = _texts_in_rows(row_reader(path, column), column) if row_reader else [_decoded(path)]
         for blocks in documents:
             encoded = (block.encode(errors="replace") for block in clean(blocks))  # JSON may hold half a surrogate pair
             yield from (piece.decode() for piece in pieces(encoded, limit))
@@ -95,11 +95,11 @@ def pieces(blocks: Iterable[bytes], limit: int | None) -> Iterator[bytes]:
 
 
 def _end_of_piece(text: bytes, start: int, limit: int) -> int:
-    for mark in (b"\n\n", b"\n", b" "):  # in the second half of the piece
+    for mark in (b"\n\n", b"\n", b" "):  # looked for in the second half, so that pieces are not short
         if (position := text.rfind(mark, start + limit // 2, start + limit)) > 0:
             return position + len(mark)
     end = start + limit
-    while text[end] & 0xC0 == 0x80:  # inside a UTF-8 character
+    while text[end] & 0xC0 == 0x80:  # a continuation byte, so inside a UTF-8 character
         end -= 1
     return end
 
@@ -123,10 +123,10 @@ def _problem(path: Path, error: Exception) -> str:
         return f"cannot be read: {error.strerror}"
     name = path.name.lower()
     with path.open("rb") as file:
-        start = file.read(4)
+        first_four = file.read(4)
     for first_bytes, suffix in _SUFFIX_BY_FIRST_BYTES.items():
-        if start.startswith(first_bytes) != name.endswith(suffix):
-            begins = "begins" if start.startswith(first_bytes) else "does not begin"
+        if first_four.startswith(first_bytes) != name.endswith(suffix):
+            begins = "begins" if first_four.startswith(first_bytes) else "does not begin"
             return f"{begins} like a {suffix} file; rename it to match its contents, or leave it out"
     if name.endswith(".gz") and (damage := _gzip_damage(path)):
         return f"holds damaged gzip data ({damage}); {_REPLACE_FILE}"
@@ -215,6 +215,6 @@ def _missing_column(column: str, columns: Iterable[str]) -> _UnusableError:
 
 
 _ROW_READERS = {**dict.fromkeys((".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"), _json_lines), ".parquet": _parquet}
-ROW_SUFFIXES = tuple(_ROW_READERS)  # of files with one document, or one question, per row
+ROW_SUFFIXES = tuple(_ROW_READERS)  # files with one document, or one question, per row
 SUFFIXES = (".txt", ".txt.gz", ".md", ".md.gz", ".raw", ".raw.gz", *ROW_SUFFIXES)
 """Suffixes of all files that can be read; .raw as in wiki.test.raw."""

@@ -67,17 +67,17 @@ def _problem(model: Any) -> str | None:
     for piece in model.pieces:
         if piece.type == _UNUSED:
             return "has pieces that are marked unused"
-        # SentencePiece turns text that equals a user-defined symbol into the symbol. slm never does, as is right for
-        # markup. But with a symbol of white space or words, slm would encode ordinary text differently.
+        # SentencePiece turns text that equals a user-defined symbol into the symbol, but slm never does. For markup,
+        # this is wanted. With a symbol of white space or words, slm would encode ordinary text differently.
         is_markup = re.fullmatch(r"<.+>|\[.+\]", piece.piece, re.DOTALL) is not None
         if piece.type == _USER_DEFINED and not is_markup:
             return f"has the user-defined symbol {piece.piece!r}"
     return None
 
 
-def _control_piece(model: Any, number: int) -> str | None:
-    if 0 <= number < len(model.pieces) and model.pieces[number].type == _CONTROL:
-        return str(model.pieces[number].piece)
+def _control_piece(model: Any, piece_id: int) -> str | None:
+    if 0 <= piece_id < len(model.pieces) and model.pieces[piece_id].type == _CONTROL:
+        return str(model.pieces[piece_id].piece)
     return None
 
 
@@ -85,10 +85,10 @@ def _convert_bpe(model: Any) -> tokenizers.Tokenizer:
     pieces = list(model.pieces)
     ids = {piece.piece: number for number, piece in enumerate(pieces)}
     scores = {piece.piece: piece.score for piece in pieces if piece.type == _NORMAL}
-    by_rank = sorted(scores, key=lambda text: (-scores[text], ids[text]))  # best score first, then lowest id
+    ranked_texts = sorted(scores, key=lambda text: (-scores[text], ids[text]))  # best score first, then lowest id
     merges = [
         (text[:cut], text[cut:])
-        for text in by_rank
+        for text in ranked_texts
         for cut in range(1, len(text))
         if text[:cut] in scores and text[cut:] in scores
     ]
@@ -102,8 +102,8 @@ def _convert_bpe(model: Any) -> tokenizers.Tokenizer:
         )
     )
     _add_whitespace_rules(inner, model.normalizer_spec, pieces=set(scores))
-    special = [piece.piece for piece in pieces if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
-    inner.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special])
+    special_pieces = [piece.piece for piece in pieces if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
+    inner.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special_pieces])
     return inner
 
 

@@ -24,7 +24,7 @@ class TokenStream:
         self.num_documents: int = facts["documents"]
         self._dtype = np.dtype(facts["dtype"])
         self._paths = [folder / shard["file"] for shard in facts["shards"]]
-        self._starts = np.cumsum([0] + [shard["tokens"] for shard in facts["shards"]])  # of each shard; then the end
+        self._starts = np.cumsum([0] + [shard["tokens"] for shard in facts["shards"]])  # of all shards, then the end
         self._open_shards: dict[int, np.memmap] = {}
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -44,7 +44,7 @@ class TokenStream:
         return max(0, (self.num_tokens - 1) // sequence_length)
 
     def _shard(self, number: int) -> np.ndarray:
-        shard = self._open_shards.pop(number, None)  # and inserted again as the last, most recently read
+        shard = self._open_shards.pop(number, None)  # inserted again below: the dict is in the order of last use
         if shard is None:
             if len(self._open_shards) >= MAX_OPEN_SHARDS:
                 least_recently_read = next(iter(self._open_shards))

@@ -36,9 +36,8 @@ class Tokenizer:
 
     - `vocab_size` is the largest id + 1.
     - `bos_id` begins a text and `eos_id` ends it. If one token does both, `bos_id` is None or equal to `eos_id`.
-    - `separator_id` begins each document in a stream: `bos_id`, or if it is None the previous document's `eos_id`.
+    - `separator_id` begins each document in a stream: `bos_id`, or, if this is None, the previous document's `eos_id`.
     - `adds_bos` says whether tokenizer.json puts `bos_id` before a text, as Llama's do; `encode` never does.
-    - `fingerprint` identifies the content of tokenizer.json.
     """
 
     def __init__(
@@ -114,40 +113,40 @@ class Tokenizer:
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each id stands for by itself: int64, shape (vocab_size,); 0 for special and unused ids.
 
-        Summed over the ids of a text, they need not give the length of the text, because a tokenizer may put a space
-        before it, write spaces as bytes, or change it. `text_bytes` returns bytes that do sum to the length.
+        Their sum over the ids of a text may differ from the length of the text, because a tokenizer may put a space
+        before the text, write spaces as bytes, or change the text. `text_bytes` returns bytes with the right sum.
         """
         # In a byte-level vocabulary a character is one byte, whatever its own UTF-8 length.
         is_byte_level = '"ByteLevel"' in json.dumps(json.loads(self._content).get("decoder"))
-        sizes = np.zeros(self.vocab_size, dtype=np.int64)
+        byte_lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for token, token_id in self._inner.get_vocab(with_added_tokens=False).items():
-            sizes[token_id] = len(token) if is_byte_level else _sentencepiece_bytes(token)
+            byte_lengths[token_id] = len(token) if is_byte_level else _sentencepiece_bytes(token)
         for token_id, added in self._inner.get_added_tokens_decoder().items():
-            sizes[token_id] = 0 if added.special else len(added.content.encode())
-        sizes.flags.writeable = False
-        return sizes
+            byte_lengths[token_id] = 0 if added.special else len(added.content.encode())
+        byte_lengths.flags.writeable = False
+        return byte_lengths
 
     def keeps(self, text: str, ids: list[int]) -> bool:
         """Whether the ids of a text decode to the text, apart from a space that the tokenizer put before it."""
         return self.decode(ids) in (text, " " + text)
 
     def text_bytes(self, text: str, ids: list[int]) -> tuple[np.ndarray, bool]:
-        """Return the UTF-8 bytes of a text that each of its `ids` stands for (int64), and whether the ids `keeps` it.
+        """Return the UTF-8 bytes of a text that each of its `ids` stands for (int64), and whether it is kept (`keeps`).
 
         The bytes sum to the length of the text. A space that the tokenizer puts before the text does not count.
         Characters without a token count for the next token, or at the end of the text for the last token.
         """
-        sizes = self.token_bytes[ids]
+        byte_lengths = self.token_bytes[ids]
         num_bytes = len(text.encode())
         is_kept = self.keeps(text, ids)
-        if is_kept and len(ids) and sizes.sum() == num_bytes + 1 and sizes[0] > 0:
-            sizes[0] -= 1  # the space before the text
-        if is_kept and sizes.sum() == num_bytes:
-            return sizes, True
-        return self._bytes_by_offsets(text), is_kept  # a sum that agrees although the text was changed is chance
+        if is_kept and len(ids) and byte_lengths.sum() == num_bytes + 1 and byte_lengths[0] > 0:
+            byte_lengths[0] -= 1  # the space before the text
+        if is_kept and byte_lengths.sum() == num_bytes:
+            return byte_lengths, True
+        return self._bytes_by_offsets(text), is_kept  # for a changed text, an equal sum is chance
 
     def _bytes_by_offsets(self, text: str) -> np.ndarray:
-        """Return for each token the bytes of the text between the end of the previous token and its own end."""
+        """Return for each token the bytes of the text from the end of the previous token to the token's own end."""
         offsets = self._inner.encode(text, add_special_tokens=False).offsets
         if not offsets:
             return np.zeros(0, dtype=np.int64)

@@ -74,7 +74,7 @@ def _plan_bpe(vocab_size: int, train_bytes: int | None) -> Plan:
     )
 
 
-def _train_bpe(texts: Iterator[list[str]], vocab_size: int, train_bytes: int | None) -> Tokenizer:
+def _train_bpe(texts: Batches, vocab_size: int, train_bytes: int | None) -> Tokenizer:
     inner = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -104,8 +104,8 @@ def byte_tokenizer() -> Tokenizer:
     """Return the tokenizer in which id b is byte b and id 256 ends a text: BPE without merges."""
     # Byte-level vocabularies write a printable byte as its own character, and the others as U+0100, U+0101, ...
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(_NUM_BYTES) if byte not in printable]
-    ids = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    unprintable = [byte for byte in range(_NUM_BYTES) if byte not in printable]
+    ids = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(unprintable)}
     inner = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
@@ -131,7 +131,7 @@ def _fetch(repository: str, revision: str | None) -> Path:
         except EntryNotFoundError:
             continue
     require_network(f"tokenizer.path={repository!r} does not exist locally and must be downloaded from the hub")
-    for name in (*CONFIGS, *TOKENIZER_FILES):  # the tokenizer last: a cache with it has the configs too
+    for name in (*CONFIGS, *TOKENIZER_FILES):  # the tokenizer last, so that a cache with it has the configs too
         try:
             file = Path(hf_hub_download(repository, name, revision=revision))
         except EntryNotFoundError:
@@ -149,11 +149,10 @@ def _fetch(repository: str, revision: str | None) -> Path:
 
 
 def load_tokenizer(path: Path | str, *, name: str | None = None, asked_by: str = "tokenizer.path") -> Tokenizer:
-    """Load a tokenizer.json, a tokenizer.model (SentencePiece), or a folder with one of them, preferably the first.
+    """Load a tokenizer.json, a tokenizer.model (SentencePiece), or a folder with one of them (if both, the .json).
 
     The config in the same folder names the begin and end tokens and says whether a text begins with the begin token.
-    Raises ValueError if there is no tokenizer, or if nothing says which token ends a text; `asked_by` is the config key
-    that the message names.
+    Raises ValueError that names the config key `asked_by` if there is no tokenizer, or nothing says what ends a text.
     """
     path = Path(path)
     file = path

@@ -67,7 +67,7 @@ class ModelConfig:
     attention, G gated linear attention with scalar decay (SSD). "SSSF" is every fourth layer full."""
     sliding_window: int | tuple[int, ...] = 256
     """S: keys that a query sees, including its own. One number for every layer, or a list that is tiled over the layers
-    like `mixer_pattern`; a number at a layer that is not S has no effect."""
+    like `mixer_pattern`; the number at a layer with another mixer has no effect."""
     sparse_block: int = 64
     """P: tokens of a local block, within which attention is full."""
     sparse_stride: int = 16
@@ -85,8 +85,8 @@ class ModelConfig:
     norm_bias: bool = False
     """Biases in the norms over the hidden size; LayerNorm only."""
     norm_position: Literal["pre", "post", "both"] = "pre"
-    """Which norms a branch (mixer or feed-forward) has: of its input (pre), of its output before it is added (post, as
-    in OLMo 2, arXiv:2501.00656), or of both (as in Gemma 2)."""
+    """What is normed in a branch (mixer or feed-forward): its input (pre), its output before the residual sum (post, as
+    in OLMo 2, arXiv:2501.00656), or both (as in Gemma 2)."""
     parallel_block: bool = False
     """Mixer and feed-forward side by side, on the same normed input (GPT-J, PaLM)."""
     position: Literal["rope", "learned", "alibi", "none"] = "rope"
@@ -170,7 +170,7 @@ class ModelConfig:
 
     @property
     def block_uses(self) -> tuple[int, ...]:
-        """Block indices in the order of the forward pass; a shared block is there several times."""
+        """Block indices in the order of the forward pass; a shared block occurs several times."""
         blocks = tuple(range(self.num_layers))
         if self.layer_sharing == "immediate":
             return tuple(block for block in blocks for _ in range(self.num_repeats))
@@ -207,8 +207,8 @@ def _field_types() -> dict[str, Any]:
     return get_type_hints(ModelConfig)
 
 
-def _is_count(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_count(value: Any, minimum: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
 def _divisors(number: int) -> str:
@@ -235,11 +235,11 @@ def _check_field(name: str, value: Any, field_type: Any) -> None:
 
 def _check_tensor_sizes(c: ModelConfig) -> None:
     widths = {name: getattr(c, name) for name in ("vocab_size", "intermediate_size", "max_position_embeddings")}
-    widths["num_heads"] = c.num_heads * max(c.head_width, c.state_size)  # a mixer's projections are no wider
+    widths["num_heads"] = c.num_heads * max(c.head_width, c.state_size)  # no projection of a mixer is wider
     name, width = max(widths.items(), key=lambda item: item[1])
     if width * c.hidden_size > _MAX_ELEMENTS:
-        sizes = f"model.hidden_size={c.hidden_size} with model.{name}={getattr(c, name)}"
-        raise ValueError(f"{sizes} gives tensors that no machine holds: make them smaller")
+        given = f"model.hidden_size={c.hidden_size} with model.{name}={getattr(c, name)}"
+        raise ValueError(f"{given} gives tensors that no machine holds: make them smaller")
 
 
 def _check_patterns(c: ModelConfig) -> None:
@@ -247,21 +247,23 @@ def _check_patterns(c: ModelConfig) -> None:
     for name, letters in (("mixer_pattern", mixer_names), ("position_pattern", LAYER_POSITIONS)):
         pattern = getattr(c, name)
         is_default = name == "position_pattern" and pattern is None
-        if not is_default and (not isinstance(pattern, str) or not pattern or set(pattern) - set(letters)):
+        is_word = isinstance(pattern, str) and pattern != "" and set(pattern) <= set(letters)
+        if not (is_default or is_word):
             known = ", ".join(f"{letter} {kind}" for letter, kind in letters.items())
-            of_extensions = ", or those of mixers in extensions=[FILE.py]" if name == "mixer_pattern" else ""
-            raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}{of_extensions}")
-    given: Any = c.sliding_window
-    windows = list(given) if isinstance(given, tuple) else [given]
-    if not windows or not all(_is_count(window, 2) for window in windows):
+            extension_hint = ", or those of mixers in extensions=[FILE.py]" if name == "mixer_pattern" else ""
+            raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}{extension_hint}")
+    window_pattern: Any = c.sliding_window
+    windows = list(window_pattern) if isinstance(window_pattern, tuple) else [window_pattern]
+    if not windows or not all(_is_count(window, minimum=2) for window in windows):
+        shown = windows if isinstance(window_pattern, tuple) else repr(window_pattern)
         raise ValueError(
-            f"model.sliding_window={windows if isinstance(given, tuple) else repr(given)} must be a whole number of at "
+            f"model.sliding_window={shown} must be a whole number of at "
             "least 2 (with 1 a token sees only itself), or a list of such numbers that is tiled over the layers"
         )
     tiled = {"mixer_pattern": c.mixer_pattern, "position_pattern": c.position_pattern or "", "sliding_window": windows}
-    for name, values in tiled.items():
-        if len(values) > c.num_layers:
-            raise ValueError(f"model.{name}={values} is longer than model.num_layers={c.num_layers}: shorten it")
+    for name, tile in tiled.items():
+        if len(tile) > c.num_layers:
+            raise ValueError(f"model.{name}={tile} is longer than model.num_layers={c.num_layers}: shorten it")
     if c.position_pattern and c.position == "learned":
         raise ValueError(
             f"model.position_pattern={c.position_pattern} with model.position=learned: a learned table is added "
@@ -289,7 +291,7 @@ def _check_mixers(c: ModelConfig) -> None:
     has_scores = any(mixer.has_scores for mixer in mixers)
     has_qk_norm = any(mixer.has_qk_norm for mixer in mixers)
     for name, is_set, has_effect, remedy in (
-        ("position", c.position == "alibi", has_scores, "none or learned"),
+        ("position", c.position == "alibi", has_scores, "none or learned"),  # not for rope, the default
         ("position_pattern", c.position_pattern is not None, has_scores, "null"),
         ("qk_norm", c.qk_norm != "none", has_qk_norm, "none"),
     ):

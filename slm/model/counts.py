@@ -27,21 +27,22 @@ def mixers_of_blocks(config: ModelConfig) -> list[type[Mixer]]:
 
 
 def num_params(config: ModelConfig, *, non_embedding: bool = False) -> int:
-    """Count parameters, those of tied embeddings and shared blocks once; `non_embedding` excludes tables and head."""
+    """Count the parameters; tied and shared ones count once. `non_embedding` leaves out embedding tables and head."""
     mixer_params = sum(sum(mixer.num_params(config)) for mixer in mixers_of_blocks(config))
-    norm_params = config.hidden_size * (2 if config.norm_bias else 1)
+    params_per_norm = config.hidden_size * (2 if config.norm_bias else 1)
     num_input_norms = 1 if config.parallel_block else 2
     num_norms = {"pre": num_input_norms, "post": 2, "both": num_input_norms + 2}[config.norm_position]
-    mlp_params = _mlp_weights(config)
+    params_per_mlp = _mlp_weights(config)
     if config.mlp_bias:
-        mlp_params += (2 if config.gated_mlp else 1) * config.intermediate_size + config.hidden_size
-    params = mixer_params + config.num_layers * (mlp_params + num_norms * norm_params) + norm_params
+        params_per_mlp += (2 if config.gated_mlp else 1) * config.intermediate_size + config.hidden_size
+    block_params = mixer_params + config.num_layers * (params_per_mlp + num_norms * params_per_norm)
+    params = block_params + params_per_norm  # of the final norm
     if non_embedding:
         return params
-    num_rows = config.vocab_size * (1 if config.tie_embeddings else 2)
+    num_table_rows = config.vocab_size * (1 if config.tie_embeddings else 2)
     if config.position == "learned":
-        num_rows += config.max_position_embeddings
-    return params + num_rows * config.hidden_size
+        num_table_rows += config.max_position_embeddings
+    return params + num_table_rows * config.hidden_size
 
 
 def flops_per_token(
@@ -68,14 +69,14 @@ def flops_per_token(
 
 
 def kv_cache_bytes(config: ModelConfig, num_tokens: int, *, batch_size: int = 1, bytes_per_value: int = 2) -> int:
-    """Return the bytes of keys and values for `num_tokens` tokens, once for each use of a block; no recurrent state."""
+    """Return the bytes of the keys and values of `num_tokens` tokens, summed over all uses of blocks."""
     mixers = mixers_of_blocks(config)
     num_cached = sum(mixers[block].num_cached_tokens(config, block, num_tokens) for block in config.block_uses)
     return 2 * num_cached * config.kv_heads * config.head_width * batch_size * bytes_per_value
 
 
 def state_bytes(config: ModelConfig, *, batch_size: int = 1, bytes_per_value: int = 4) -> int:
-    """Return the bytes of recurrent state after any number of tokens; by default in float32, its narrowest dtype."""
+    """Return the bytes of all recurrent states, for any number of tokens; by default in float32."""
     mixers = mixers_of_blocks(config)
     shapes = [shape for block in config.block_uses for shape in mixers[block].state_shapes(config)]
     return sum(map(prod, shapes)) * batch_size * bytes_per_value

@@ -1,8 +1,8 @@
 """The decoder: embedding, blocks in the order of `block_uses`, final norm, head; and its cache.
 
 Notable: state-dict names are Llama's without the `model.` prefix; `self_attn` is a block's mixer, attention or not. The
-loss never holds full logits. A shared block is one module that a forward pass uses several times; each use has a memory
-of its own. With `documents_BT`, tokens of different documents do not see each other.
+loss never holds full logits. A shared block is one module that a forward pass uses several times; each use has its own
+memory of earlier tokens. With `documents_BT`, tokens of different documents do not see each other.
 
 Legend: B batch, T tokens, D hidden, V vocabulary.
 """
@@ -25,14 +25,11 @@ from slm.model.mixers.softmax import FLEX_HEAD_DIMS, has_fused_kernels
 from slm.model.positions import FLEX_BLOCK, Rotary, document_block_mask, document_starts, rotary_table
 
 COMPILATIONS_PER_KIND = 8
-"""Allows for a block that is compiled with and without gradients, and for several lengths. Torch's default limit."""
+"""Torch's default limit. It allows for blocks of one kind with and without gradients, and for several lengths."""
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)); with `parallel_block`, x + mixer(norm(x)) + mlp(norm(x)).
-
-    Each branch, mixer or mlp, has a norm of its input, of its output, or of both (`norm_position`).
-    """
+    """x + mixer(norm(x)), then x + mlp(norm(x)), unless `norm_position` or `parallel_block` says otherwise."""
 
     def __init__(self, config: ModelConfig, layer: int, mixer: type[Mixer]) -> None:
         super().__init__()
@@ -50,12 +47,12 @@ class Block(nn.Module):
     def forward(
         self, x_BTD: Tensor, rotary: Rotary | None, memory: Memory | None = None, documents: Any = None
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D); see `Mixer.forward`. `documents` is `starts_BT`, or the block mask in its place."""
+        """(B, T, D) -> (B, T, D); see `Mixer.forward`. `documents` is `starts_BT` or, in its place, the block mask."""
         normed_BTD = self.input_layernorm(x_BTD)
         return self._add_branches(x_BTD, normed_BTD, self.self_attn(normed_BTD, rotary, memory, documents))
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, ...]:
-        """Return `forward` of one token, then what its memory must keep; `past` is what the memory holds so far."""
+        """Return `forward` of one token, then what `Memory.append` must keep. `past` comes from `Memory.past`."""
         normed_B1D = self.input_layernorm(x_B1D)
         mixed_B1D, *new = self.self_attn.step(normed_B1D, rotary, *past)
         return self._add_branches(x_B1D, normed_B1D, mixed_B1D), *new
@@ -68,10 +65,7 @@ class Block(nn.Module):
 
 
 class KVCache:
-    """Preallocated memory for `max_length` tokens of `batch_size` sequences, for each *use* of a block.
-
-    A shared block has different inputs each time it is used, so two uses never share a memory.
-    """
+    """Preallocated memory for `max_length` tokens of `batch_size` sequences, separate for each *use* of a block."""
 
     def __init__(
         self,
@@ -87,9 +81,9 @@ class KVCache:
             mixers[block].make_memory(config, block, batch_size, max_length, device=device, dtype=dtype)
             for block in config.block_uses
         ]
-        """In the order of the forward pass."""
+        """One for each use of a block, in the order of the forward pass."""
         self.max_length = max_length  # number of tokens that fit into the cache
-        self.length = 0  # number of tokens in the cache; increased after all memories have stored their part
+        self.length = 0  # number of tokens in the cache; increased once all memories have stored the new tokens
 
     @property
     def nbytes(self) -> int:
@@ -163,7 +157,7 @@ class Decoder(nn.Module):
         x_BTD, rotary = self.embed(tokens_BT, start, starts_BT)
         block_mask = None
         if starts_BT is not None and self._takes_flex_attention(x_BTD):
-            block_mask = document_block_mask(starts_BT)  # one for all blocks
+            block_mask = document_block_mask(starts_BT)  # shared by all blocks
         for use, block in enumerate(self.config.block_uses):
             layer: Any = self.layers[block]
             documents = block_mask if block_mask is not None and layer.self_attn.takes_block_mask else starts_BT
@@ -189,7 +183,7 @@ class Decoder(nn.Module):
     def embed(
         self, tokens_BT: Tensor, start: int | Tensor, starts_BT: Tensor | None = None
     ) -> tuple[Tensor, Rotary | None]:
-        """Return the first block's input (B, T, D), and rotations if any. The first token has the position `start`."""
+        """Return the first block's input (B, T, D), and rotations if any. The first token is at `start`."""
         x_BTD = self.embed_tokens(tokens_BT)
         if self.config.position == "learned":
             if starts_BT is None and isinstance(start, int):
@@ -239,7 +233,7 @@ class Decoder(nn.Module):
     def compile_blocks(self) -> None:
         """Compile each block and the loss in place; names of parameters stay. Blocks of one kind are compiled once."""
         raise_recompile_limit(self.config)
-        # Marks the function. As a decorator, this call would import the compiler (1.4 s) in every program.
+        # Called here because a decorator of `has_fused_kernels` would import the compiler (1.4 s) in every program.
         torch.compiler.assume_constant_result(has_fused_kernels)
         for block in self.layers:
             block.compile(dynamic=False)
@@ -248,7 +242,7 @@ class Decoder(nn.Module):
 
 
 def raise_recompile_limit(config: ModelConfig) -> None:
-    """Let torch compile every kind of block. Beyond its default limit, it runs blocks uncompiled or raises an error."""
+    """Let torch compile all kinds of blocks. Beyond its limit, torch runs blocks uncompiled or raises an error."""
     kinds = set(zip(config.mixer_letters, config.layer_positions, config.windows, strict=True))
     compiler: Any = torch._dynamo.config
     compiler.recompile_limit = max(compiler.recompile_limit, COMPILATIONS_PER_KIND * len(kinds))

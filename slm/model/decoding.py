@@ -1,12 +1,12 @@
-"""Decoding: logits of the next token of one sequence, compiled or not, and sampling from them.
+"""Decoding one sequence: the logits of the next token, by compiled code or not, and sampling from the logits.
 
-Notable: the decoder runs uncompiled for the prompt, and without a compiler. A compiled step decodes one token:
+Notable: a prompt of several tokens runs uncompiled. A compiled step decodes one token:
 - On a CPU, it reads every weight once and computes very little. Fused arithmetic makes it as fast as memory allows, so
   the step of a block is compiled, once for all blocks of a kind.
 - On a GPU, the host would limit the speed (3.9 ms per token to launch the kernels of 30 blocks). So the whole step is
   captured as a CUDA graph, which one call launches.
 
-Legend: T new tokens, D hidden, V vocabulary, 1 one sequence or one token.
+Legend: T new tokens, D hidden, V vocabulary; an axis 1 is one sequence or one token.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
 
     def next_logits(tokens_1T: Tensor, cache: KVCache) -> Tensor:
         uses_graph = can_capture(decoder, cache)
-        # Without a graph, the shapes grow with the cache. The compiler would specialise on the lengths 0 and 1.
+        # Without a graph, shapes depend on the cache's length. The compiler would specialise on the lengths 0 and 1.
         if tokens_1T.shape[1] > 1 or (cache.length < 2 and not uses_graph):
             return eager(tokens_1T, cache)
         decoder.require_room(1, cache)
@@ -79,7 +79,7 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
 def can_capture(decoder: Decoder, cache: KVCache) -> bool:
     """Whether a step can be captured as a CUDA graph: on a GPU, if all memories allow it and no layer has ALiBi.
 
-    In each step the slopes of ALiBi are copied from the host, which a graph does not allow.
+    ALiBi's slopes are copied from the host in each step, which a graph does not allow.
     """
     if decoder.head_weight.device.type != "cuda" or "alibi" in decoder.config.layer_positions:
         return False
@@ -90,7 +90,7 @@ def allows_graphs(memory_class: type[Memory]) -> bool:
     """Whether `past_at` and `append_at`, the methods for a graph, do the same as `past` and `append`.
 
     They may differ if a subclass overrides only `past` or `append` and inherits the method for a graph. So the lowest
-    class that defines either method of a pair must define the one for a graph.
+    class that defines `past` or `past_at` must define `past_at`, and likewise `append_at`.
     """
     for name in ("past", "append"):
         lowest_class = next(cls for cls in memory_class.__mro__ if name in vars(cls) or f"{name}_at" in vars(cls))
@@ -175,7 +175,7 @@ def generate(
     """Yield up to `max_new_tokens` ids that continue `prompt`, until `stop_id` or the end of the context.
 
     `temperature` 0 takes the most likely id; `top_p` keeps the fewest ids whose probabilities sum to at least `top_p`
-    (arXiv:1904.09751); `num_ids` excludes the padding ids at the end of the vocabulary. Sampling has a random generator
+    (arXiv:1904.09751); `num_ids` excludes later ids, which only pad the vocabulary. Sampling has a random generator
     of its own (`seed`), so it does not disturb training. For many tokens, give `compiled_logits(decoder)`.
     """
     weight = decoder.embed_tokens.weight

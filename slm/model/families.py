@@ -14,7 +14,7 @@ from typing import Any
 def heads(family: str, width: Any, head_dim: Any, expand: Any = 1) -> int:
     """Return the number of heads of `head_dim` channels that together are `expand` times as wide as the model.
 
-    Raises `ValueError` if `width` is not a multiple of `head_dim`, so that all families can have the same widths.
+    Raises `ValueError` if `width` is not a multiple of `head_dim`. Rounding would make families differ in width.
     """
     _require_multiple("width", width, head_dim, f"model.head_dim={head_dim} of family={family}")
     return int(expand) * width // head_dim
@@ -25,14 +25,14 @@ def kv_heads(num_heads: int, group: int) -> int:
 
     A group of 3 gives the key/value heads of all five MobileLLMs (9/3, 15/5, 18/6, 20/5 and 25/5 heads).
     """
-    most = max(2, num_heads // group)
-    return max(count for count in range(1, min(most, num_heads) + 1) if num_heads % count == 0)
+    max_count = min(max(2, num_heads // group), num_heads)
+    return max(count for count in range(1, max_count + 1) if num_heads % count == 0)
 
 
 def ffn(width: int, ratio: str, multiple: int = 64) -> int:
-    """Return the inner width of a feed-forward: `ratio` (such as "8/3") times the width, rounded up to a multiple.
+    """Return the inner width of a feed-forward: `ratio` (such as "8/3") times the width, rounded up to `multiple`.
 
-    With 8/3 and 64 these are the published widths of MobileLLM 125M, 350M and 600M; 1B and 1.5B are rounded to 256.
+    With 8/3 and 64 these are the published widths of MobileLLM 125M, 350M and 600M; 1B and 1.5B need the multiple 256.
     """
     return ceil(Fraction(str(ratio)) * width / multiple) * multiple
 
@@ -40,7 +40,7 @@ def ffn(width: int, ratio: str, multiple: int = 64) -> int:
 def blocks(family: str, depth: Any, period: int = 1) -> int:
     """Return the number of distinct blocks, `depth`. Raises `ValueError` if the depth is not a multiple of `period`.
 
-    The period is the length of the family's mixer pattern. A part of it would have other shares of each mixer.
+    The period is the length of the family's mixer pattern. A partial pattern would change the share of each mixer.
     """
     _require_multiple("depth", depth, period, f"the {period} blocks of the pattern of family={family}")
     return int(depth)
@@ -51,7 +51,7 @@ def _require_multiple(key: str, value: Any, unit: int, unit_in_words: str) -> No
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise ValueError(f"{name}={number} must be a whole number of at least 1")
     if value % unit:
-        near = [n for n in (value // unit * unit, (value // unit + 1) * unit) if n]
+        near = [n for n in (value // unit * unit, (value // unit + 1) * unit) if n > 0]
         raise ValueError(f"{key}={value} is not a multiple of {unit_in_words}: {' or '.join(map(str, near))} would be")
 
 

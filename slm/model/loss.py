@@ -34,7 +34,7 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def chunk_loss(x_nD: Tensor, w_VD: Tensor, targets_n: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the summed loss of a chunk, and the gradients of (this sum / `divisor`) for x (n, D) and w (V, D).
+    """Return the summed loss of a chunk, and the gradients of (sum / `divisor`) with respect to x (n, D) and w (V, D).
 
     This is a separate function so that it can be compiled and then passed to `cross_entropy`.
     """
@@ -72,7 +72,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         total = x.new_zeros((), dtype=sum_dtype)
         num_scored = (targets_N != IGNORE).sum().clamp(min=1)
-        divisor = num_scored if grad_scale is None else num_scored / grad_scale  # of the gradients
+        divisor = num_scored if grad_scale is None else num_scored / grad_scale  # divides all gradients
         grad_x = torch.empty_like(x)
         grad_w = torch.zeros_like(w, dtype=sum_dtype)
         for chunk in _chunks(x):

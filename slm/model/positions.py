@@ -37,12 +37,12 @@ def document_block_mask(starts_BT: Tensor) -> BlockMask:
 
     T = starts_BT.shape[1]
     starts_BNc = starts_BT.unflatten(1, (-1, FLEX_BLOCK))
-    lowest_BN1, highest_BN1 = starts_BNc[..., :1], starts_BNc[..., -1:]
+    first_start_BN1, last_start_BN1 = starts_BNc[..., :1], starts_BNc[..., -1:]
     key_begin_N = torch.arange(0, T, FLEX_BLOCK, device=starts_BT.device)
     query_begin_N1 = key_begin_N[:, None]
-    # (query block, key block): whether each query sees all keys of the block, or any query sees any of its keys.
-    full_BNN = (key_begin_N < query_begin_N1) & (key_begin_N >= highest_BN1)
-    touched_BNN = (key_begin_N <= query_begin_N1) & (key_begin_N + FLEX_BLOCK > lowest_BN1)
+    # (query block, key block): full if every query sees every key, touched if some query sees some key.
+    full_BNN = (key_begin_N < query_begin_N1) & (key_begin_N >= last_start_BN1)
+    touched_BNN = (key_begin_N <= query_begin_N1) & (key_begin_N + FLEX_BLOCK > first_start_BN1)
 
     def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key >= starts_BT[b, query])
@@ -70,11 +70,11 @@ class ChunkDocuments(NamedTuple):
     before_Bncc: Tensor
     """(query, key): whether the key is before the query's document."""
     reads_Bnc: Tensor
-    """Whether the token's document began before the chunk: the state before the chunk belongs to it."""
+    """Whether the token's document began before the chunk, so that the state before the chunk is of this document."""
     writes_Bnc: Tensor
-    """Whether the token's document is still open at the chunk's end: the state after the chunk includes the token."""
+    """Whether the token's document is still open at the chunk's end, so that the state after the chunk has it."""
     carries_Bn: Tensor
-    """Whether one document spans the chunk: the state before the chunk is part of the state after it."""
+    """Whether one document spans the chunk, so that the state before the chunk is part of the state after the chunk."""
 
 
 def documents_in_chunks(starts_BT: Tensor, n: int, c: int) -> ChunkDocuments:
@@ -90,7 +90,7 @@ def documents_in_chunks(starts_BT: Tensor, n: int, c: int) -> ChunkDocuments:
 def rotary_table(config: ModelConfig, start: int | Tensor, length: int, like: Tensor) -> Rotary:
     """Return the cosines and sines (T, C/2) of T = `length` positions; `start` may be a scalar on the device.
 
-    They are computed in each forward pass, because `module.to(bfloat16)` would round a buffer.
+    The table is not a buffer but computed in each forward pass, because `module.to(bfloat16)` would round a buffer.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     positions = torch.arange(length, device=like.device, dtype=dtype) + start

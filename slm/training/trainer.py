@@ -201,7 +201,7 @@ class Batches:
             batch_size=plan.batch_size,
             seed=plan.settings["seed"],
             start_step=start_step,
-            num_steps=plan.steps,
+            end_step=plan.steps,
             micro_batch_size=plan.micro_batch_size,
             rank=rank,
             world_size=plan.hardware.world_size,

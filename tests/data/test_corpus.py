@@ -16,7 +16,7 @@ from tests.data.foreign import FOREIGN, KEEP_TEXT, byte_level, save, save_as
 TRAIN = """
 from slm.data import train_loader
 corpus.tokenizer.encode_batch(["a b", "c d"])
-options = dict(sequence_length=16, batch_size=4, micro_batch_size=4, seed=0, start_step=0, num_steps=3, num_workers=2)
+options = dict(sequence_length=16, batch_size=4, micro_batch_size=4, seed=0, start_step=0, end_step=3, num_workers=2)
 print(len(list(train_loader(corpus.train, **options))))
 """
 

@@ -18,7 +18,7 @@ from slm.data.loader import MAX_SORTED_WINDOWS, _feistel_shuffle, document_numbe
 from tests.seeds import seeded
 
 FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
-COMMON = {"sequence_length": 8, "batch_size": 12, "seed": 3, "start_step": 0, "num_steps": 9, "micro_batch_size": 12}
+COMMON = {"sequence_length": 8, "batch_size": 12, "seed": 3, "start_step": 0, "end_step": 9, "micro_batch_size": 12}
 SEEDS = st.integers(0, 2**32)
 CHANGES = [{}, {"start_step": 5}, {"micro_batch_size": 2}, {"num_workers": 2}, {"world_size": 3}]
 CONTENT = tokenizers.Tokenizer(models.WordLevel({str(i): i for i in range(10)}, unk_token="0")).to_str()

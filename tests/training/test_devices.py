@@ -84,7 +84,7 @@ def test_devices_with_unequal_shares_have_the_loss_and_the_gradient_of_the_whole
     module = LanguageModel(plan)
     batch = torch.randint(100, (64, 33), generator=torch.Generator().manual_seed(seeded()))
     stream = SimpleNamespace(num_windows=lambda length: 64, read=lambda start, stop: batch[start // 32].numpy())
-    same = {"sequence_length": 32, "batch_size": 64, "seed": 1, "start_step": 0, "num_steps": 1}
+    same = {"sequence_length": 32, "batch_size": 64, "seed": 1, "start_step": 0, "end_step": 1}
     for rank in range(devices):
         ours = {"micro_batch_size": plan.micro_batch_size, "rank": rank, "world_size": devices}
         passes = list(train_loader(stream, **same, **ours))

@@ -1,4 +1,4 @@
-"""The mixers that letters of `mixer_pattern` stand for. Each is one class in one file; see `slm.model.mixers.base`.
+"""The mixer for each letter of `mixer_pattern`. A mixer is one class in one file; see `slm.model.mixers.base`.
 
 Notable: this module imports no torch, so a wrong shape is refused before torch is imported. The class of a built-in
 mixer is imported when a count or a decoder first needs it.

@@ -30,7 +30,7 @@ class Memory:
         raise NotImplementedError
 
     def select(self, source: Any, rows: Tensor) -> None:
-        """Copy row `rows[r]` of `source`, a memory of the same mixer that is not longer than this one, to row r."""
+        """Copy row `rows[r]` of `source`, a memory of the same mixer and at most the same length, to row r."""
         raise NotImplementedError
 
     def past_at(self, length: Tensor) -> tuple[Tensor, ...]:
@@ -51,9 +51,9 @@ class Memory:
 class State(Memory):
     """The memory of a recurrence: tensors (B, ...), in float32 at least."""
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], batch_size: int, **like: Any) -> None:
-        like["dtype"] = torch.promote_types(like["dtype"], torch.float32)
-        self.tensors = tuple(torch.zeros(batch_size, *shape, **like) for shape in shapes)
+    def __init__(self, shapes: Sequence[tuple[int, ...]], batch_size: int, **options: Any) -> None:
+        options["dtype"] = torch.promote_types(options["dtype"], torch.float32)
+        self.tensors = tuple(torch.zeros(batch_size, *shape, **options) for shape in shapes)
 
     def past(self) -> tuple[Tensor, ...]:
         return self.tensors
@@ -115,12 +115,12 @@ class Mixer(nn.Module):
 
     @classmethod
     def num_params(cls, config: ModelConfig) -> tuple[int, int]:
-        """Return the number of weights of linear maps, used once per token, and of all other parameters."""
+        """Return two numbers: the weights of linear maps, each used once per token, and all other parameters."""
         raise NotImplementedError
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
-        """Return the forward FLOPs of the matrix products that mix T tokens with each other, without masked scores."""
+        """Return the forward FLOPs of the matrix products between T tokens. Masked scores do not count."""
         raise NotImplementedError
 
     @classmethod
@@ -130,13 +130,13 @@ class Mixer(nn.Module):
 
     @classmethod
     def state_shapes(cls, config: ModelConfig) -> tuple[tuple[int, ...], ...]:
-        """Return the shapes of the recurrent state of one sequence of any length; there is no state by default."""
+        """Return the shapes of a sequence's recurrent state, which do not depend on its length; by default no state."""
         return ()
 
     @classmethod
-    def make_memory(cls, config: ModelConfig, layer: int, batch_size: int, max_length: int, **like: Any) -> Memory:
-        """Return a memory for `max_length` tokens, by default the state; `like` has device and dtype."""
-        return State(cls.state_shapes(config), batch_size, **like)
+    def make_memory(cls, config: ModelConfig, layer: int, batch_size: int, max_length: int, **options: Any) -> Memory:
+        """Return a memory for `max_length` tokens, by default a `State`; `options` are `device` and `dtype`."""
+        return State(cls.state_shapes(config), batch_size, **options)
 
 
 def num_causal_pairs(n: int) -> float:

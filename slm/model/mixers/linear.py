@@ -1,13 +1,13 @@
-"""L: linear attention (arXiv:2006.16236), where phi(q) phi(k) replaces exp(q k), with phi(x) = elu(x) + 1.
+"""Mixer L: linear attention (arXiv:2006.16236), where phi(q) phi(k) replaces exp(q k), with phi(x) = elu(x) + 1.
 
 y_t = phi(q_t) S_t / (phi(q_t) z_t) with the state S_t = S_(t-1) + phi(k_t) v_t^T and z_t = z_(t-1) + phi(k_t).
 
 Notable: in training, tokens of a chunk see each other through a masked matrix of scores, and all earlier tokens through
 the state. Decoding uses only the state. With documents, the state holds only the document that is still open. All
 weights are positive, so y is a weighted mean of values; `EPSILON` only prevents 0 / 0. `position` (rope, alibi) has no
-effect: order enters through causality and through other layers. `attention_multiplier` cancels.
+effect: order enters through causality and through other layers. `attention_multiplier` would cancel in the mean.
 
-Legend: B batch, T tokens, H query heads, K key/value heads, G = H/K, C head_dim, n chunks of c tokens.
+Legend: B batch, T tokens, D hidden, H query heads, K key/value heads, G = H/K, C head_dim, n chunks of c tokens.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def chunkwise(
     q = F.pad(q_BHTC, (0, 0, 0, padding)).view(B, K, H // K, n, c, C).transpose(2, 3).reshape(B, K, n, -1, C)
     k, v = (F.pad(x, (0, 0, 0, padding)).unflatten(2, (n, c)) for x in (k_BKTC, v_BKTC))
     masked = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
-    q_reading, k_writing = q, k  # 0 for queries that do not read the state and keys that are not written into it
+    q_reading, k_writing = q, k  # 0 for queries that must not read the state, and keys that must not be written to it
     carries_Bn = None
     if starts_BT is not None:
         documents = documents_in_chunks(starts_BT, n, c)
@@ -105,12 +105,12 @@ def chunkwise(
 def _states_before(written: Tensor, first_state: Tensor | None, carries_Bn: Tensor | None) -> Tensor:
     """Return the state before each chunk, then the state after the last chunk, (B, K, n + 1, ...).
 
-    A state is `first_state` plus what the chunks so far wrote. A chunk that does not carry the state begins a new sum.
+    A state is `first_state` plus what the chunks so far wrote. It restarts from 0 at a chunk that does not carry it.
     """
     initial = torch.zeros_like(written[:, :, :1]) if first_state is None else first_state[:, :, None]
     if carries_Bn is None:
         return torch.cat([initial, initial + written.cumsum(2)], dim=2)
-    sums = [initial]
+    states = [initial]
     for addition, carries_B in zip(written.split(1, dim=2), carries_Bn.unbind(1), strict=True):
-        sums.append(sums[-1] * carries_B.view(-1, *[1] * (addition.ndim - 1)) + addition)
-    return torch.cat(sums, dim=2)
+        states.append(states[-1] * carries_B.view(-1, *[1] * (addition.ndim - 1)) + addition)
+    return torch.cat(states, dim=2)

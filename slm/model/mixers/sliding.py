@@ -1,11 +1,11 @@
-"""S: softmax attention to the last W tokens, including the query's own (Mistral, arXiv:2310.06825).
+"""Mixer S: softmax attention to the last W tokens, including the query's own (Mistral, arXiv:2310.06825).
 
 Notable: each block of queries is multiplied with the blocks of keys that its windows reach, which takes T (W + block)
 scores and never T x T. On a CPU, sequences of up to `CPU_MATMUL_ATTENTION_MAX_TOKENS` tokens use `matmul_attention`,
-which copies no keys and is faster there. Positions are as in mixer F.
+which copies no keys and is faster there. Positions enter as in full attention (`slm.model.mixers.softmax`).
 
 Legend: B batch, T new tokens, S available keys (the last T are the new tokens' own), H query heads, K key/value heads,
-G = H/K, C head_dim, W window of the layer, N blocks, c tokens per block, s keys with which a block is multiplied.
+G = H/K, C head_dim, W window, N blocks of queries, c queries per block, s keys with which each block is multiplied.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ QUERY_BLOCK = 128  # queries per block, unless the window is shorter
 class WindowRing(KeysAndValues):
     """Keeps the last window - 1 keys and values; the token at position n is at place n % (window - 1)."""
 
-    def __init__(self, config: ModelConfig, layer: int, *sizes: int, **like: Any) -> None:
-        super().__init__(config, layer, *sizes, **like)
+    def __init__(self, config: ModelConfig, layer: int, *sizes: int, **options: Any) -> None:
+        super().__init__(config, layer, *sizes, **options)
         self._size = config.windows[layer] - 1
 
     @property
@@ -46,15 +46,15 @@ class WindowRing(KeysAndValues):
         return length % self._size
 
     def distances(self) -> Tensor:
-        # The newest token, at place (length - 1) % size, has the distance 1, and each place before it one more.
+        # The distance is 1 at the newest token's place, (length - 1) % size, and grows by 1 per step back in the ring.
         return (self.length - 1 - torch.arange(self.num_kept, device=self.store.device)) % self._size + 1
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        # Returns the kept keys and values in order, then the new ones.
+        # Returns the kept keys and values from old to new, then those of the T tokens.
         num_kept, T = self.num_kept, k_BKTC.shape[2]
         places = torch.arange(self.length - num_kept, self.length + T, device=k_BKTC.device) % self._size
         all_2BKSC = torch.cat([self.store[:, :, :, places[:num_kept]], torch.stack((k_BKTC, v_BKTC))], dim=3)
-        first_stored = num_kept + T - min(T, self._size)  # more new tokens than fit are not stored
+        first_stored = num_kept + T - min(T, self._size)  # only the last tokens fit into the ring
         self.store[:, :, :, places[first_stored:]] = all_2BKSC[:, :, :, first_stored:].to(self.store.dtype)
         self.length += T
         return all_2BKSC[0], all_2BKSC[1]
@@ -99,29 +99,29 @@ def sliding_attention(
     B, H, T, C = q_BHTC.shape
     K, S = k_BKSC.shape[1:3]
     c = min(QUERY_BLOCK, window, T)
-    num_earlier = -(-(window - 1) // c)  # number of earlier blocks that the windows of a block touch
+    num_earlier = -(-(window - 1) // c)  # number of earlier blocks that the windows of one block's queries reach
     N, s = -(-T // c), (num_earlier + 1) * c
-    first_key = S - T - num_earlier * c  # first key of the first block of queries; negative if padded
+    first_key = S - T - num_earlier * c  # first key for the first block of queries; negative in the padding
     padding = N * c - T
     q_BKNGcC = F.pad(q_BHTC * scale, (0, 0, 0, padding)).view(B, K, H // K, N, c, C).transpose(2, 3)
     k, v = (_keys_of_blocks(x, first_key, padding, c, num_earlier) for x in (k_BKSC, v_BKSC))
     scores = (q_BKNGcC.reshape(B, K, N, -1, C) @ k.transpose(-2, -1)).view(B, K, N, -1, c, s)
     offset = torch.arange(s, device=q_BHTC.device)
-    distance_cs = offset[s - c :, None] - offset
+    distance_cs = offset[s - c :, None] - offset  # the queries are at the last c of the s keys
     key_at_Ns = torch.arange(N, device=q_BHTC.device)[:, None] * c + offset + first_key
-    hidden = (distance_cs < 0) | (distance_cs >= window) | (key_at_Ns < 0)[:, None, None]
+    masked = (distance_cs < 0) | (distance_cs >= window) | (key_at_Ns < 0)[:, None, None]
     if starts_BT is not None:
         is_in_earlier_document_BNcs = key_at_Ns[:, None] < split_starts(starts_BT, N, c)[..., None]
-        hidden = hidden | is_in_earlier_document_BNcs[:, None, :, None]
+        masked = masked | is_in_earlier_document_BNcs[:, None, :, None]
     if slopes:
         scores = scores + alibi_bias(slopes, K, distance_cs.to(scores.dtype)).unsqueeze(1)
-    weights = softmax(scores.masked_fill(hidden, -torch.inf), v)
+    weights = softmax(scores.masked_fill(masked, -torch.inf), like=v)
     mixed = (weights.view(B, K, N, -1, s) @ v).view(B, K, N, -1, c, C).transpose(2, 3)
     return mixed.reshape(B, H, N * c, C)[:, :, :T]
 
 
 def _keys_of_blocks(x_BKSC: Tensor, first_key: int, padding: int, c: int, num_earlier: int) -> Tensor:
-    """Return the keys for each block of queries, (B, K, N, s, C): its own block, after `num_earlier` earlier blocks."""
+    """Return the keys for each block of queries, (B, K, N, s, C): `num_earlier` earlier blocks, then its own."""
     x = F.pad(x_BKSC, (0, 0, -first_key, padding))  # a negative pad crops
     x = x.unflatten(2, (-1, c))
     N = x.shape[2] - num_earlier

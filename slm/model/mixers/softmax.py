@@ -1,10 +1,10 @@
-"""F: causal softmax attention to all tokens so far (arXiv:1706.03762), with grouped queries.
+"""Mixer F: causal softmax attention to all tokens so far (arXiv:1706.03762), with grouped queries.
 
 Notable: K = H is multi-head and K = 1 multi-query attention. Positions are rotations (`rope`), linear biases of the
 scores (`alibi`), or none. On a GPU, grouped queries never reach torch's math kernel, which keeps all B H T T scores.
 
-Legend: B batch, T new tokens, S all tokens (cached and new), H query heads, K key/value heads, G = H/K queries per key,
-C head_dim; in a block, t queries and s keys.
+Legend: B batch, T new tokens, S all tokens (cached and new), D hidden, H query heads, K key/value heads,
+G = H/K query heads per key head, C head_dim; in a block of queries, t queries and s keys.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FLEX_HEAD_DIMS = range(16, 129)
 """Head widths for FlexAttention's kernel. It refuses smaller ones; with larger ones, its tiles do not fit every GPU."""
 
 
-def softmax(scores: Tensor, like: Tensor) -> Tensor:
+def softmax(scores: Tensor, *, like: Tensor) -> Tensor:
     """Return the softmax over the last axis, computed in float32 or wider, in the dtype of `like`."""
     return scores.softmax(-1, dtype=_float32_or_wider(scores)).type_as(like)
 
@@ -39,7 +39,7 @@ def _float32_or_wider(x: Tensor) -> torch.dtype:
 
 
 def has_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch's 16-bit kernels for grouped queries (flash attention, FlexAttention) run: from Ampere on."""
+    """Whether torch has 16-bit kernels for grouped queries (flash attention, FlexAttention): on Ampere or newer."""
     is_16_bit = dtype in (torch.bfloat16, torch.float16)
     return is_16_bit and device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 8
 
@@ -50,7 +50,7 @@ def causal_attention(
     """Return softmax(scale q k^T - slope distance) v, (B, H, T, C), where query t sees keys 0 .. S - T + t.
 
     `slopes` has one number per query head, or is empty for scores without bias. `starts_BT`, only for T = S, has the
-    first key that each query sees. Without slopes, the `document_block_mask` of these starts may take its place.
+    first key that each query sees. Without slopes, their `document_block_mask` may be given instead.
     """
     T, S = q_BHTC.shape[2], k_BKSC.shape[2]
     if starts_BT is not None and not isinstance(starts_BT, Tensor):
@@ -61,7 +61,7 @@ def causal_attention(
         return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, starts_BT=starts_BT)
     if T == S and not slopes and starts_BT is None:
         return _sdpa(q_BHTC, k_BKSC, v_BKSC, scale=scale, is_causal=True)
-    mask = None if T == 1 else _visible(T, S, q_BHTC.device)
+    mask = None if T == 1 else _visible(T, S, q_BHTC.device)  # a single query sees all keys
     if mask is not None and starts_BT is not None:
         mask = mask & _in_document(starts_BT, 0, S)
     if slopes:
@@ -104,7 +104,7 @@ def _visible(T: int, S: int, device: torch.device) -> Tensor:
 
 
 def _in_document(starts_BT: Tensor, first: int, stop: int) -> Tensor:
-    """Return (B, 1, T, stop - first), true where a key of [first, stop) is not before the query's document."""
+    """Return (B, 1, T, stop - first), true where a key in [first, stop) is not before the query's document."""
     return (torch.arange(first, stop, device=starts_BT.device) >= starts_BT[..., None])[:, None]
 
 
@@ -123,17 +123,17 @@ def matmul_attention(
     window: int | None = None,
     starts_BT: Tensor | None = None,
 ) -> Tensor:
-    """Return `causal_attention` to keys at distances below `window`; blocks of queries skip most masked scores."""
+    """Return `causal_attention` to keys at distances below `window`. Blocks of queries skip most masked scores."""
     B, H, T, C = q_BHTC.shape
     K, S = k_BKSC.shape[1:3]
     G = H // K
     q_BKGTC = (q_BHTC * scale).view(B, K, G, T, C)
-    size = max(CPU_QUERY_BLOCK, T // 8)  # more blocks save little and take long to compile
-    blocks = []
-    for start in range(0, T, size):
-        q = q_BKGTC[:, :, :, start : start + size]
+    block_size = max(CPU_QUERY_BLOCK, T // 8)  # more blocks save little and take long to compile
+    outputs = []
+    for start in range(0, T, block_size):
+        q = q_BKGTC[:, :, :, start : start + block_size]
         t = q.shape[3]
-        stop = S - T + start + t  # end of the keys that the last query of the block sees
+        stop = S - T + start + t  # one past the last query's own key
         first = max(0, stop - t - window + 1) if window else 0
         k, v = k_BKSC[:, :, first:stop], v_BKSC[:, :, first:stop]
         s = stop - first
@@ -142,21 +142,21 @@ def matmul_attention(
             scores = scores + alibi_bias(slopes, K, _distances(t, s, q))
         visible = _visible(t, s, q.device)
         if window is not None:
-            visible = visible.triu(s - t - window + 1)
+            visible = visible.triu(s - t - window + 1)  # the last `window` keys up to the query's own
         if starts_BT is not None:
             visible = visible & _in_document(starts_BT[:, start : start + t], first, stop)[:, None]
-        weights = softmax(scores.masked_fill(~visible, -torch.inf), v)
-        blocks.append((weights.view(B, K, G * t, s) @ v).view(B, K, G, t, C))
-    return torch.cat(blocks, dim=3).view(B, H, T, C)
+        weights = softmax(scores.masked_fill(~visible, -torch.inf), like=v)
+        outputs.append((weights.view(B, K, G * t, s) @ v).view(B, K, G, t, C))
+    return torch.cat(outputs, dim=3).view(B, H, T, C)
 
 
 class KeysAndValues(Memory):
     """Keeps all keys and values, in order. Subclasses for sliding and sparse attention keep fewer tokens."""
 
-    def __init__(self, config: ModelConfig, layer: int, batch_size: int, num_places: int, **like: Any) -> None:
+    def __init__(self, config: ModelConfig, layer: int, batch_size: int, num_places: int, **options: Any) -> None:
         self.config = config
         self.has_alibi = "alibi" in config.layer_positions
-        self.store = torch.zeros(2, batch_size, config.kv_heads, num_places, config.head_width, **like)  # keys, values
+        self.store = torch.zeros(2, batch_size, config.kv_heads, num_places, config.head_width, **options)
         self.tensors = (self.store,)
         self.length = 0  # number of tokens so far
 
@@ -170,12 +170,12 @@ class KeysAndValues(Memory):
         return past
 
     def append(self, new: Sequence[Tensor]) -> None:
-        # (B, K, 1, C) each
+        # `new` is a key and a value, (B, K, 1, C) each.
         self.store[:, :, :, self.place_at(self.length)] = torch.stack(tuple(new)).squeeze(-2)
         self.length += 1
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Add T tokens; returns the keys and values that they may see, their own last."""
+        """Add T tokens; returns all keys and values that these tokens may see, their own last."""
         start = self.length
         self.length += k_BKTC.shape[2]
         self.store[:, :, :, start : self.length] = torch.stack((k_BKTC, v_BKTC))
@@ -198,7 +198,7 @@ class KeysAndValues(Memory):
         self.length += 1
 
     def end_at(self, length: Any) -> Any:
-        """Return the end of the places in use after `length` tokens (an int or a tensor); it may exceed the store."""
+        """Return the end of the places in use after `length` (an int or a tensor) tokens; may exceed the store."""
         return length
 
     def place_at(self, length: Any) -> Any:
@@ -216,7 +216,7 @@ class KeysAndValues(Memory):
 
 
 class SoftmaxAttention(Projections):
-    """Attention to all tokens so far. S and P override `mix`, `pairs`, `num_cached_tokens` and `memory`."""
+    """Attention to all tokens so far. Subclasses override `mix`, `pairs`, `num_cached_tokens` and `memory`."""
 
     memory = KeysAndValues
 
@@ -236,29 +236,29 @@ class SoftmaxAttention(Projections):
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def mix(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, past: int, starts_BT: Any = None) -> Tensor:
-        """Return the mixed values (B, H, T, C) for T queries that come after `past` tokens."""
+        """Return the mixed values (B, H, T, C) of T queries that come after `past` earlier tokens."""
         return causal_attention(q_BHTC, k_BKSC, v_BKSC, self.config.attention_scale, self.slopes, starts_BT)
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BH1C, k_BK1C, v_BK1C = self.project(x_B1D, rotary)
-        # `rest` holds the distances (S,) with ALiBi, whether a place is in use (S,) in a CUDA graph, or nothing.
+        # `rest` is empty, or holds one tensor (S,): distances with ALiBi; in a CUDA graph, whether a place is in use.
         past_k_BKSC, past_v_BKSC, *rest = past
         q_BKGC = q_BH1C.view(len(q_BH1C), k_BK1C.shape[1], -1, q_BH1C.shape[3]) * self.config.attention_scale
         # Sums of products are compiled into loops that read the cache. A concatenation would copy the cache, so the
         # token's own key and value are added separately.
         sum_dtype = _float32_or_wider(q_BH1C)
-        past_BKGS = (q_BKGC[:, :, :, None] * past_k_BKSC[:, :, None]).sum(-1, dtype=sum_dtype)
+        past_scores_BKGS = (q_BKGC[:, :, :, None] * past_k_BKSC[:, :, None]).sum(-1, dtype=sum_dtype)
         if self.slopes:
-            past_BKGS = past_BKGS + alibi_bias(self.slopes, self.config.kv_heads, rest[0])
+            past_scores_BKGS = past_scores_BKGS + alibi_bias(self.slopes, self.config.kv_heads, rest[0])
         elif rest and rest[0].dtype == torch.bool:
-            past_BKGS = past_BKGS.masked_fill(~rest[0], -torch.inf)
-        own_BKG1 = (q_BKGC * k_BK1C).sum(-1, keepdim=True, dtype=sum_dtype)
-        highest = torch.maximum(past_BKGS.amax(-1, keepdim=True), own_BKG1)
-        past_BKGS = (past_BKGS - highest).exp()
-        own_BKG1 = (own_BKG1 - highest).exp()
-        total = past_BKGS.sum(-1, keepdim=True) + own_BKG1
-        mixed = ((past_BKGS / total).type_as(v_BK1C)[..., None] * past_v_BKSC[:, :, None]).sum(-2)
-        mixed = mixed + (own_BKG1 / total).type_as(v_BK1C) * v_BK1C
+            past_scores_BKGS = past_scores_BKGS.masked_fill(~rest[0], -torch.inf)
+        own_score_BKG1 = (q_BKGC * k_BK1C).sum(-1, keepdim=True, dtype=sum_dtype)
+        highest = torch.maximum(past_scores_BKGS.amax(-1, keepdim=True), own_score_BKG1)
+        past_weights = (past_scores_BKGS - highest).exp()
+        own_weight = (own_score_BKG1 - highest).exp()
+        total = past_weights.sum(-1, keepdim=True) + own_weight
+        mixed = ((past_weights / total).type_as(v_BK1C)[..., None] * past_v_BKSC[:, :, None]).sum(-2)
+        mixed = mixed + (own_weight / total).type_as(v_BK1C) * v_BK1C
         return self.o_proj(mixed.flatten(1)[:, None]), k_BK1C, v_BK1C
 
     @classmethod
@@ -276,5 +276,5 @@ class SoftmaxAttention(Projections):
         return T
 
     @classmethod
-    def make_memory(cls, config: ModelConfig, layer: int, batch_size: int, max_length: int, **like: Any) -> Memory:
-        return cls.memory(config, layer, batch_size, cls.num_cached_tokens(config, layer, max_length), **like)
+    def make_memory(cls, config: ModelConfig, layer: int, batch_size: int, max_length: int, **options: Any) -> Memory:
+        return cls.memory(config, layer, batch_size, cls.num_cached_tokens(config, layer, max_length), **options)

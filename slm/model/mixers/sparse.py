@@ -1,13 +1,13 @@
-"""P: softmax attention to a local block and to columns before it (Sparse Transformers, arXiv:1904.10509).
+"""Mixer P: softmax attention to a local block and to columns before it (Sparse Transformers, arXiv:1904.10509).
 
-Query t sees the keys of its own block of `sparse_block` tokens up to itself, and, in earlier blocks, the last key of
+Query t sees the keys of its own block of `sparse_block` tokens up to key t, and, in earlier blocks, the last key of
 every `sparse_stride` tokens (a column). This is the paper's fixed pattern (section 4.3), with both parts merged in each
 head (section 5.1). If the stride equals the block, there is one column per block, at its end, as in the paper with one
 summary position. A smaller stride spreads the columns evenly over a block, while the paper puts all of them at its end.
 A query sees only keys of its own document, but blocks and columns do not shift with the starts of documents.
 
 Notable: attention takes T (block + T / stride) scores and never T x T, and decoding keeps the columns and one block.
-Positions are as in mixer F.
+Positions enter as in full attention (`slm.model.mixers.softmax`).
 
 Legend: B batch, T new tokens, H query heads, K key/value heads, G = H/K, C head_dim, N blocks, c tokens per block,
 M columns.
@@ -64,14 +64,14 @@ class ColumnsAndBlock(KeysAndValues):
         self.store.index_copy_(3, target, self.store.index_select(3, source))
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        # Returns columns, current block and new tokens, in this order.
+        # Returns the columns, the current block's earlier tokens and the T new tokens, in this order.
         block, stride = self.config.sparse_block, self.config.sparse_stride
         num_columns = self.columns_at(self.length)
         new_2BKTC = torch.stack((k_BKTC, v_BKTC))
         all_2BKSC = torch.cat([self.store[:, :, :, : self.num_kept], new_2BKTC], dim=3)
         block_start = self.length // block * block
         self.length += k_BKTC.shape[2]
-        num_finished = self.length // block * block - block_start  # tokens of blocks that are now full
+        num_finished = self.length // block * block - block_start  # tokens in blocks that are now full
         after_columns = all_2BKSC[:, :, :, num_columns:]
         new_columns = after_columns[:, :, :, stride - 1 : num_finished : stride]
         kept = torch.cat([new_columns, after_columns[:, :, :, num_finished:]], dim=3)
@@ -93,12 +93,13 @@ class SparseAttention(SoftmaxAttention):
     def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
         blocks, rest = divmod(T, config.sparse_block)
         columns_per_block = config.sparse_block // config.sparse_stride
-        earlier_blocks = config.sparse_block * num_causal_pairs(blocks - 1) + rest * blocks  # summed over all queries
-        return causal_pairs_in_blocks(T, config.sparse_block) + columns_per_block * earlier_blocks
+        # Earlier blocks that a query sees, summed over all queries.
+        num_earlier_blocks = config.sparse_block * num_causal_pairs(blocks - 1) + rest * blocks
+        return causal_pairs_in_blocks(T, config.sparse_block) + columns_per_block * num_earlier_blocks
 
     @classmethod
     def num_cached_tokens(cls, config: ModelConfig, layer: int, T: int) -> int:
-        # The maximum on the way to T tokens may be at T, or when the last full block was not yet reduced to columns.
+        # The store is fullest at T, or when the last full block was not yet reduced to columns.
         blocks, rest = divmod(T, config.sparse_block)
         columns_per_block = config.sparse_block // config.sparse_stride
         num_at_end = blocks * columns_per_block + rest
@@ -116,10 +117,10 @@ def sparse_attention(
     slopes: list[float],
     starts_BT: Tensor | None = None,
 ) -> Tensor:
-    """Return attention in the pattern (block, stride), (B, H, T, C), for T queries that come after `past` tokens.
+    """Return attention in the pattern (block, stride), (B, H, T, C), of T queries that follow `past` earlier tokens.
 
     Keys and values are in this order: the columns of finished blocks, the earlier tokens of the current block, and the
-    T queries' own. With `starts_BT`, they are only the queries' own.
+    T queries' own. `starts_BT` is given only if there are no earlier tokens.
     """
     B, H, T, C = q_BHTC.shape
     K = k_BKSC.shape[1]
@@ -129,30 +130,32 @@ def sparse_attention(
     G, N = H // K, -(-(num_in_block + T) // c)
     padding = N * c - num_in_block - T
     q = F.pad(q_BHTC * scale, (0, 0, num_in_block, padding)).view(B, K, G, N, c, C).transpose(2, 3)
-    q_BKNrC = q.reshape(B, K, N, G * c, C)  # r: a block's queries, head after head
+    q_BKNrC = q.reshape(B, K, N, G * c, C)  # r: the queries of a block, one head after the other
     own_k, own_v = (F.pad(x[:, :, num_columns:], (0, 0, 0, padding)).unflatten(2, (N, c)) for x in (k_BKSC, v_BKSC))
     far_k, far_v = (
         torch.cat([x[:, :, :num_columns], own[:, :, :-1, stride - 1 :: stride].flatten(2, 3)], dim=2)
         for x, own in ((k_BKSC, own_k), (v_BKSC, own_v))
     )
     M = far_k.shape[2]
-    near = (q_BKNrC @ own_k.transpose(-2, -1)).view(B, K, N, G, c, c)
-    far = (q_BKNrC.flatten(2, 3) @ far_k.transpose(-2, -1)).view(B, K, N, G, c, M)
+    near_scores = (q_BKNrC @ own_k.transpose(-2, -1)).view(B, K, N, G, c, c)
+    far_scores = (q_BKNrC.flatten(2, 3) @ far_k.transpose(-2, -1)).view(B, K, N, G, c, M)
     i_c, j_M, block_N = (torch.arange(n, device=q_BHTC.device) for n in (c, M, N))  # token in a block, column, block
     # Positions of columns, and of a block's queries and own keys, counted from the start of the first block of queries.
     column_at_M = (j_M - num_columns + 1) * stride - 1
     own_at_Nc = block_N[:, None] * c + i_c
     if slopes:
-        near = near + alibi_bias(slopes, K, (i_c[:, None] - i_c).to(near.dtype)).unsqueeze(1)
-        far = far + alibi_bias(slopes, K, (own_at_Nc[..., None] - column_at_M).to(far.dtype)).transpose(1, 2)
-    near_hidden = i_c > i_c[:, None]
-    far_hidden = (j_M >= num_columns + block_N[:, None] * (c // stride))[:, None, None]  # from the own block on
+        near_distance, far_distance = i_c[:, None] - i_c, own_at_Nc[..., None] - column_at_M
+        near_scores = near_scores + alibi_bias(slopes, K, near_distance.to(near_scores.dtype)).unsqueeze(1)
+        far_scores = far_scores + alibi_bias(slopes, K, far_distance.to(far_scores.dtype)).transpose(1, 2)
+    near_masked = i_c > i_c[:, None]
+    num_earlier_columns_N1 = num_columns + block_N[:, None] * (c // stride)  # of earlier blocks
+    far_masked = (j_M >= num_earlier_columns_N1)[:, None, None]
     if starts_BT is not None:
         starts_BNc = split_starts(starts_BT, N, c)
-        near_hidden = near_hidden | (own_at_Nc[:, None] < starts_BNc[..., None])[:, None, :, None]
-        far_hidden = far_hidden | (column_at_M < starts_BNc[..., None])[:, None, :, None]
-    scores = [near.masked_fill(near_hidden, -torch.inf), far.masked_fill(far_hidden, -torch.inf)]
-    near_weights, far_weights = softmax(torch.cat(scores, dim=-1), own_v).split([c, M], dim=-1)
+        near_masked = near_masked | (own_at_Nc[:, None] < starts_BNc[..., None])[:, None, :, None]
+        far_masked = far_masked | (column_at_M < starts_BNc[..., None])[:, None, :, None]
+    scores = [near_scores.masked_fill(near_masked, -torch.inf), far_scores.masked_fill(far_masked, -torch.inf)]
+    near_weights, far_weights = softmax(torch.cat(scores, dim=-1), like=own_v).split([c, M], dim=-1)
     mixed = near_weights.reshape(B, K, N, G * c, c) @ own_v
     mixed = mixed + (far_weights.reshape(B, K, N * G * c, M) @ far_v).view_as(mixed)
     return mixed.view(B, K, N, G, c, C).transpose(2, 3).reshape(B, H, N * c, C)[:, :, num_in_block : num_in_block + T]

@@ -10,7 +10,7 @@ the gated norm, initial dt in [0.001, 0.1] and -A in [1, 16], queries and keys s
 - The inner width is num_heads x head_dim, which need not be twice the hidden size.
 - Every block keeps its feed-forward, as in hybrid models, while Mamba-2 has none.
 
-Training works in chunks. All decays are exponentials of differences of summed logs, which are never above 0. Decoding
+Training works in chunks. Every decay is the exponential of a difference of summed logs that is never above 0. Decoding
 keeps the state and the last `conv_kernel` - 1 inputs of the convolution. With documents, the state holds only the
 document that is still open, and the convolution takes 0 for inputs from other documents. `position` (rope and alibi),
 `qk_norm` and `attention_multiplier` have no effect: decay and convolution already depend on distance.
@@ -42,19 +42,19 @@ class SSD(Mixer):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
-        inner, keys = config.num_heads * config.head_width, config.kv_heads * config.state_size
-        self.q_proj = Linear(config.hidden_size, keys, bias=config.attention_bias)
-        self.k_proj = Linear(config.hidden_size, keys, bias=config.attention_bias)
-        self.v_proj = Linear(config.hidden_size, inner, bias=config.attention_bias)
-        self.g_proj = Linear(config.hidden_size, inner, bias=config.attention_bias)
+        inner_size, key_size = config.num_heads * config.head_width, config.kv_heads * config.state_size
+        self.q_proj = Linear(config.hidden_size, key_size, bias=config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, key_size, bias=config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, inner_size, bias=config.attention_bias)
+        self.g_proj = Linear(config.hidden_size, inner_size, bias=config.attention_bias)
         self.dt_proj = Linear(config.hidden_size, config.num_heads, bias=False)
-        self.o_proj = Linear(inner, config.hidden_size, bias=config.attention_bias)
+        self.o_proj = Linear(inner_size, config.hidden_size, bias=config.attention_bias)
         self.conv_weight = nn.Parameter(torch.empty(_channels(config), 1, config.conv_kernel))
         self.conv_bias = nn.Parameter(torch.empty(_channels(config)))
         self.A_log = nn.Parameter(torch.empty(config.num_heads))
         self.dt_bias = nn.Parameter(torch.empty(config.num_heads))
         self.D = nn.Parameter(torch.empty(config.num_heads))
-        self.norm_weight = nn.Parameter(torch.empty(inner))
+        self.norm_weight = nn.Parameter(torch.empty(inner_size))
 
     def init_special(self) -> None:
         # As in the authors' module. D and norm_weight start at 1 and conv_bias at 0, as gains and biases do by default.
@@ -88,18 +88,18 @@ class SSD(Mixer):
     def _convolved(
         self, x_BTD: Tensor, tail_BtX: Tensor | None, starts_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return q and k (B, T, K, N) and v (B, T, I) after the convolution, and its last inputs (B, t, X)."""
+        """Return q and k (B, T, K, N) and v (B, T, I) after the convolution, and the last inputs to it (B, t, X)."""
         (B, T, _), t = x_BTD.shape, self.config.conv_kernel - 1
         x_BTX = torch.cat([proj(x_BTD) for proj in (self.v_proj, self.k_proj, self.q_proj)], dim=-1)
         past = F.pad(x_BTX, (0, 0, t, 0)) if tail_BtX is None else torch.cat([tail_BtX.type_as(x_BTX), x_BTX], dim=1)
         inputs = [past[:, i : i + T] for i in range(t + 1)]
         if starts_BT is not None:
-            in_document_BT = torch.arange(T, device=x_BTX.device) - starts_BT  # position of each token in its document
-            # inputs[i] are t - i tokens earlier: zero where that is before the document.
-            inputs = [x * (in_document_BT >= t - i)[..., None] for i, x in enumerate(inputs)]
+            position_in_document_BT = torch.arange(T, device=x_BTX.device) - starts_BT
+            # inputs[i] are from t - i tokens earlier: zero where that token is before the document.
+            inputs = [x * (position_in_document_BT >= t - i)[..., None] for i, x in enumerate(inputs)]
         y = self.conv_bias + sum(x * tap for x, tap in zip(inputs, self.conv_weight[:, 0].unbind(1), strict=True))
-        inner, keys = self.g_proj.out_features, self.q_proj.out_features
-        v, k, q = F.silu(y).type_as(x_BTX).split([inner, keys, keys], dim=-1)
+        inner_size, key_size = self.g_proj.out_features, self.q_proj.out_features
+        v, k, q = F.silu(y).type_as(x_BTX).split([inner_size, key_size, key_size], dim=-1)
         return q.view(B, T, self.config.kv_heads, -1), k.view(B, T, self.config.kv_heads, -1), v, past[:, T:]
 
     def _dt_and_log_decay(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,16 +123,17 @@ class SSD(Mixer):
 
     @classmethod
     def num_params(cls, config: ModelConfig) -> tuple[int, int]:
-        inner, channels = config.num_heads * config.head_width, _channels(config)
-        weights = config.hidden_size * (channels + 2 * inner + config.num_heads)  # q, k, v; g, o; dt
-        biases = channels + inner + config.hidden_size if config.attention_bias else 0
-        return weights, channels * (config.conv_kernel + 1) + 3 * config.num_heads + inner + biases
+        inner_size, channels = config.num_heads * config.head_width, _channels(config)
+        weights = config.hidden_size * (channels + 2 * inner_size + config.num_heads)  # q, k and v; g and o; dt
+        biases = (channels + inner_size + config.hidden_size) if config.attention_bias else 0
+        return weights, channels * (config.conv_kernel + 1) + 3 * config.num_heads + inner_size + biases
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
-        inner = config.num_heads * config.head_width
-        in_chunks = 2 * (config.kv_heads * config.state_size + inner) * causal_pairs_in_blocks(T, config.chunk_size)
-        states = 4 * inner * config.state_size * T  # written by keys, read by queries
+        inner_size = config.num_heads * config.head_width
+        num_pairs = causal_pairs_in_blocks(T, config.chunk_size)
+        in_chunks = 2 * (config.kv_heads * config.state_size + inner_size) * num_pairs
+        states = 4 * inner_size * config.state_size * T  # written by keys, read by queries
         return in_chunks + states
 
     @classmethod
@@ -157,7 +158,7 @@ def chunkwise(
 ) -> tuple[Tensor, Tensor]:
     """Return q_t h_t for all T tokens (B, T, K, R, C), and the state h after the last token (B, K, R, N, C).
 
-    `v_BTKRC` is dt v, and `state_BKRNC` the state before the first token (None is 0). The state is in float32 at least.
+    `v_BTKRC` holds dt v, and `state_BKRNC` the state before the first token (None: zeros), in float32 at least.
     """
     B, T, K, R, C = v_BTKRC.shape
     c = min(chunk, T)
@@ -174,29 +175,29 @@ def chunkwise(
     log_from_start = log_decay.cumsum(-1)  # (B, K, n, R, c): log of the decay from the chunk's start through token i
 
     log_between = log_from_start[..., :, None] - log_from_start[..., None, :]  # (..., i, j): after token j through i
-    to_end = (log_from_start[..., -1:] - log_from_start).exp()  # decay from each token to the end of its chunk
-    across = log_from_start[..., -1].exp()  # decay from the start of a chunk to its end
-    from_start = log_from_start.exp()
-    hidden = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)  # (query, key): keys that a query must not see
+    decay_to_end = (log_from_start[..., -1:] - log_from_start).exp()  # decay from each token to the end of its chunk
+    decay_across = log_from_start[..., -1].exp()  # decay from the start of a chunk to its end
+    decay_from_start = log_from_start.exp()
+    masked = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)  # (query, key): keys that a query must not see
     if starts_BT is not None:
         documents = documents_in_chunks(starts_BT, n, c)
-        hidden = hidden | documents.before_Bncc[:, None, :, None]
-        to_end = to_end * documents.writes_Bnc[:, None, :, None]
-        across = across * documents.carries_Bn[:, None, :, None]
-        from_start = from_start * documents.reads_Bnc[:, None, :, None]
+        masked = masked | documents.before_Bncc[:, None, :, None]
+        decay_to_end = decay_to_end * documents.writes_Bnc[:, None, :, None]
+        decay_across = decay_across * documents.carries_Bn[:, None, :, None]
+        decay_from_start = decay_from_start * documents.reads_Bnc[:, None, :, None]
 
-    decay = log_between.masked_fill(hidden, -torch.inf).exp()
+    decay = log_between.masked_fill(masked, -torch.inf).exp()
     scores = ((q @ k.transpose(-2, -1))[:, :, :, None] * decay).type_as(v)
     within = scores @ v  # (B, K, n, R, c, C)
 
-    v_at_end = (to_end[..., None].type_as(v) * v).permute(0, 1, 2, 4, 3, 5).reshape(B, K, n, c, R * C)
+    v_at_end = (decay_to_end[..., None].type_as(v) * v).permute(0, 1, 2, 4, 3, 5).reshape(B, K, n, c, R * C)
     written = (k.transpose(-2, -1) @ v_at_end).unflatten(-1, (R, C)).to(log_from_start.dtype)  # (B, K, n, N, R, C)
     h = torch.zeros_like(written[:, :, 0]) if state_BKRNC is None else state_BKRNC.transpose(2, 3)
     h_before = []  # the state before each chunk
-    for chunk_decay, chunk_written in zip(across.unbind(2), written.unbind(2), strict=True):
+    for chunk_decay, chunk_written in zip(decay_across.unbind(2), written.unbind(2), strict=True):
         h_before.append(h)
         h = h * chunk_decay[:, :, None, :, None] + chunk_written
     from_state = q @ torch.stack(h_before, dim=2).flatten(-2).type_as(q)  # (B, K, n, c, R C)
-    from_state = from_state.unflatten(-1, (R, C)).transpose(3, 4) * from_start[..., None]
+    from_state = from_state.unflatten(-1, (R, C)).transpose(3, 4) * decay_from_start[..., None]
     y = (within + from_state).type_as(v).permute(0, 2, 4, 1, 3, 5).reshape(B, n * c, K, R, C)[:, :T]
     return y, h.transpose(2, 3)
