@@ -12,7 +12,7 @@ from slm.composition.keys import explain_unknown_keys
 from slm.composition.resolvers import in_multirun, register
 from slm.runtime.command_line import MISTAKES, report, run_script
 
-exit_codes: list[int] = []
+exit_codes: list[int] = []  # one for each run so far
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

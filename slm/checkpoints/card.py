@@ -92,13 +92,13 @@ def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance
     source = "a training run" if provenance.run is not None else f"`{name}`{commit}"
     # The command that would finish the run is left out of notes, because it names folders of this machine.
     notes = [f"- {note.partition(TO_FINISH)[0].rstrip('.')}." for note in provenance.notes]
-    use = _USE_TRANSFORMERS if is_llama else "transformers has no such architecture; slm loads it:\n\n"
+    introduction = _USE_TRANSFORMERS if is_llama else "transformers has no such architecture; slm loads it:\n\n"
     return _CARD.format(
         name=result.get("name") or name,
         origin="\n".join([f"Exported by slm from {source}; {source_statement(provenance)}.", *notes]),
         model=_table(_model_rows(config, tokenizer, provenance)),
         training=_TRAINING.format(rows=_table(_training_rows(result))) if result else "",
-        use=use + _USE_SLM,
+        use=introduction + _USE_SLM,
     )
 
 

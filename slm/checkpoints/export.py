@@ -48,10 +48,10 @@ def export(
     """Write a checkpoint that `load` accepts as a folder for transformers, with a model card. Returns the folder.
 
     All weights are written in the precision in which most of them are stored. `revision` is a branch, tag or commit of
-    a hub repository. By default, `folder` is `export` (or `export-unrolled`) in the run directory. A decoder with
-    shared blocks is written for slm's own loader. With `unroll_sharing` it becomes a plain Llama that computes the same
-    function, with a copy of a block for each time that the block runs. Raises `ValueError` if the folder holds anything
-    but an export of the same weights, and if `unroll_sharing` is given for a shape that Llama does not have.
+    a hub repository. By default, `folder` is `export` in the run directory (with `unroll_sharing`, `export-unrolled`).
+    A decoder with shared blocks is written for slm's own loader. With `unroll_sharing` it becomes a plain Llama that
+    computes the same function, with a copy of a block for each time that the block runs. Raises `ValueError` if the
+    folder holds anything but an export of the same weights, or if the shape cannot be unrolled to a Llama.
     """
     source = check(checkpoint, revision=revision)
     target = _export_folder(source, folder, unroll_sharing)

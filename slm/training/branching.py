@@ -41,9 +41,9 @@ class Branch:
 
 
 def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Branch | None:
-    """Find the checkpoint at which a run of `steps` steps starts; `branch_from` names it or the trunk's run directory.
+    """Find the checkpoint at which a run of `steps` steps starts. `branch_from` is this file or the trunk's directory.
 
-    A run directory stands for the latest of its `checkpoint.keep_steps` checkpoints up to which both runs are the same.
+    A directory stands for the latest of its `checkpoint.keep_steps` checkpoints up to which both runs are the same.
     Returns None if `branch_from` is null or the run has checkpoints of its own. Raises `ValueError` if the runs differ
     before the checkpoint. The corpora are compared later, by `Branch.check_corpus`.
     """

@@ -36,6 +36,7 @@ class Hardware:
     deterministic: bool
     """Whether only operations that give the same bits each time are allowed."""
     num_workers: int
+    """Processes that load data for one device; 0 if the training process loads them itself."""
 
     @property
     def world_size(self) -> int:
@@ -62,7 +63,7 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
     """Replace every `auto` of the `trainer` group. Raises `ValueError` for devices that this machine lacks."""
     accelerator = _accelerator(trainer["accelerator"])
     devices = _devices(trainer["devices"], accelerator)
-    strategy: Literal["single", "ddp", "fsdp"] = "fsdp" if trainer["strategy"] == "fsdp" else "ddp"
+    parallel_strategy: Literal["single", "ddp", "fsdp"] = "fsdp" if trainer["strategy"] == "fsdp" else "ddp"
     precision = trainer["precision"]
     if precision == "auto":
         without_bfloat16 = "16-mixed" if fast_float16(accelerator) else "32-true"
@@ -73,7 +74,7 @@ def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:
         accelerator=accelerator,
         devices=devices,
         num_nodes=int(trainer["num_nodes"]),
-        strategy=strategy if devices * trainer["num_nodes"] > 1 else "single",
+        strategy=parallel_strategy if devices * trainer["num_nodes"] > 1 else "single",
         precision=precision,
         compile=_compiles(trainer["compile"], accelerator),
         micro_batch_tokens=None if trainer["micro_batch_tokens"] is None else int(trainer["micro_batch_tokens"]),
@@ -90,10 +91,8 @@ def _accelerator(requested: str) -> Literal["cpu", "cuda", "mps"]:
         return "mps"
     if requested in ("cuda", "gpu") and not torch.cuda.is_available():
         why = unusable_gpu()
-        reason = f" ({why})" if why else ""
-        raise ValueError(
-            f"trainer.accelerator={requested}, but torch sees no CUDA GPU; trainer=cpu runs anywhere{reason}"
-        )
+        hint = f" ({why})" if why else ""
+        raise ValueError(f"trainer.accelerator={requested}, but torch has no CUDA GPU; trainer=cpu runs anywhere{hint}")
     return "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
 
 

@@ -94,7 +94,7 @@ def activation_bytes(
     """Return the peak memory of a forward and backward pass of `size` sequences, without weights and gradients.
 
     The weights have `dtype`, and matmuls run in `autocast_dtype` if it is given. Nothing is computed, so the device
-    needs no memory, but it must be present, because its kernels are asked for the shapes of their results.
+    needs no memory. It must be present, because its kernels are asked for the shapes of their results.
     """
     precision = partial(torch.autocast, device, autocast_dtype, cache_enabled=False) if autocast_dtype else nullcontext
     with torch.device("meta"):
@@ -144,8 +144,8 @@ def choose_passes(
 
     If `max_tokens` (`trainer.micro_batch_tokens`) is given, it alone limits the tokens of a pass, even if they do not
     fit. Otherwise a pass has at most `default_tokens`, and no more than fit into `room` bytes.
-    "auto" turns checkpointing on if too few tokens fit without it: fewer than `max_tokens` or, if that is None, than
-    `MIN_TOKENS`. `estimate(is_on, size)` returns the bytes of activations with checkpointing on or off. If `room` is
+    "auto" turns checkpointing on if a pass without it fits only fewer tokens than `max_tokens` (if that is None, than
+    `MIN_TOKENS`). `estimate(is_on, size)` returns the bytes of activations with checkpointing on or off. If `room` is
     None, nothing is estimated and "auto" means off.
     """
     largest_size = choose_micro_batch_size(num_sequences, num_devices, max(1, (max_tokens or default_tokens) // length))

@@ -89,12 +89,12 @@ class LanguageModel(L.LightningModule):
         decoder.set_requires_gradient_sync(enabled)
 
     def _reduce_after_all_uses(self, block: Any, num_uses: int) -> None:
-        """Under FSDP, let a block that a pass runs `num_uses` times reduce its gradients only in its last backward."""
+        """Under FSDP, let a block that a pass runs `num_uses` times reduce gradients only in the last backward."""
         use_numbers = itertools.count(1)
 
         def before_backward(grad: Tensor) -> None:
-            is_last = next(use_numbers) % num_uses == 0
-            block.set_requires_gradient_sync(is_last and self.syncs_gradients)
+            is_last_use = next(use_numbers) % num_uses == 0
+            block.set_requires_gradient_sync(is_last_use and self.syncs_gradients)
 
         @torch.compiler.disable
         def after_forward(block: Any, args: Any, output: Tensor) -> None:
@@ -128,7 +128,7 @@ class LanguageModel(L.LightningModule):
         """
         inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
         if self.plan.padding:
-            inputs_BT = inputs_BT.clamp(min=0)
+            inputs_BT = inputs_BT.clamp(min=0)  # empty sequences consist of `IGNORE`, which is negative
         scale = self.loss_scale.factor if self.loss_scale else None
         loss = self.decoder.loss(inputs_BT, targets_BT, self.documents(inputs_BT), scale)
         if self.plan.padding:
@@ -175,11 +175,11 @@ class LanguageModel(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Recompute Lightning's count of passes: the checkpoint may be from a run with other passes per step."""
-        passes = checkpoint["global_step"] * self.plan.accumulation
+        num_passes = checkpoint["global_step"] * self.plan.accumulation
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             # The journal saves in on_train_batch_end, before Lightning counts the last pass as completed.
-            counts.update(ready=passes, started=passes, processed=passes, completed=passes - 1)
+            counts.update(ready=num_passes, started=num_passes, processed=num_passes, completed=num_passes - 1)
 
 
 def _gather_policy(block: Any, precision: str) -> MixedPrecisionPolicy:

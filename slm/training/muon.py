@@ -35,7 +35,7 @@ MAX_BATCH_NUMBERS = 2**26
 
 @torch.no_grad()
 def orthogonalize(x_NRC: Tensor, iterations: int) -> Tensor:
-    """Replace each matrix U S V^T by U S' V^T with S' near 1, in the precision of the machine's fast matmuls."""
+    """Replace each matrix's SVD U S V^T by U S' V^T with S' near 1, in the precision of the machine's fast matmuls."""
     is_tall = x_NRC.shape[1] > x_NRC.shape[2]
     x = x_NRC.mT if is_tall else x_NRC  # the Gram matrix of the shorter side is the smaller one
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # makes every singular value at most 1

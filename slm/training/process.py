@@ -64,10 +64,10 @@ def find_world(environment: Mapping[str, str], *, devices: int, num_nodes: int) 
         return World("slurm", int(environment["SLURM_PROCID"]))
     if num_nodes > 1:
         raise ValueError(f"trainer.num_nodes={num_nodes} needs srun or torchrun, which start a process for each device")
-    rank = environment.get("LOCAL_RANK", "0")
+    local_rank = environment.get("LOCAL_RANK", "0")  # the rank itself, because from here on there is one node
     is_started_by_us = RUN_DIR in environment and environment.get("WORLD_SIZE") == str(size)
-    if size > 1 and is_started_by_us and rank != "0":
-        return World("lightning", int(rank))
+    if size > 1 and is_started_by_us and local_rank != "0":
+        return World("lightning", int(local_rank))
     foreign_variables = tuple(name for name in RANK_VARIABLES if name in environment)
     return World("lightning", 0, foreign_variables)
 

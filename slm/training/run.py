@@ -173,7 +173,7 @@ def _explain_out_of_memory(plan: Plan) -> Iterator[None]:
 def exit_code(result: Mapping[str, Any]) -> int:
     """Return 0 for a completed run, 2 for a diverged run, and 128 + the signal for an interrupted run.
 
-    The other processes return 0: if one returned anything else, Lightning would kill the first, which may be writing.
+    Processes other than the first return 0. At any other code, Lightning would kill the first, which may be writing.
     """
     status = result.get("status") if is_first_process() else "completed"
     if status == "interrupted":

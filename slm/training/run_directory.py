@@ -68,7 +68,7 @@ class RunDirectory:
 
         Raises `ValueError` if another process trains in the directory, or if the run in it began with another corpus.
         """
-        with locked(self.path, "process that trains in it"):
+        with locked(self.path, user="process that trains in it"):
             if (self.path / "config.yaml").exists():
                 self._refuse_if_different(differences(self.corpus(), corpus, ("data", "tokenizer")))
             else:
