@@ -14,7 +14,7 @@ from slm.evaluation.config import check_paths, check_settings, register
 from slm.runtime.command_line import MISTAKES, report, run_script
 from slm.runtime.extensions import load_extensions
 
-exit_codes: list[int] = []
+exit_codes: list[int] = []  # filled by `main`, because Hydra drops what `main` returns
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -34,10 +34,10 @@ def main(config: DictConfig) -> None:
 
 def run(config: DictConfig) -> int:
     """Check the settings and evaluate; return the exit code."""
-    given = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
-    check_keys(given, "evaluate", HydraConfig.get().overrides.task)
-    load_extensions(given)
-    settings = check_settings(given)
+    plain_config = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+    check_keys(plain_config, "evaluate", HydraConfig.get().overrides.task)
+    load_extensions(plain_config)
+    settings = check_settings(plain_config)
     check_paths(settings)
     from slm.evaluation.run import evaluate
 

@@ -5,7 +5,7 @@ blocks are drawn with replacement (Efron and Tibshirani 1993, chapter 8). The ra
 because a document's length is as random as its loss. The error covers the sampling of text for a given checkpoint.
 
 Two checkpoints on one text share most of this error. The error of their difference is therefore computed from what each
-block adds to the difference (delta method). It needs no draws, and agrees with a bootstrap of both on the same blocks.
+block adds to the difference (delta method). A bootstrap that draws the same blocks for both agrees, but needs draws.
 
 Legend: n tokens, K blocks, M denominators, R draws.
 """
@@ -29,9 +29,10 @@ def make_blocks(document_n: np.ndarray) -> tuple[np.ndarray, str]:
     if len(documents) >= MIN_DOCUMENTS:
         return block_n, f"{len(documents)} documents"
     num_tokens = len(document_n)
-    size = max(1, min(BLOCK_TOKENS, num_tokens // MIN_DOCUMENTS))
-    num_blocks = max(1, num_tokens // size)
-    return np.minimum(np.arange(num_tokens) // size, num_blocks - 1), f"{num_blocks} blocks of {size:,} tokens"
+    block_tokens = max(1, min(BLOCK_TOKENS, num_tokens // MIN_DOCUMENTS))
+    num_blocks = max(1, num_tokens // block_tokens)
+    block_n = np.minimum(np.arange(num_tokens) // block_tokens, num_blocks - 1)
+    return block_n, f"{num_blocks} blocks of {block_tokens:,} tokens"
 
 
 def ratio_errors(
@@ -43,10 +44,10 @@ def ratio_errors(
         return np.full(denominators_KM.shape[1], np.nan)
     rng = np.random.default_rng(seed)
     sums_KM = np.column_stack([numerator_K, denominators_KM]).astype(np.float64)
-    chunk = max(1, _MAX_COUNTS // K)
+    chunk_draws = max(1, _MAX_COUNTS // K)
     drawn = [
-        rng.multinomial(K, np.full(K, 1 / K), size=min(chunk, replicates - done)) @ sums_KM
-        for done in range(0, replicates, chunk)
+        rng.multinomial(K, np.full(K, 1 / K), size=min(chunk_draws, replicates - num_done)) @ sums_KM
+        for num_done in range(0, replicates, chunk_draws)
     ]
     sums_RM = np.concatenate(drawn)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -55,17 +56,17 @@ def ratio_errors(
 
 
 def merge_blocks(sums_KM: np.ndarray) -> np.ndarray:
-    """Merge equally many neighbouring blocks, to at most `MAX_STORED`; blocks left over at the end join the last."""
+    """Merge neighbouring blocks into at most `MAX_STORED` of equal size; blocks left over join the last."""
     K = len(sums_KM)
-    size = -(-K // MAX_STORED)
-    return np.add.reduceat(sums_KM, np.arange(K // size) * size, axis=0)
+    num_merged = -(-K // MAX_STORED)  # rounded up
+    return np.add.reduceat(sums_KM, np.arange(K // num_merged) * num_merged, axis=0)
 
 
 def influences(numerator_K: np.ndarray, denominator_K: np.ndarray) -> np.ndarray:
-    """Return what each of K blocks adds to the error of sum(numerator) / sum(denominator), to first order.
+    """Return the influence of each of K blocks on ratio = sum(numerator) / sum(denominator), to first order.
 
-    The influence is (y - R x) / sum(x), with R = sum(y) / sum(x); all influences sum to zero. For sums and differences
-    of ratios over the same blocks, add or subtract their influences.
+    It is (numerator - ratio * denominator) / sum(denominator). All influences sum to zero. The influence on a sum or
+    difference of ratios over the same blocks is the sum or difference of the influences.
     """
     ratio = numerator_K.sum() / denominator_K.sum()
     return (numerator_K - ratio * denominator_K) / denominator_K.sum()

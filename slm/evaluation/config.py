@@ -20,9 +20,9 @@ PROTOCOLS = ("sliding", "non_overlapping")
 BOS_RULES = ("auto", "always", "never")
 
 
-def _integer(least: int) -> kinds.Kind:
-    """Accept whole numbers from `least` up, but no floats such as 1e3, because counts of tokens index arrays."""
-    kind = kinds.whole_number(least)
+def _integer(minimum: int) -> kinds.Kind:
+    """Accept whole numbers from `minimum` up, but no floats such as 1e3, because counts of tokens index arrays."""
+    kind = kinds.whole_number(minimum)
     return kinds.Kind(kind.words, lambda value: isinstance(value, int) and kind.accepts(value))
 
 
@@ -31,7 +31,7 @@ KINDS = {
     "checkpoints": kinds.or_null(kinds.list_of(kinds.NAME, "paths and hub ids, as in checkpoints=[a,b]")),
     "revision": kinds.or_null(kinds.TEXT),
     **dict.fromkeys(("output_dir", "cache_dir"), kinds.Kind("a folder", kinds.NAME.accepts)),
-    # The harness seeds numpy's global generator with it, which takes 32 bits.
+    # The harness seeds numpy's global generator with this number, so it must fit into 32 bits.
     "seed": kinds.Kind("a whole number from 0 to 2^32 - 1", lambda value: _integer(0).accepts(value) and value < 2**32),
     "device": kinds.one_of("auto", "cpu", "cuda", "mps"),
     "dtype": kinds.one_of("auto", "float32", "bfloat16", "float16", "float64"),
@@ -107,14 +107,14 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
             )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
-    has_measurement = perplexity["protocols"] or config["speed"]["enabled"] or settings["tasks"]
+    has_measurement = bool(perplexity["protocols"] or config["speed"]["enabled"] or settings["tasks"])
     if not has_measurement and config["prompt"] is None and config["export"] is None:
         raise ValueError("nothing to measure: perplexity.protocols=[], speed.enabled=false and there are no tasks")
     return settings
 
 
 def check_paths(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if a checkpoint or text of checked settings does not exist."""
+    """Raise `ValueError` if a local checkpoint or text does not exist. `settings` comes from `check_settings`."""
     for checkpoint in settings["checkpoints"]:
         local_folder(*address_of(checkpoint, settings))
     if (settings.get("data") or {}).get("source") == "local":
@@ -123,17 +123,17 @@ def check_paths(settings: Mapping[str, Any]) -> None:
 
 def address_of(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
     """Return the path or hub id, and its revision: the text after @ in `checkpoint`, else the setting `revision`."""
-    name, at, revision = checkpoint.rpartition("@")
+    name, at_sign, revision = checkpoint.rpartition("@")
     is_local = Path(os.path.expanduser(checkpoint)).exists()
-    if at and not is_local:
+    if at_sign and not is_local:
         return name, revision
-    # With several checkpoints, the setting `revision` applies only to hub checkpoints.
-    uses_setting = len(settings["checkpoints"]) == 1 or not is_local
-    return checkpoint, settings["revision"] if uses_setting else None
+    if is_local and len(settings["checkpoints"]) > 1:  # the setting `revision` is then meant for the hub checkpoints
+        return checkpoint, None
+    return checkpoint, settings["revision"]
 
 
 def _checkpoints(config: Mapping[str, Any]) -> list[str]:
-    if (config["checkpoint"] is None) == (config["checkpoints"] is None):
+    if (config["checkpoint"] is None) == (config["checkpoints"] is None):  # none or both
         raise ValueError(
             "give one checkpoint=..., or several as checkpoints=[a,b]: run directories, folders of exported or "
             "downloaded models, or hub ids such as facebook/MobileLLM-125M"
@@ -152,5 +152,5 @@ def _task_names(tasks: str | list[str] | None, files: Mapping[str, str]) -> list
     given = [tasks] if isinstance(tasks, str) else tasks or []
     names: list[str] = []
     for name in given:
-        names += MOBILELLM if name == "mobilellm" else (name,)
+        names += list(MOBILELLM) if name == "mobilellm" else [name]
     return list(dict.fromkeys([*names, *files]))

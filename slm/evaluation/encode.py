@@ -20,7 +20,7 @@ from slm.evaluation.texts import Text, document_of, read_run, validation_documen
 from slm.runtime.progress import progress
 
 DOCUMENTS_PER_CALL = 1024  # number of documents that the tokenizer encodes in one call
-LONG_TEXT = 4_000_000  # encoding shows its progress from this number of characters on, because it then takes seconds
+LONG_TEXT = 4_000_000  # number of characters from which encoding takes seconds and therefore shows its progress
 CUT_NOTE = "Only the first {:,} tokens of the text are used."
 
 
@@ -33,7 +33,7 @@ class Stream:
     tokens: np.ndarray  # int64: token ids
     is_scored: np.ndarray  # bool: whether the prediction of a token counts; false for the first token
     token_bytes: np.ndarray  # int64: UTF-8 bytes of the text that a token covers; 0 for BOS and EOS
-    document: np.ndarray  # int32: number of the document that a token is in
+    document: np.ndarray  # int32: index of the document that a token is in
     words: int | None  # white-space separated words in the scored part of a running text; None if not counted
     notes: tuple[str, ...]  # caveats for the report, as sentences
     in_training: float | None = None  # share of the bytes that the checkpoint was trained on; None if unknown
@@ -50,16 +50,15 @@ class Stream:
 
         Losses per token are comparable between checkpoints with equal segmentation.
         """
-        sizes = self.token_bytes[self.token_bytes > 0]
-        return hashlib.sha256(sizes.astype("<i4").tobytes()).hexdigest()[:16]
+        byte_counts = self.token_bytes[self.token_bytes > 0]
+        return hashlib.sha256(byte_counts.astype("<i4").tobytes()).hexdigest()[:16]
 
 
 def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: int | None = None) -> Stream:
     """Return the stream of a text, or of its first `max_tokens` tokens (not counting a BOS before the text).
 
     `bos` says whether a running text begins with BOS: auto (the tokenizer's own rule), always, or never. In separate
-    documents, BOS is not scored. EOS is scored, because the model must predict where a document ends. Raises ValueError
-    if no token can be scored.
+    documents, EOS is scored and BOS is not. Raises ValueError if no token can be scored.
     """
     if text.separate:
         starts = range(0, len(text.documents), DOCUMENTS_PER_CALL)
@@ -69,7 +68,7 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
         notes = ["Documents are framed by the tokenizer's begin and end tokens; predictions of end tokens are scored."]
         if bos != "auto":
             notes.append(f"bos={bos} has no effect on separate documents.")
-        if tokenizer.has_own_bos:  # then the id of BOS never occurs inside a document
+        if tokenizer.has_own_bos:  # BOS differs from EOS, so all tokens with its id are begin tokens
             stream = replace(stream, is_scored=stream.is_scored & (stream.tokens != tokenizer.bos_id))
     else:
         stream, notes = _encode_running_text(text, tokenizer, bos, max_tokens), []
@@ -81,9 +80,8 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
 def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: int | None = None) -> Stream:
     """Return the validation stream of a run of train.py, with the tokens and masks of the run's own validation.
 
-    `tokenizer` is the tokenizer that the run saved. The text is read from `cache_dir` or the run's own cache, or built
-    again in `cache_dir` from its source. `max_tokens` limits the stream, begin and end tokens included. Raises
-    ValueError if the documents or the tokenizer have changed since the run.
+    `tokenizer` is the tokenizer that the run saved. `max_tokens` limits the stream, begin and end tokens included.
+    Raises ValueError if the documents (`validation_documents`) or the tokenizer have changed since the run.
     """
     config, fingerprints = read_run(run)
     if fingerprints["tokenizer"] != tokenizer.fingerprint:
@@ -108,18 +106,19 @@ def _encode_running_text(text: Text, tokenizer: Tokenizer, bos: str, max_tokens:
     (content,) = text.documents
     with _progress(len(content)):
         encoded = tokenizer.encode(content)
-        sizes, is_lossless = tokenizer.text_bytes(content, encoded)
-    document = document_of(content, sizes, text.document_start)[:max_tokens]
-    tokens, sizes = np.asarray(encoded, dtype=np.int64)[:max_tokens], sizes[:max_tokens]
+        token_bytes, is_lossless = tokenizer.text_bytes(content, encoded)
+    document = document_of(content, token_bytes, text.document_start)[:max_tokens]
+    tokens, token_bytes = np.asarray(encoded, dtype=np.int64)[:max_tokens], token_bytes[:max_tokens]
     notes = [] if is_lossless else [LOSSY_NOTE]
     if len(tokens) < len(encoded):
         notes.append(CUT_NOTE.format(max_tokens))
     has_bos = tokenizer.adds_bos if bos == "auto" else bos == "always"
-    num_unscored_bytes = 0 if has_bos else int(sizes[:1].sum())
-    scored_text = content.encode()[num_unscored_bytes : sizes.sum()].decode(errors="ignore")
+    num_unscored_bytes = 0 if has_bos else int(token_bytes[:1].sum())
+    scored_bytes = content.encode()[num_unscored_bytes : token_bytes.sum()]
+    scored_text = scored_bytes.decode(errors="ignore")  # without characters that are cut at an end
     if has_bos:
         tokens = np.r_[tokenizer.separator_id, tokens]
-        sizes = np.r_[0, sizes]
+        token_bytes = np.r_[0, token_bytes]
         document = np.r_[document[:1], document]
     else:
         notes.append("The text does not begin with BOS, so its first token is only context and is not scored.")
@@ -128,7 +127,7 @@ def _encode_running_text(text: Text, tokenizer: Tokenizer, bos: str, max_tokens:
         fingerprint=text.fingerprint,
         tokens=tokens,
         is_scored=np.arange(len(tokens)) > 0,
-        token_bytes=sizes,
+        token_bytes=token_bytes,
         document=document,
         words=len(scored_text.split()) if is_lossless else None,
         notes=tuple(notes),
@@ -143,21 +142,19 @@ def _encode_documents(
     max_tokens: int | None,
     advance: Callable[[float], None] = lambda megabytes: None,
 ) -> Stream:
-    """Return the stream of documents between begin and end tokens, cut to `max_tokens` tokens.
-
-    `groups` are lists of documents. `advance` is called with the megabytes encoded since its last call.
-    """
+    """Return the stream of all documents in `groups`, each between begin and end tokens, cut to `max_tokens` tokens."""
     tokens_before = np.asarray(tokenizer.ids_before_stream, dtype=np.int64)  # they belong to the first document
-    tokens, sizes = [tokens_before], [np.zeros_like(tokens_before)]
+    # One array per document, after one for the tokens before the first.
+    tokens, token_bytes = [tokens_before], [np.zeros_like(tokens_before)]
     num_tokens = len(tokens_before)
     is_lossless = True
     num_begin_tokens = int(tokenizer.has_own_bos)
-    documents = (pair for group in groups for pair in zip(group, tokenizer.encode_batch(group), strict=True))
-    for content, ids in documents:
+    encoded = (pair for group in groups for pair in zip(group, tokenizer.encode_batch(group), strict=True))
+    for content, ids in encoded:
         tokens.append(np.fromiter(tokenizer.with_begin_and_end(ids), dtype=np.int64))
-        sizes.append(np.zeros_like(tokens[-1]))
-        text_sizes, is_document_lossless = tokenizer.text_bytes(content, ids)
-        sizes[-1][num_begin_tokens : num_begin_tokens + len(ids)] = text_sizes
+        token_bytes.append(np.zeros_like(tokens[-1]))
+        text_bytes, is_document_lossless = tokenizer.text_bytes(content, ids)
+        token_bytes[-1][num_begin_tokens : num_begin_tokens + len(ids)] = text_bytes
         is_lossless &= is_document_lossless
         num_tokens += len(tokens[-1])
         advance(len(content) / 1e6)
@@ -175,14 +172,14 @@ def _encode_documents(
         fingerprint=fingerprint,
         tokens=np.concatenate(tokens)[:max_tokens],
         is_scored=np.arange(len(document)) > 0,
-        token_bytes=np.concatenate(sizes)[:max_tokens],
+        token_bytes=np.concatenate(token_bytes)[:max_tokens],
         document=document,
         words=None,
         notes=tuple(notes),
     )
 
 
-def _progress(characters: int) -> AbstractContextManager[Callable[[float], None]]:
-    if characters < LONG_TEXT:
+def _progress(num_characters: int) -> AbstractContextManager[Callable[[float], None]]:
+    if num_characters < LONG_TEXT:
         return nullcontext(lambda megabytes: None)
-    return progress("data: encoding", characters / 1e6, "MB")
+    return progress("data: encoding", num_characters / 1e6, "MB")

@@ -48,30 +48,29 @@ class Ledger:
             write_atomically(self.folder / SETTINGS_FILE, settings)
             yield
 
-    def find_or_add(self, checkpoint: Entry) -> Entry:
-        """Return the entry with results of this checkpoint; if there is none, add `checkpoint` without results."""
+    def find_or_add(self, description: Entry) -> Entry:
+        """Return the entry of the checkpoint with this description; if there is none, add one without results."""
         for entry in self.entries:
-            if all(entry.get(key) == checkpoint[key] for key in IDENTITY_FIELDS):
-                entry["checkpoint"] = checkpoint["checkpoint"]
-                if entry["versions"] != checkpoint["versions"]:
-                    old, new = _version_text(entry["versions"]), _version_text(checkpoint["versions"])
+            if all(entry.get(key) == description[key] for key in IDENTITY_FIELDS):
+                entry["checkpoint"] = description["checkpoint"]
+                if entry["versions"] != description["versions"]:
+                    old, new = _version_text(entry["versions"]), _version_text(description["versions"])
                     entry["continued"] = f"Begun with {old}, continued with {new}."
                 return entry
-        # An entry of this checkpoint with different identity fields is outdated: the run was trained further, or the
-        # results come from a machine with another precision.
-        self.entries = [entry for entry in self.entries if entry["checkpoint"] != checkpoint["checkpoint"]]
+        # Other entries of this checkpoint are outdated: it was trained further, or the precision has changed.
+        self.entries = [entry for entry in self.entries if entry["checkpoint"] != description["checkpoint"]]
         empty: Entry = {"perplexity_results": [], "speed": None, "tasks": {}, "wall_seconds": 0.0, "status": "begun"}
-        self.entries.append({**checkpoint, **empty})
+        self.entries.append({**description, **empty})
         return self.entries[-1]
 
     def save(self) -> None:
-        """Write `results.json` atomically."""
+        """Write `results.json` atomically, with each list of numbers on one line."""
         text = json.dumps(self.entries, indent=2, ensure_ascii=False, allow_nan=False)
-        lists_on_one_line = re.sub(r"\[\n[-+.,\deE\s]*\]", lambda match: " ".join(match[0].split()), text)
-        write_atomically(self.file, lists_on_one_line + "\n")
+        compact_text = re.sub(r"\[\n[-+.,\deE\s]*\]", lambda match: " ".join(match[0].split()), text)
+        write_atomically(self.file, compact_text + "\n")
 
     def arrange(self, checkpoints: Sequence[str]) -> None:
-        """Sort entries into the order of `checkpoints`, entries of earlier commands last; give unique names to all."""
+        """Sort entries in the order of `checkpoints`, entries of earlier commands last; give each a unique name."""
         order = {name: index for index, name in enumerate(checkpoints)}
         self.entries.sort(key=lambda entry: order.get(entry["checkpoint"], len(order)))
         for entry, name in zip(self.entries, short_names([e["checkpoint"] for e in self.entries]), strict=True):
@@ -86,7 +85,7 @@ class Ledger:
             old_settings = yaml.safe_load((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
             entries = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else []
             if not all("fingerprint" in entry and isinstance(entry["versions"], dict) for entry in entries):
-                raise TypeError
+                raise TypeError  # becomes the error below
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
             raise ValueError(f"output_dir={self.folder} holds files that cannot be read: choose another one") from None
         settings = yaml.safe_load(yaml.safe_dump(self.settings))  # with the types that YAML reads back
@@ -103,11 +102,11 @@ def _version_text(versions: Mapping[str, str]) -> str:
 
 
 def short_names(checkpoints: Sequence[str]) -> list[str]:
-    """Return the shortest unique ends of paths or hub ids; a generic last part keeps at least its parent."""
+    """Return the shortest unique ends of paths or hub ids; if the last part is generic, its parent is kept too."""
     paths = [[part for part in PurePath(name).parts if part not in ("/", ".", "..")] or [name] for name in checkpoints]
-    least_parts = [2 if path[-1] in GENERIC_NAMES else 1 for path in paths]
+    min_parts = [2 if path[-1] in GENERIC_NAMES else 1 for path in paths]
     for num_parts in range(1, max(map(len, paths)) + 1):
-        names = ["/".join(path[-max(num_parts, least) :]) for path, least in zip(paths, least_parts, strict=True)]
+        names = ["/".join(path[-max(num_parts, minimum) :]) for path, minimum in zip(paths, min_parts, strict=True)]
         if len(set(names)) == len(names):
             return names
     return list(checkpoints)

@@ -76,12 +76,12 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
 
 
 def shared_text(settings: Mapping[str, Any]) -> Text | None:
-    """Return the text that all checkpoints are scored on; None if each has its own. Raises errors of `read_text`."""
+    """Return the text that all checkpoints are scored on; None if no text is given or no protocol requested."""
     perplexity_settings = settings["perplexity"]
     if settings.get("data") is None or not perplexity_settings["protocols"]:
         return None
-    start = perplexity_settings["document_start"]
-    return read_text(settings["data"], document_start=start, cache_dir=Path(settings["cache_dir"]))
+    document_start = perplexity_settings["document_start"]
+    return read_text(settings["data"], document_start=document_start, cache_dir=Path(settings["cache_dir"]))
 
 
 def plan_measurements(
@@ -129,10 +129,10 @@ def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Mea
             seed=settings["seed"],
         )
         training = training_documents(provenance.run, Path(settings["cache_dir"])) if file else None
-        share = None
+        seen_share = None
         if training is not None:
-            share = training.share_of_questions([question_texts(record) for record in read_records(name, file)])
-        origin = {"asked_as": name, "file_fingerprint": fingerprint, "in_training": share}
+            seen_share = training.share_of_questions([question_texts(record) for record in read_records(name, file)])
+        origin = {"asked_as": name, "file_fingerprint": fingerprint, "in_training": seen_share}
         # A harness group gives several results under the names of its tasks, and all have the group as `asked_as`.
         others = {task: result for task, result in entry["tasks"].items() if result["asked_as"] != name}
         entry["tasks"] = others | {task: {**result, **origin} for task, result in results.items()}
@@ -191,8 +191,8 @@ def _stream(checkpoint: Checkpoint, settings: Mapping[str, Any], run: Path | Non
         assert run is not None  # `_perplexities` raises if both are None
         return run_stream(run, checkpoint.tokenizer, cache_dir=cache_dir, max_tokens=max_tokens)
     training = training_documents(run, cache_dir)
-    share = None if training is None else training.share_of_bytes(text.documents)
-    return replace(encode(text, checkpoint.tokenizer, bos=bos, max_tokens=max_tokens), in_training=share)
+    seen_share = None if training is None else training.share_of_bytes(text.documents)
+    return replace(encode(text, checkpoint.tokenizer, bos=bos, max_tokens=max_tokens), in_training=seen_share)
 
 
 def _protocol(

@@ -10,8 +10,7 @@ a window are the tokens that the model reads; its last target is not an input. W
 
 `sliding` is the loop of the transformers documentation ("Perplexity of fixed-length models"): a window holds L tokens,
 of which the last is only a target. `non_overlapping` is the protocol of validation in training, and of the disjoint
-rolling windows of the lm-evaluation-harness. The popular loop over chunks of L tokens that shifts labels *inside* a
-chunk is neither: it never scores the first token of a chunk.
+rolling windows of the lm-evaluation-harness.
 
 Hidden states are computed for all positions, head and loss only for scored positions; losses are summed in float64.
 Rows of a batch do not see each other and attention is causal, so padding on the right does not change a window's score.
@@ -100,14 +99,14 @@ def perplexity(
     not finite become null, with a note. Raises ValueError if windows or token ids do not fit the decoder.
     """
     protocol.check(decoder.config)
-    largest_id, num_ids = int(stream.tokens.max()), decoder.config.vocab_size
-    if largest_id >= num_ids:
+    largest_id, vocab_size = int(stream.tokens.max()), decoder.config.vocab_size
+    if largest_id >= vocab_size:
         raise ValueError(
-            f"the tokenizer gave id {largest_id} for {stream.name}, but the checkpoint's vocab_size is {num_ids}: "
+            f"the tokenizer gave id {largest_id} for {stream.name}, but the checkpoint's vocab_size is {vocab_size}: "
             "tokenizer and weights belong to different models"
         )
     windows = protocol.windows(len(stream.tokens))
-    nats = np.zeros(len(stream.tokens))
+    nats = np.zeros(len(stream.tokens))  # loss of each position
     device = decoder.embed_tokens.weight.device
     autocasting = torch.autocast(device.type, dtype=autocast, enabled=autocast is not None, cache_enabled=False)
     with torch.inference_mode(), autocasting:
@@ -159,8 +158,8 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
     total_nats = float(nats_N.sum())
     notes = list(stream.notes)
     if len(windows) == 1:
-        size = len(stream.tokens)
-        notes.append(f"The text has {size:,} tokens and fits into one window, so the first ones have little context.")
+        length = len(stream.tokens)
+        notes.append(f"The text has {length:,} tokens and fits into one window: its first tokens have little context.")
     if not math.isfinite(total_nats):
         num_bad = int((~np.isfinite(nats_N)).sum())
         notes.append(f"The loss of {num_bad:,} of {num_tokens:,} tokens is not finite, so no results can be given.")
@@ -193,7 +192,7 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
 
 
 def _stored_blocks(nats_K: np.ndarray, sizes_KM: np.ndarray) -> dict[str, list[Any]]:
-    """Return sums over blocks, for errors of differences. Nats are rounded to seven digits, as float32 losses have."""
+    """Return sums over blocks, for errors of differences. Nats get seven digits, the precision of float32 losses."""
     sums_KM = merge_blocks(np.column_stack([nats_K, sizes_KM]))
     num_tokens, num_bytes = sums_KM[:, 1:].astype(np.int64).T.tolist()
     return {"nats": [float(f"{nats:.7g}") for nats in sums_KM[:, 0]], "tokens": num_tokens, "bytes": num_bytes}
@@ -204,5 +203,5 @@ def _finite(value: float) -> float | None:
 
 
 def _exp(loss: float) -> float | None:
-    """exp(loss), None if a float64 cannot hold it."""
+    """Return exp(loss); None if a float64 cannot hold it."""
     return math.exp(loss) if loss < 700 else None

@@ -33,7 +33,7 @@ from slm.tracking import check_logger, record_directory
 
 SKIPPED_TASKS = 3  # exit code if everything was measured except tasks whose data was not available
 SCHEMA = 1
-SUMMARY = ("perplexity", "bits_per_byte", "decode_tokens_per_second")  # columns logged to the summary of a W&B run
+SUMMARY_COLUMNS = ("perplexity", "bits_per_byte", "decode_tokens_per_second")  # logged to the summary of a W&B run
 TASK_COLUMNS = ("model", "task", "metric", "value", "se", "n", "num_fewshot", "error")
 REPLACEMENT = "\ufffd"  # decoding the first bytes of a character without the rest gives this character
 
@@ -72,8 +72,8 @@ def evaluate(settings: Mapping[str, Any]) -> int:
         say(f"WARNING: this evaluation runs on the CPU, but {why}")
     with ledger.lock():
         say(f"results go to {folder}")
-        for number, (name, provenance, precision, measurements) in enumerate(plans, start=1):
-            say(f"[{number}/{len(plans)}] {name}")
+        for plan_number, (name, provenance, precision, measurements) in enumerate(plans, start=1):
+            say(f"[{plan_number}/{len(plans)}] {name}")
             entry = ledger.find_or_add(_describe(name, provenance, precision))
             _measure(entry, measurements, provenance, precision, ledger)
         ledger.arrange(settings["checkpoints"])
@@ -100,7 +100,7 @@ def _load(provenance: Provenance, precision: Precision) -> Checkpoint:
 def _measure(
     entry: Entry, measurements: Sequence[Measurement], provenance: Provenance, precision: Precision, ledger: Ledger
 ) -> None:
-    """Take the measurements that `entry` lacks and save after each; load the checkpoint only if one is lacking."""
+    """Take the measurements that `entry` lacks, and save after each. If it lacks none, the checkpoint is not loaded."""
     missing = [measurement for measurement in measurements if not measurement.is_done(entry)]
     if not missing:
         say("  already measured")
@@ -148,28 +148,29 @@ def _describe(checkpoint: str, provenance: Provenance, precision: Precision) -> 
 def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], files: Sequence[Path]) -> None:
     """Log one W&B run with tables `evaluation` and `tasks`, the figures among `files`, and all files as an artifact.
 
-    `entries` is the list in results.json of `folder`. Table `evaluation` has the rows of results.csv. A task that could
-    not be evaluated has its `error` instead of a value.
+    Table `evaluation` has the rows of results.csv. A task that could not be evaluated has an `error` and no value.
     """
     results = Results(entries)
-    checkpoints = rows(results)
-    tasks = [{"model": e["name"], "task": name, **task} for e in results.entries for name, task in e["tasks"].items()]
+    checkpoint_rows = rows(results)
+    task_rows = [{"model": e["name"], "task": task, **row} for e in results.entries for task, row in e["tasks"].items()]
 
     def key(*parts: str) -> str:
         return "/".join(part.replace("/", "_") for part in parts)
 
-    summary = {
-        key(row["model"], name): row[name] for row in checkpoints for name in SUMMARY if is_number(row.get(name))
-    }
-    summary |= {key(row["model"], "task", row["task"]): row["value"] for row in tasks if is_number(row.get("value"))}
+    summary: dict[str, float] = {}
+    for row in checkpoint_rows:
+        summary |= {key(row["model"], name): row[name] for name in SUMMARY_COLUMNS if is_number(row.get(name))}
+    for row in task_rows:
+        if is_number(row.get("value")):
+            summary[key(row["model"], "task", row["task"])] = row["value"]
     record_directory(
         folder,
         kind="evaluation",
         name=f"evaluation-{folder.name}",
         config=settings,
         tables={
-            "evaluation": (list(checkpoints[0]), [list(row.values()) for row in checkpoints]),
-            "tasks": (TASK_COLUMNS, [[row.get(column) for column in TASK_COLUMNS] for row in tasks]),
+            "evaluation": (list(checkpoint_rows[0]), [list(row.values()) for row in checkpoint_rows]),
+            "tasks": (TASK_COLUMNS, [[row.get(column) for column in TASK_COLUMNS] for row in task_rows]),
         },
         images=[file for file in files if file.suffix == ".png"],
         summary=summary,
@@ -183,13 +184,13 @@ def _sample(settings: Mapping[str, Any]) -> int:
     decoder, tokenizer, _ = _load(provenance, resolve_precision(settings, provenance))
     prompt, seed, options = settings["prompt"], settings["seed"], settings["generation"]
     ids = prompt_ids(tokenizer, prompt)
-    context = decoder.config.max_position_embeddings
-    if len(ids) >= context:
-        raise ValueError(f"prompt has {len(ids)} tokens, but the checkpoint's context is {context}: shorten the prompt")
+    max_length = decoder.config.max_position_embeddings
+    if len(ids) >= max_length:
+        raise ValueError(f"prompt has {len(ids)} tokens, but the checkpoint's context is {max_length}: shorten it")
     print(prompt, end="", flush=True)
     start = time.perf_counter()
     tokens = generate(decoder, ids, stop_id=tokenizer.eos_id, num_ids=tokenizer.vocab_size, seed=seed, **options)
-    printed_tokens, kept_tokens = tee(tokens)
+    printed_tokens, kept_tokens = tee(tokens)  # generated once, read twice
     for piece in text_pieces(tokenizer, ids, printed_tokens):
         print(piece, end="", flush=True)
     new_ids = list(kept_tokens)
@@ -198,7 +199,7 @@ def _sample(settings: Mapping[str, Any]) -> int:
     reason = ""
     if len(new_ids) < options["max_new_tokens"]:
         reason = ", then the model ended the text or its context was full"
-        tokens_1T = torch.tensor([[*ids, *new_ids][-context:]], device=decoder.head_weight.device)  # one row, T tokens
+        tokens_1T = torch.tensor([[*ids, *new_ids][-max_length:]], device=decoder.head_weight.device)
         with torch.inference_mode():
             if not decoder.hidden(tokens_1T)[:, -1].isfinite().all():
                 raise ValueError(f"checkpoint={provenance.checkpoint} gives logits that are not finite: it diverged")
@@ -217,13 +218,14 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 def text_pieces(tokenizer: Tokenizer, ids: list[int], new_ids: Iterable[int]) -> Iterator[str]:
     """Yield the text that each of `new_ids` adds to `ids`. A character is held back until it is complete."""
     context = ids[-8:]  # a token can decode differently at the start of a text
-    pending: list[int] = []
+    pending: list[int] = []  # tokens whose text has not been yielded
     for token in new_ids:
         pending.append(token)
         text = tokenizer.decode([*context, *pending])
         if not text.endswith(REPLACEMENT):
             yield text[len(tokenizer.decode(context)) :]
-            context, pending = [*context, *pending][-8:], []
+            context = [*context, *pending][-8:]
+            pending = []
     yield tokenizer.decode([*context, *pending])[len(tokenizer.decode(context)) :]
 
 

@@ -44,8 +44,8 @@ def measure_speed(
         timers.append(_Timer(without_sharing(decoder), settings))
     num_rounds = settings["repetitions"] + 1
     start = time.perf_counter()
-    for number in range(num_rounds):
-        is_warm_up = number == 0
+    for round_index in range(num_rounds):
+        is_warm_up = round_index == 0
         for timer in timers:
             timer.repeat(keep=not is_warm_up)
             progress(1 / num_rounds / len(timers))
@@ -60,7 +60,7 @@ def measure_speed(
         **main_timer.medians(),
         "without_sharing": timers[-1].medians() if config.layer_sharing != "none" else None,
         "cache": settings["cache"],
-        "compiled": main_timer.compiled,
+        "compiled": main_timer.is_compiled,
         "dtype": dtype_name(weight.dtype),
         "device": weight.device.type,
         "device_name": machine.device_name(weight.device.type),
@@ -95,25 +95,25 @@ def without_sharing(decoder: Decoder) -> Decoder:
 
 
 class _Timer:
-    """Times a decoder. `seconds` holds (prefill, decoding) of each repetition that was kept."""
+    """Times a decoder. `seconds` holds the times (prefill, decoding) of each repetition that was kept."""
 
     def __init__(self, decoder: Decoder, settings: Mapping[str, Any]) -> None:
         self.decoder, self.settings = decoder, settings
-        may_compile = settings["compile"]
+        may_compile = settings["compile"]  # true, false or "auto"
         if may_compile == "auto":
             may_compile = machine.can_compile(decoder.head_weight.device.type)
-        self.compiled = settings["cache"] and may_compile
-        self.next_logits: NextLogits = compiled_logits(decoder) if self.compiled else eager_logits(decoder)
+        self.is_compiled = settings["cache"] and may_compile
+        self.next_logits: NextLogits = compiled_logits(decoder) if self.is_compiled else eager_logits(decoder)
         rng = torch.Generator().manual_seed(0)
         prompt = torch.randint(decoder.config.vocab_size, (1, settings["prompt_tokens"]), generator=rng)
-        self.prompt_1T = prompt.to(decoder.head_weight.device)
+        self.prompt_1T = prompt.to(decoder.head_weight.device)  # one row, T tokens
         self.seconds: list[tuple[float, float]] = []
 
     def repeat(self, *, keep: bool) -> None:
         """Prefill and decode once; store the seconds if `keep`."""
         device = self.decoder.head_weight.device
         cache = self._cache(self.settings["prompt_tokens"] + self.settings["new_tokens"])
-        if self.compiled:  # let a GPU capture the decoding step of this cache before the clock starts; then clear it
+        if self.is_compiled:  # let a GPU capture the decoding step before the clock starts; then clear the cache
             self.next_logits(self.prompt_1T[:, :1], cache)
             cache.select(self._cache(1), torch.zeros(1, dtype=torch.long, device=device))
         start = _now(device)
@@ -150,7 +150,7 @@ def _now(device: torch.device) -> float:
 
 
 def _reset_memory() -> int | None:
-    """Give free memory back to the system and reset the peak; return the bytes now held, weights included, if known."""
+    """Give free memory back and reset the peak; return the bytes held now, weights included, or None if unknown."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

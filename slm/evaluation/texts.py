@@ -61,8 +61,7 @@ class Text:
 def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cache_dir: Path) -> Text:
     """Return the text that `data` (conf/data/NAME.yaml as a plain dict) describes.
 
-    Hub data is downloaded once to `cache_dir`. `document_start` replaces `data.document_start`. Raises ValueError if
-    the text cannot be read or is blank.
+    Hub data is downloaded once to `cache_dir`. Raises ValueError if the text cannot be read or is blank.
     """
     name = data["name"]
     separate = True
@@ -147,8 +146,7 @@ def cached_folder(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) 
 def validation_documents(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Iterator[list[str]]:
     """Return an iterator over lists of the validation documents of the training run that `config` describes.
 
-    If no cache has the documents (`cached_folder`), they are built in `cache_dir` from their source. Raises ValueError
-    if the new documents have a different fingerprint.
+    If no cache has them, they are built in `cache_dir` from their source. Raises ValueError if they have changed.
     """
     data = config["data"]
     folder = cached_folder(config, fingerprint, cache_dir)
@@ -174,12 +172,12 @@ class TrainingDocuments:
     def share_of_bytes(self, texts: Iterable[str]) -> float:
         """Return the share of the bytes of `texts` that are in training documents."""
         cut_texts = [piece for text in texts for piece in pieces([text.encode()], self.max_bytes)]
-        sizes = np.array([len(piece) for piece in cut_texts])
+        byte_counts = np.array([len(piece) for piece in cut_texts])
         was_trained_on = self._contains([piece.decode() for piece in cut_texts])
-        return float(sizes[was_trained_on].sum() / sizes.sum())
+        return float(byte_counts[was_trained_on].sum() / byte_counts.sum())
 
     def share_of_questions(self, questions: Sequence[Sequence[str]]) -> float:
-        """Return the share of questions with a text that is a training document; a question is a list of texts."""
+        """Return the share of questions with a text that is a training document. A question is a list of texts."""
         texts = [text for question in questions for text in question]
         was_trained_on = dict(zip(texts, self._contains(texts), strict=True))
         return sum(any(was_trained_on[text] for text in question) for question in questions) / len(questions)
@@ -199,17 +197,16 @@ def training_documents(run: Path | None, cache_dir: Path) -> TrainingDocuments |
     return TrainingDocuments(hashes, config["data"].get("max_document_bytes")) if hashes else None
 
 
-def document_of(text: str, sizes_n: np.ndarray, document_start: str | None) -> np.ndarray:
+def document_of(text: str, token_bytes_n: np.ndarray, document_start: str | None) -> np.ndarray:
     """Return the index (n,) of the document in which each of n tokens of a running text begins.
 
-    `sizes_n` are the bytes of each token. Documents begin at the matches of `document_start`; without this pattern the
-    text is one document.
+    `token_bytes_n` are the bytes of each token. Documents begin at the matches of `document_start`, if it is given.
     """
     if document_start is None:
-        return np.zeros(len(sizes_n), dtype=np.int32)
+        return np.zeros(len(token_bytes_n), dtype=np.int32)
     starts = [match.start() for match in re.finditer(document_start, text, re.MULTILINE)]
     cuts = [0, *starts[1:]]  # the first match does not cut: the text before it belongs to the first document
     # The last document needs no length: every token that begins after the others is in it.
     lengths = [len(text[start:stop].encode()) for start, stop in pairwise(cuts)]
-    first_bytes_n = np.cumsum(sizes_n) - sizes_n
-    return np.searchsorted(np.cumsum(lengths), first_bytes_n, side="right").astype(np.int32)
+    offset_n = np.cumsum(token_bytes_n) - token_bytes_n  # of the first byte of each token
+    return np.searchsorted(np.cumsum(lengths), offset_n, side="right").astype(np.int32)

@@ -40,7 +40,7 @@ def _half_bar(se: float | None) -> float | None:
 
 
 def size_figure(results: Results) -> Figure | None:
-    """Draw the target of the fits (loss, or bits per byte) against N, with each family's law; None below two points."""
+    """Draw loss, or bits per byte (`fit_target`), against N, with each family's law; None for fewer than two points."""
     target = results.fit_target
     rows = [(e, score) for e, score in results.scores_under(results.primary) if is_number(score.get(target))]
     published = published_points(results)
@@ -113,7 +113,8 @@ def pareto_figure(results: Results) -> Figure | None:
     ]
     if len(rows) < 2:
         return None
-    is_on_front = pareto_front(np.array([[score[target], -speed] for _, speed, score in rows]))
+    costs = np.array([[score[target], -speed] for _, speed, score in rows])  # lower is better in both columns
+    is_on_front = pareto_front(costs)
     names = [results.labels[entry["name"]] for entry, _, _ in rows]
     title = f"Quality against decode speed: {int(is_on_front.sum())} of {len(rows)} are on the Pareto front"
     figure, axis = _one_panel(title, names, bottom=0.65)
@@ -137,7 +138,7 @@ def pareto_figure(results: Results) -> Figure | None:
 
 
 def doubling_figure(results: Results) -> Figure | None:
-    """Draw the gain per doubling of N: between neighbouring sizes with error bars, and by the law with its band."""
+    """Draw the gain per doubling of N: measured points with error bars, and the curve of each law with its band."""
     all_gains = gains(results)
     if not all_gains:
         return None
@@ -169,10 +170,10 @@ def doubling_figure(results: Results) -> Figure | None:
     return figure
 
 
-def _scale_gains(axis: Axes, all_gains: Sequence[Gain], gains_by_laws: Sequence[float]) -> None:
+def _scale_gains(axis: Axes, all_gains: Sequence[Gain], law_gains: Sequence[float]) -> None:
     """Make the axis logarithmic if all laws and error bars lie above zero, else linear with a line at zero."""
-    low = min([*gains_by_laws, *(gain.value - 2 * (gain.se or 0.0) for gain in all_gains)])
-    high = max([*gains_by_laws, *(gain.value + 2 * (gain.se or 0.0) for gain in all_gains)])
+    low = min([*law_gains, *(gain.value - 2 * (gain.se or 0.0) for gain in all_gains)])
+    high = max([*law_gains, *(gain.value + 2 * (gain.se or 0.0) for gain in all_gains)])
     if low > 0:
         log_axis(axis.yaxis, low / 1.5, high * 1.5, counts=False)
         return

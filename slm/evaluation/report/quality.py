@@ -1,8 +1,8 @@
 """Report section on perplexity: a table per measure, and the differences between checkpoints with standard errors.
 
 Notable: two checkpoints tend to find the same documents hard. If both were scored on the same blocks of a text, the
-error of their difference is *paired*: computed from what each block adds to it (`slm.evaluation.bootstrap.influences`).
-Otherwise the two errors are combined as if they were independent, and the report says so.
+error of their difference is *paired*: computed from the contribution of each block to the difference. Otherwise the two
+errors are combined as if they were independent, and the report says so.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from slm.scaling.pairs import holm
 
 MAX_ALL_PAIRS = 4  # with more checkpoints, only neighbours in rank are compared
 BORDER_TOLERANCE = 0.01
-"""Two block borders count as equal if they differ by at most this share of the mean bytes per block. This allows for a
-token that only one tokenizer scores or that crosses a border; such a token makes the error slightly too large."""
+"""Two block borders count as equal if they differ by at most this share of the mean bytes per block. They may differ by
+a token that crosses a border, or a first token that is scored for only one of the checkpoints."""
 SIGNIFICANCE_LEVEL = 0.05
 SIGNIFICANCE_TEXT = {True: "yes", False: "no", None: "not known"}
 NOT_AFTER_HOLM = "yes, not after Holm"
@@ -53,7 +53,7 @@ NOTES = {
     NOT_AFTER_HOLM: "*Not after Holm*: beyond 2 standard errors, but not significant at the "
     f"{SIGNIFICANCE_LEVEL:.0%} level after Holm's correction for the number of differences in the table.",
 }
-"""Text that a table of differences may contain -> its explanation."""
+"""Words in a cell of a table of differences -> the explanation that follows the tables if a cell has these words."""
 
 
 def quality_section(results: Results) -> Section | None:
@@ -80,16 +80,16 @@ def quality_section(results: Results) -> Section | None:
         section.add(
             f"**{words.escape_markdown(measure.title)}**",
             table_by_column([entry | score for entry, score in rows], COLUMNS),
-            f"Without a loss under this measure: {words.join_names(missing)}." if missing else "",
+            f"Checkpoints without a loss under this measure: {words.join_names(missing)}." if missing else "",
             differences_table,
         )
-    notes = [note for text, note in NOTES.items() if text in all_differences]
+    notes = [note for words_in_cell, note in NOTES.items() if words_in_cell in all_differences]
     section.add(" ".join([TEXT_NOTE, *notes]) if all_differences else "")
-    caption = "Bars: 2 standard errors."
+    caption = "Bars are 2 standard errors."
     if results.laws:
-        caption += " Grey lines: the power law of each family with three sizes or more, and its 95% band."
+        caption += " Grey lines are the power laws of families with three sizes or more, with 95% bands."
     if published_points(results):
-        caption += " Grey diamonds: the published losses, under the same protocol."
+        caption += " Grey diamonds are the published losses, under the same protocol."
     return section.add(figure(results.folder, "size", caption))
 
 
@@ -124,10 +124,10 @@ def warnings(results: Results) -> list[str]:
                 f"on {title} the tokenizers differ, so losses and perplexities are not comparable between checkpoints; "
                 "bits per byte are, if the bytes scored are equal."
             )
-        sizes = {size for _, score in results.scores_under(measure) if (size := number(score, "bytes"))}
-        if not nearly_equal(sizes):
-            shown = words.join_names([words.exact_count(size) for size in sorted(sizes)])
-            sentences.append(f"on {title} different parts of the text were scored ({shown} bytes).")
+        byte_counts = {count for _, score in results.scores_under(measure) if (count := number(score, "bytes"))}
+        if not nearly_equal(byte_counts):
+            counts_text = words.join_names([words.exact_count(count) for count in sorted(byte_counts)])
+            sentences.append(f"on {title} different parts of the text were scored ({counts_text} bytes).")
     return sentences + [
         f"{words.plural(len(fingerprints), 'different text')} are called {words.escape_markdown(data)} (fingerprints "
         f"{words.join_names(sorted(fingerprints))}): results on them are in separate tables and are not comparable."
@@ -157,11 +157,11 @@ class Difference(NamedTuple):
 
     @property
     def p(self) -> float | None:
-        """Two-sided p-value: Student's t over the blocks, normal for independent errors."""
+        """Two-sided p-value: from Student's t over the blocks for a paired error, else from the normal distribution."""
         if self.error.se is None:
             return None
-        if self.error.se == 0:  # any difference is certain
-            return float(self.value == 0)
+        if self.error.se == 0:  # any difference other than 0 is certain
+            return 1.0 if self.value == 0 else 0.0
         df = self.error.num_blocks - 1 if self.error.num_blocks else math.inf
         return float(2 * stats.t.sf(abs(self.value) / self.error.se, df))
 
@@ -171,19 +171,20 @@ def target_error(score: Entry, target: str) -> float | None:
     return number(score, f"se_{target}")
 
 
-def paired_error(weighted: Sequence[tuple[float, Entry]], target: str) -> Error:
-    """Return the error of the sum of weight times score; it has a reason and no `se` if the scores' blocks differ."""
-    if not all(score.get("blocks") for _, score in weighted):
+def paired_error(weights_and_scores: Sequence[tuple[float, Entry]], target: str) -> Error:
+    """Return the error of a weighted sum of scores. If their blocks differ, the `Error` has a reason and no `se`."""
+    scores = [score for _, score in weights_and_scores]
+    if not all(score.get("blocks") for score in scores):
         return Error(None, None, "no blocks stored")
-    blocks = [{key: np.asarray(sums, float) for key, sums in score["blocks"].items()} for _, score in weighted]
+    blocks = [{key: np.asarray(sums, float) for key, sums in score["blocks"].items()} for score in scores]
     if not all(_have_same_borders(blocks[0]["bytes"], other["bytes"]) for other in blocks[1:]):
         return Error(None, None, "different block borders")
     denominator, nats_per_unit = ("tokens", 1.0) if target == "loss" else ("bytes", math.log(2))
-    total_K = np.zeros(len(blocks[0]["nats"]))  # K blocks
-    for (weight, _), sums in zip(weighted, blocks, strict=True):
-        total_K += weight * influences(sums["nats"], sums[denominator])
-    error = influence_error(total_K) / nats_per_unit
-    return Error(error, len(total_K)) if math.isfinite(error) else Error(None, None, "a single block")
+    influence_K = np.zeros(len(blocks[0]["nats"]))  # influence of each of K blocks on the weighted sum
+    for (weight, _), sums in zip(weights_and_scores, blocks, strict=True):
+        influence_K += weight * influences(sums["nats"], sums[denominator])
+    error = influence_error(influence_K) / nats_per_unit
+    return Error(error, len(influence_K)) if math.isfinite(error) else Error(None, None, "a single block")
 
 
 def _have_same_borders(sizes: np.ndarray, other_sizes: np.ndarray) -> bool:
@@ -202,7 +203,7 @@ def compare(first: Entry, second: Entry, target: str) -> Difference:
 
 
 def rank_checkpoints(results: Results, measure: Measure | None) -> list[tuple[Entry, Entry]]:
-    """Return (entry, score) under one measure, best first; empty if the scores are not comparable."""
+    """Return pairs (entry, score) under one measure, best first; empty if the scores are not comparable."""
     target = results.target_for(measure)
     if target == "loss" and not results.has_same_tokens(measure):
         return []
@@ -214,21 +215,22 @@ def _differences(first: Entry, second: Entry) -> dict[str, Difference]:
     targets = ["bits_per_byte"]
     if first.get("segmentation") == second.get("segmentation"):
         targets.append("loss")
-    has_both = [name for name in targets if words.is_number(first.get(name)) and words.is_number(second.get(name))]
-    return {name: compare(first, second, name) for name in has_both}
+    in_both = [key for key in targets if words.is_number(first.get(key)) and words.is_number(second.get(key))]
+    return {target: compare(first, second, target) for target in in_both}
 
 
 def _differences_table(results: Results, measure: Measure) -> str:
-    """Return all pairs or neighbours in rank, better checkpoint first; empty if no pair is comparable."""
+    """Return a table of pairs of checkpoints, the better one first; empty if no pair is comparable."""
     ranking, target = rank_checkpoints(results, measure), results.target_for(measure)
-    line = "**Differences**, A - B: below zero, A is better."
+    title = "**Differences**, A - B: below zero, A is better."
     candidates = list(combinations(ranking, 2))
     if len(ranking) > MAX_ALL_PAIRS:
-        line += " Neighbours in rank only."
+        title += " Neighbours in rank only."
         candidates = list(pairwise(ranking))
     pairs = []
     for (a, a_score), (b, b_score) in candidates:
-        if nearly_equal([size for score in (a_score, b_score) if (size := number(score, "bytes"))]):
+        scored_bytes = [num_bytes for score in (a_score, b_score) if (num_bytes := number(score, "bytes"))]
+        if nearly_equal(scored_bytes):
             pairs.append((name_of(a), name_of(b), _differences(a_score, b_score)))
     if not pairs:
         return ""
@@ -237,14 +239,15 @@ def _differences_table(results: Results, measure: Measure) -> str:
         targets.append("loss")
     significance = significance_texts([differences[target] for _, _, differences in pairs])
     rows = []
-    for (a_name, b_name, differences), is_beyond in zip(pairs, significance, strict=True):
-        in_columns = [differences.get(name) for name in targets]
-        texts = [
-            words.with_error(column.value, column.error.se, 2) if column else words.NO_VALUE for column in in_columns
-        ]
-        rows.append([a_name, b_name, *texts, _error_text(differences[target].error), is_beyond])
+    for (a_name, b_name, differences), significance_text in zip(pairs, significance, strict=True):
+        values = [_difference_text(differences.get(name)) for name in targets]
+        rows.append([a_name, b_name, *values, _error_text(differences[target].error), significance_text])
     header = ["A", "B", *(words.TARGET_NAMES[name] for name in targets), "error", "beyond 2 se"]
-    return f"{line}\n\n{table(header, rows)}"
+    return f"{title}\n\n{table(header, rows)}"
+
+
+def _difference_text(difference: Difference | None) -> str:
+    return words.with_error(difference.value, difference.error.se, 2) if difference else words.NO_VALUE
 
 
 def _error_text(error: Error) -> str:
@@ -256,9 +259,9 @@ def _error_text(error: Error) -> str:
 def significance_texts(differences: Sequence[Difference]) -> list[str]:
     """Say of each difference whether it exceeds two standard errors, and is significant after Holm's correction."""
     # The p-value of a single difference is ignored: with few blocks, p can be > 5% just beyond 2 standard errors.
-    adjusted = holm([difference.p for difference in differences]) if len(differences) > 1 else [None]
+    adjusted_p = holm([difference.p for difference in differences]) if len(differences) > 1 else [None]
     texts = []
-    for difference, p in zip(differences, adjusted, strict=True):
+    for difference, p in zip(differences, adjusted_p, strict=True):
         text = SIGNIFICANCE_TEXT[difference.is_significant]
         if difference.is_significant and p is not None and p > SIGNIFICANCE_LEVEL:
             text = NOT_AFTER_HOLM

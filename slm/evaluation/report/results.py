@@ -52,7 +52,7 @@ def is_wikitext2(data: str) -> bool:
 
 
 def nearly_equal(counts: Collection[float]) -> bool:
-    """Whether counts differ by at most 0.1%, which the ends of a text can explain. True without counts."""
+    """Whether counts differ by at most 0.1%, as the ends of a text may cause. True without counts."""
     return not counts or max(counts) <= 1.001 * min(counts)
 
 
@@ -62,7 +62,7 @@ def measure_of(score: Entry) -> Measure:
 
 
 class Results:
-    """All entries in their given order, with the evaluation directory and the fitted laws. Names are unique."""
+    """All entries in their given order, with the evaluation directory and the fitted laws. All names are unique."""
 
     def __init__(self, entries: Sequence[Entry], folder: Path = Path(), laws: Sequence[Entry] = ()) -> None:
         """`folder` is the evaluation directory; `laws` comes from `slm.evaluation.report.scaling.fit_laws`."""
@@ -76,7 +76,7 @@ class Results:
         scores = [score for entry in self.entries for score in entry["perplexity_results"]]
         num_losses = Counter(measure_of(score) for score in scores if has_loss(score))
 
-        def rank(measure: Measure) -> tuple[int, bool, bool]:
+        def rank(measure: Measure) -> tuple[int, bool, bool]:  # false sorts before true
             return -num_losses[measure], not is_wikitext2(measure.data), measure[2:] != PUBLISHED
 
         return sorted(dict.fromkeys(map(measure_of, scores)), key=rank)
@@ -93,7 +93,7 @@ class Results:
         return dict(zip(names, unique_labels(names), strict=True))
 
     def scores_under(self, measure: Measure | None) -> list[tuple[Entry, Entry]]:
-        """Return (entry, score) for each entry that has a loss under `measure`."""
+        """Return a pair (entry, score) for each entry that has a loss under `measure`."""
         return [(entry, score) for entry in self.entries if has_loss(score := score_for(entry, measure))]
 
     def has_same_tokens(self, measure: Measure | None) -> bool:
@@ -102,8 +102,8 @@ class Results:
 
     def target_for(self, measure: Measure | None) -> str:
         """Return the key of the values to compare: bits_per_byte, or loss if a score has no bits per byte."""
-        has_bits = all(is_number(score.get("bits_per_byte")) for _, score in self.scores_under(measure))
-        return "bits_per_byte" if has_bits else "loss"
+        have_bits_per_byte = all(is_number(score.get("bits_per_byte")) for _, score in self.scores_under(measure))
+        return "bits_per_byte" if have_bits_per_byte else "loss"
 
     @cached_property
     def fit_target(self) -> str:
@@ -112,12 +112,12 @@ class Results:
 
 
 def unique_labels(names: Sequence[str]) -> list[str]:
-    """Shorten names for a figure, to the last part of paths if these are unique; equal short names get numbers."""
+    """Shorten names for a figure: to the last part of paths if this is unique. Equal short names get numbers."""
     last_parts = [name.rstrip("/").rpartition("/")[2] for name in names]
     if len(set(last_parts)) == len(names):
         names = last_parts
     labels = [short_name(name) for name in names]
-    return [name if labels.count(name) == 1 else f"{name[:19]} #{place}" for place, name in enumerate(labels, start=1)]
+    return [name if labels.count(name) == 1 else f"{name[:19]} #{i}" for i, name in enumerate(labels, start=1)]
 
 
 def number(entry: Mapping[str, Any], key: str) -> float | None:
@@ -168,10 +168,9 @@ def common_tasks(entries: Sequence[Entry]) -> list[str]:
 
 
 def average(entry: Entry, tasks: Sequence[str]) -> tuple[float, float | None]:
-    """Return the unweighted mean over k tasks and its standard error, sqrt(sum se^2) / k (None if a task has none).
+    """Return the unweighted mean over k tasks and its standard error, sqrt(sum se^2) / k (None if a task has no error).
 
-    The formula holds because tasks have independent items. The error covers the sampling of items within these tasks,
-    not the choice of tasks.
+    Tasks have independent items. The error covers the sampling of items within these tasks, not the choice of tasks.
     """
     results = [tasks_of(entry)[name] for name in tasks]
     mean = sum(result["value"] for result in results) / len(results)

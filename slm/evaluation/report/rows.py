@@ -46,8 +46,8 @@ def rows(results: Results) -> list[Entry]:
     has_budgets = bool(budgets) and all(map(is_number, budgets))
     table = [_row(entry, results, has_budgets) for entry in results.entries]
     names = dict.fromkeys(name for row in table for name in row)
-    filled = {name for row in table for name, value in row.items() if value is not None}
-    columns = [name for name in names if name in filled or name in STUDY]
+    with_values = {name for row in table for name, value in row.items() if value is not None}
+    columns = [name for name in names if name in with_values or name in STUDY]
     return [{name: row.get(name) for name in columns} for row in table]
 
 
@@ -89,7 +89,7 @@ def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
 
 
 def _other_scores(entry: Entry, results: Results) -> Entry:
-    """Return the scores under further measures. Columns end in `measure.key`, and the fingerprint if keys are equal."""
+    """Return the scores under all measures but the primary one. Columns end in `measure.key`, if that is unique."""
     columns: Entry = {}
     keys = [measure.key for measure in results.measures]
     for measure in results.measures[1:]:
@@ -102,13 +102,14 @@ def _other_scores(entry: Entry, results: Results) -> Entry:
 def _speed_columns(speed: Entry) -> Entry:
     columns: Entry = {}
     for name in SPEEDS:
-        is_ambiguous = name in ("dtype", "device")  # the checkpoint was scored on a device and in a dtype as well
-        columns[f"speed_{name}" if is_ambiguous else name] = speed.get(name)
+        # Columns `dtype` and `device` tell how the checkpoint was scored, so these two get a prefix.
+        column = f"speed_{name}" if name in ("dtype", "device") else name
+        columns[column] = speed.get(name)
     for name in ("prefill", "decode"):
         columns[f"{name}_low"], columns[f"{name}_high"] = speed.get(f"{name}_spread") or (None, None)
     without_block_sharing = speed.get("without_sharing") or {}
-    for rate in ("prefill_tokens_per_second", "decode_tokens_per_second"):
-        columns[f"{rate}_without_sharing"] = without_block_sharing.get(rate)
+    for name in ("prefill_tokens_per_second", "decode_tokens_per_second"):
+        columns[f"{name}_without_sharing"] = without_block_sharing.get(name)
     return columns
 
 

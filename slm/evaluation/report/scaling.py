@@ -60,10 +60,11 @@ def gains(results: Results) -> list[Gain]:
 def _gain(family: str, scores_by_N: dict[int, list[Entry]], smaller_N: int, larger_N: int, target: str) -> Gain:
     smaller, larger = scores_by_N[smaller_N], scores_by_N[larger_N]
     # A sum with these weights is the mean of the smaller models minus the mean of the larger models.
-    weighted = [(1 / len(smaller), score) for score in smaller] + [(-1 / len(larger), score) for score in larger]
+    weights_and_scores = [(1 / len(smaller), score) for score in smaller]
+    weights_and_scores += [(-1 / len(larger), score) for score in larger]
     num_doublings = math.log2(larger_N / smaller_N)
-    value = sum(weight * score[target] for weight, score in weighted) / num_doublings
-    error = paired_error(weighted, target)
+    value = sum(weight * score[target] for weight, score in weights_and_scores) / num_doublings
+    error = paired_error(weights_and_scores, target)
     se = error.se
     if not error.num_blocks:
         se = difference_error(_mean_error(smaller, target), _mean_error(larger, target))
@@ -73,21 +74,21 @@ def _gain(family: str, scores_by_N: dict[int, list[Entry]], smaller_N: int, larg
 
 
 def _mean_error(scores: Sequence[Entry], target: str) -> float | None:
-    """Return the mean standard error, not divided by sqrt(n): errors from the same text do not average out."""
+    """Return the mean standard error; None if a score has none. Errors from the same text do not average out."""
     errors = [error for score in scores if (error := target_error(score, target)) is not None]
     return sum(errors) / len(errors) if len(errors) == len(scores) else None
 
 
 def fit_laws(results: Results) -> list[Entry]:
     """Fit law `power` in params_total to each family with three sizes or more; return entries as in fits.json."""
-    families = {family: sizes for family, sizes in scores_by_size(results).items() if len(sizes) >= MIN_SIZES}
-    return [_fit(family, scores_by_N, results.fit_target) for family, scores_by_N in families.items()]
+    families = scores_by_size(results).items()
+    return [_fit(family, scores, results.fit_target) for family, scores in families if len(scores) >= MIN_SIZES]
 
 
 def _fit(family: str, scores_by_N: dict[int, list[Entry]], target: str) -> Entry:
     frame = pd.DataFrame(
-        {"family": family, "params_total": size, target: score[target]}
-        for size, scores in scores_by_N.items()
+        {"family": family, "params_total": N, target: score[target]}
+        for N, scores in scores_by_N.items()
         for score in scores
     )
     settings = Settings(bootstrap=400)
@@ -165,8 +166,8 @@ def gain_section(results: Results) -> Section | None:
         "more than 2 se from 0": lambda gain: SIGNIFICANCE_TEXT[is_significant(gain.value, gain.se)],
     }
     caption = (
-        "Vertical bars: 2 standard errors; horizontal bars: from the smaller to the larger size. Lines: the law of a "
-        f"family with {MIN_SIZES} sizes or more, and its 95% band."
+        "Vertical bars are 2 standard errors; horizontal bars span the two sizes. Lines are the laws of families with "
+        f"{MIN_SIZES} sizes or more, with 95% bands."
     )
     return Section("Gain of doubling").add(
         f"Difference of {target} between neighbouring sizes of a family, per doubling of N. {_error_note(all_gains)}",
@@ -184,7 +185,7 @@ def _error_note(all_gains: Sequence[Gain]) -> str:
     ]
     if not unpaired:
         return "Errors are paired over blocks of the text."
-    explanation = "combine two errors as if they were independent. They are too large if both find the same parts hard."
+    explanation = "combine two errors as if they were independent: too large if both models find the same parts hard."
     if len(unpaired) == len(all_gains):
         return f"Errors {explanation}"
     return f"Errors of {words.join_names(unpaired)} {explanation} The other errors are paired over blocks of the text."

@@ -10,8 +10,8 @@ from slm.report.markdown import Columns, Section, bullets, figure, table_by_colu
 from slm.runtime import words
 
 CAPTION = (
-    "Vertical bars: 2 standard errors; horizontal bars: the spread of the speed. Only speeds measured under the same "
-    "conditions are shown. A checkpoint is pale if another is at least as good in both, and better in one."
+    "Vertical bars are 2 standard errors; horizontal bars span all repetitions. Only speeds measured under the same "
+    "conditions are shown. A checkpoint is pale if another is better in quality or speed, and not worse in the other."
 )
 
 
@@ -44,9 +44,9 @@ def speed_section(results: Results) -> Section | None:
         "Speeds are medians over repetitions after a warm-up, with the slowest and fastest repetition in brackets, for "
         "one sequence. Prefill reads the prompt in one pass; decode generates one token after the other. Neither "
         "includes loading. MB are 10^6 bytes. `512 + 128 tokens` means 128 tokens generated after a prompt of 512 "
-        "tokens. KV bytes store keys and values: for the first token, and for a full context, of which sliding windows "
-        "and sparse attention keep only a part. State bytes store the state of recurrent mixers, whose size does not "
-        "depend on the number of tokens.",
+        "tokens. KV bytes are the memory for the keys and values of the first token, and of a full context; sliding "
+        "windows and sparse attention keep only a part of a context. State bytes are the memory for the state of "
+        "recurrent mixers; they do not depend on the number of tokens.",
         _caution(results),
         table_by_column(entries, COLUMNS),
         bullets(filter(None, map(_sharing_line, entries))),
@@ -89,17 +89,17 @@ def _caution(results: Results) -> str:
 
 def _sharing_line(entry: Entry) -> str:
     """Say how much slower block sharing makes the model; empty for a model that shares no blocks."""
-    times = []
+    slowdowns = []
     for name in ("prefill", "decode"):
         rate = entry["speed"].get(f"{name}_tokens_per_second")
         rate_without_sharing = (entry["speed"].get("without_sharing") or {}).get(f"{name}_tokens_per_second")
         if words.is_number(rate) and words.is_number(rate_without_sharing):
             ratio = words.format_number(rate_without_sharing / rate, 3)
             rates = f"{words.format_number(rate)} against {words.format_number(rate_without_sharing)} tokens/s"
-            times.append(f"{ratio} times the time in {name} ({rates})")
-    if not times:
+            slowdowns.append(f"{ratio} times the time in {name} ({rates})")
+    if not slowdowns:
         return ""
     repeats = entry["shape"].get("num_repeats")
     sharing = f"uses each block {repeats} times" if words.is_number(repeats) else "uses blocks repeatedly"
-    slowdowns = words.join_names(times)
-    return f"{name_of(entry)} {sharing}: compared with the same tensors used once, a token takes {slowdowns}."
+    lead = f"{name_of(entry)} {sharing}: compared with the same tensors used once, a token takes"
+    return f"{lead} {words.join_names(slowdowns)}."

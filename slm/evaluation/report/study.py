@@ -27,7 +27,7 @@ TEXT_BYTES = 1_290_590  # size of WikiText-2's raw test file
 TEXT_TOLERANCE = 0.03  # relative difference in size that may come from joining the lines of the file in other ways
 KAPLAN_EXPONENT = 0.076  # exponent of the loss in N by Kaplan et al. (2020)
 CITED_EXPONENTS = (0.076, 0.089)  # exponents with which the study compared its own
-MAX_SPREAD = 0.1  # "tokens/s times layers" is called constant if it varies by at most this share (published: 4%)
+MAX_SPREAD = 0.1  # "tokens/s times layers" is called constant up to this relative variation; the study's is 4%
 
 
 class Pair(NamedTuple):
@@ -110,13 +110,13 @@ def study_section(results: Results) -> Section | None:
 def _row(pair: Pair) -> list[str]:
     row, speed = pair.row, pair.entry["speed"]
     perplexity = pair.score.get("perplexity") if pair.score else None
-    published = row["perplexity"]
+    published_perplexity = row["perplexity"]
     cache_note = {True: " (KV cache)", False: " (no cache)"}.get(speed.get("cache"), "")
     return [
         name_of(pair.entry),
         format_number(perplexity, 5),
-        format_number(published, 5),
-        f"{100 * (perplexity / published - 1):+.2f}%" if is_number(perplexity) else NO_VALUE,
+        format_number(published_perplexity, 5),
+        f"{100 * (perplexity / published_perplexity - 1):+.2f}%" if is_number(perplexity) else NO_VALUE,
         NO_VALUE if pair.decode_speed is None else format_number(pair.decode_speed) + cache_note,
         format_number(row["tokens_per_second"]),
         megabytes(speed.get("peak_memory_bytes")),
@@ -134,7 +134,7 @@ def _why_not_repeated(pairs: list[Pair]) -> str:
 
 
 def measured_table(pairs: list[Pair]) -> Table | None:
-    """Return measured rows of the study's four models; None unless each has exactly one score under its protocol."""
+    """Return measured rows of the study's four models; None unless each has one score under the study's protocol."""
     rows = [
         {name: pair.row[name] for name in ("family", "depth", "name")}
         | {name: pair.entry[name] for name in ("params_total", "params_non_embedding")}
@@ -154,13 +154,14 @@ def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
     """Return, for the id of each claim, what the rows measured here show."""
     perplexity_fit = fit(measured, "power", target="perplexity")
     A, alpha = format_number(perplexity_fit.params["A"]), format_number(perplexity_fit.params["alpha"])
+    # Rows are in published order, the smallest model first.
     without_smallest = Table(measured.frame.iloc[1:].reset_index(drop=True), (), "measured")
     slope = -fit(without_smallest, "power", target="perplexity").params["alpha"]
     # The claim is about 2B parameters.
     log_prediction = band(perplexity_fit, np.log([[2e9]]), None).for_run(perplexity_fit.sigma)
     prediction, low, high = np.exp([log_prediction.centre[0], log_prediction.low[0], log_prediction.high[0]])
-    with_floor = _uncertainty(fit(measured, "power_floor"))
-    state = "not identified" if "alpha" in with_floor.not_identified else "identified"
+    floor_uncertainty = _uncertainty(fit(measured, "power_floor"))
+    state = "not identified" if "alpha" in floor_uncertainty.not_identified else "identified"
     loss_fit = fit(measured, "power")
     loss_alpha = loss_fit.params["alpha"]
     non_embedding_ratio = fit(measured, "power", size="params_non_embedding").params["alpha"] / KAPLAN_EXPONENT
@@ -169,15 +170,15 @@ def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
         "slope": _slope_finding(perplexity_fit),
         "loss": f"The exponent of the loss is {loss_alpha:.4f} {interval(_uncertainty(loss_fit).ci['alpha'], 3)}, "
         f"{loss_alpha / KAPLAN_EXPONENT:.2f} times Kaplan's; {non_embedding_ratio:.2f} times with non-embedding N.",
-        "floor": f"With a free floor E, alpha's interval is {interval(with_floor.ci['alpha'], 2)}: {state}.",
+        "floor": f"With a free floor E, alpha's interval is {interval(floor_uncertainty.ci['alpha'], 2)}: {state}.",
         "smallest": f"Without the 125M model the slope is {slope:.3f}.",
         "prediction": f"The fit gives {prediction:.2f}, 95% prediction interval [{low:.2f}, {high:.2f}].",
         **_speed_findings(pairs),
     }
 
 
-def _uncertainty(law: Fit) -> Uncertainty:
-    return uncertainty(law, replicates=0, rng=np.random.default_rng(0))
+def _uncertainty(law_fit: Fit) -> Uncertainty:
+    return uncertainty(law_fit, replicates=0, rng=np.random.default_rng(0))
 
 
 def _slope_finding(perplexity_fit: Fit) -> str:
@@ -194,12 +195,13 @@ def _slope_finding(perplexity_fit: Fit) -> str:
 def _speed_findings(pairs: list[Pair]) -> dict[str, str]:
     """Check the claims on decode speed, and on perplexity times speed, with the scored pairs."""
     scored = [pair for pair in pairs if pair.score]
-    speeds = np.array([pair.decode_speed or 0 for pair in scored])
+    speeds = np.array([pair.decode_speed or 0 for pair in scored])  # 0 if not measured
     if not speeds.all():
         return dict.fromkeys(("speed", "product"), "Speed was not measured for all four models.")
     products = speeds * [pair.row["depth"] for pair in scored]
     spread = products.max() / products.min() - 1
     num_cached = sum(bool(pair.entry["speed"].get("cache")) for pair in scored)
+    # Number of models measured with a KV cache -> note; there is none if only some of them had a cache.
     cache_notes = {len(scored): ", measured here with a KV cache", 0: ", measured here without a KV cache"}
     cache_note = cache_notes.get(num_cached, "")
     numbers = ", ".join(f"{product:.0f}" for product in products)
@@ -207,9 +209,9 @@ def _speed_findings(pairs: list[Pair]) -> dict[str, str]:
     if spread <= MAX_SPREAD:
         conclusion = "constant, so the depth determines the speed"
     losses = np.array([pair.score["loss"] for pair in scored if pair.score])
-    index = int(np.argmax(np.exp(losses) * speeds))
-    remark = ", the model with the worst perplexity" if index == int(np.argmax(losses)) else ""
+    largest = int(np.argmax(np.exp(losses) * speeds))  # index of the model with the largest product
+    remark = ", the model with the worst perplexity" if largest == int(np.argmax(losses)) else ""
     return {
         "speed": f"Tokens/s times layers{cache_note}: {numbers} (they vary by {spread:.0%}): {conclusion}.",
-        "product": f"Perplexity times speed is largest for {scored[index].row['name']}{remark}.",
+        "product": f"Perplexity times speed is largest for {scored[largest].row['name']}{remark}.",
     }

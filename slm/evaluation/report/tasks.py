@@ -49,7 +49,7 @@ def tasks_section(results: Results) -> Section | None:
         "Not evaluated:" if errors else "",
         bullets(errors),
         _indistinguishable_pairs(averages),
-        figure(results.folder, "tasks", "Bars: 2 standard errors."),
+        figure(results.folder, "tasks", "Bars are 2 standard errors."),
     )
 
 
@@ -95,8 +95,8 @@ def _row(name: str, entries: list[Entry]) -> list[str]:
     results = [tasks_of(entry).get(name, {}) for entry in entries]
     cells = [escape_markdown(name)]
     for key in ("metric", "n", "num_fewshot"):
-        settings = dict.fromkeys(str(result[key]) for result in results if result.get(key) is not None)
-        cells.append(escape_markdown(join_names(list(settings))) or NO_VALUE)
+        distinct_values = dict.fromkeys(str(result[key]) for result in results if result.get(key) is not None)
+        cells.append(escape_markdown(join_names(list(distinct_values))) or NO_VALUE)
     return cells + [with_error(result["value"], result.get("se")) if result else NO_VALUE for result in results]
 
 

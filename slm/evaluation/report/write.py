@@ -53,8 +53,7 @@ PROTOCOL_NOTES = {
 def write_report(folder: Path, entries: Sequence[Entry], *, command: str) -> list[Path]:
     """Write results.csv, figures/*.png and .svg, and last report.md into `folder`; return the files written.
 
-    `entries` is the list in results.json (docs/evaluation_results.md); parts of an entry may be missing. `command` is
-    the command line that the user typed. Every file is written atomically.
+    `entries` is the list in results.json; an entry may lack some parts. `command` is what the user typed.
     """
     results = Results(entries, folder, laws=fit_laws(Results(entries)))
     csv_file, report = folder / "results.csv", folder / "report.md"
@@ -78,7 +77,7 @@ def print_report(entries: Sequence[Entry], folder: Path) -> None:
     console.print(Markdown(summary_section(results).blocks[0]))
     for section in filter(None, (quality_section(results), speed_section(results), tasks_section(results))):
         for block in section.blocks[1:]:
-            # Print tables, lists and bold remarks; skip figures, long explanations and tables of differences.
+            # Print tables, lists and bold remarks; skip figures, explanations and tables of differences.
             if block.startswith(("|", "- ", "**")) and not block.startswith("**Differences"):
                 console.print(Markdown(block))
     console.print(f"report: {folder / 'report.md'}", markup=False, soft_wrap=True)
@@ -91,7 +90,7 @@ def summary_section(results: Results) -> Section:
     if unfinished:
         names = join_names([f"{name_of(entry)} ({escape_markdown(entry['status'])})" for entry in unfinished])
         lines.append(f"**Not finished**: {names}.")
-    lines += filter(None, (_best(results), _fastest(results), _highest_average(results), _missing(results)))
+    lines += filter(None, (_best(results), _fastest(results), _highest_average(results), _missing_tasks(results)))
     target = TARGET_NAMES[results.fit_target]
     for law in results.laws:
         if is_identified(law, "alpha"):
@@ -151,7 +150,7 @@ def _highest_average(results: Results) -> str:
     return f"{lead} of {len(common)} common tasks: {name}, {with_error(*best)}{tail}."
 
 
-def _missing(results: Results) -> str:
+def _missing_tasks(results: Results) -> str:
     task_results = [result for entry in results.entries for result in entry["tasks"].values()]
     num_missing = sum(not is_number(result.get("value")) for result in task_results)
     if not num_missing:
@@ -192,7 +191,7 @@ CHECKPOINT_COLUMNS: Columns = {
 
 
 def _notes(entry: Entry) -> list[str]:
-    """Return notes on the checkpoint and its scores; a note on only some scores names the measures of these scores."""
+    """Return notes on the checkpoint and its scores; a note on only some scores is preceded by their measures."""
     scores = entry["perplexity_results"]
     titles_by_note: dict[str, list[str]] = {}
     for score in scores:

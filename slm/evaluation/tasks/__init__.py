@@ -1,4 +1,4 @@
-"""Run downstream tasks with lm-evaluation-harness (extra `eval`); it and torch are imported only when they are used."""
+"""Run downstream tasks with lm-evaluation-harness (extra `eval`), which is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def check_tasks(tasks: Sequence[str], task_files: Mapping[str, str]) -> None:
     available = set(task_manager().all_tasks) if names else set()
     for name in names:
         if name not in available:
-            near = get_close_matches(name, [*task_files, *available], n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists the harness tasks"
+            similar = get_close_matches(name, [*task_files, *available], n=3)
+            hint = f"did you mean {' or '.join(similar)}?" if similar else "`lm-eval ls tasks` lists the harness tasks"
             raise ValueError(f"tasks: {name!r} is neither a task of lm-evaluation-harness nor in task_files; {hint}")
 
 

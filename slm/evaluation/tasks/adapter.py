@@ -1,7 +1,6 @@
 """Adapt our decoder to the model interface of lm-evaluation-harness.
 
-Notable: the base class splits texts into context and continuation tokens as for the harness's own `hf` model, so that
-accuracies are equal. This module imports the harness, so import it only where tasks are run.
+Notable: the base class splits texts into tokens as for the harness's own `hf` model, so that accuracies are equal.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class DecoderLM(TemplateLM):
         self._device = self._scorer.device
         self._seed = seed
         self._progress = progress
-        self.num_truncated = 0  # number of requests that were cut on the left to the model's context
+        self.num_truncated = 0  # number of requests cut on the left because they are longer than the model's context
         self._begin_ids = [self.prefix_token_id] if tokenizer.adds_bos else []
 
     @property
@@ -64,10 +63,7 @@ class DecoderLM(TemplateLM):
         return self._decoder.config.max_position_embeddings
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Return the ids of a text, after BOS if the tokenizer's own rule adds it.
-
-        Text never becomes a special token: "</s>" in a question is four characters.
-        """
+        """Return the ids of a text, after BOS if the tokenizer adds it. "</s>" in a text is not a special token."""
         ids = self._tokenizer.encode(string)
         return ids if add_special_tokens is False else [*self._begin_ids, *ids]
 
@@ -75,16 +71,16 @@ class DecoderLM(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         # The harness moves the spaces at the end of a context to the continuation, which may leave the context empty.
-        own_requests = []
+        scorer_requests = []
         for _, context, continuation in requests:
             if len(context) + len(continuation) > self.max_length + 1:
                 self.num_truncated += 1
-            own_requests.append(make_request(context or [self.prefix_token_id], continuation, self.max_length))
-        scores = self._scorer(own_requests, lambda done: self._progress("requests", done, len(own_requests)))
+            scorer_requests.append(make_request(context or [self.prefix_token_id], continuation, self.max_length))
+        scores = self._scorer(scorer_requests, lambda done: self._progress("requests", done, len(scorer_requests)))
         return [(score.log_likelihood, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Return the log-likelihood (nats) of each text: every token is scored once, in windows of the context."""
+        """Return the log-likelihood (nats) of each text, scored in windows as long as the model's context."""
         windows_by_text = [self._windows(instance.args[0]) for instance in requests]
         windows = [window for text_windows in windows_by_text for window in text_windows]
         scores = iter(self._scorer(windows, lambda done: self._progress("windows", done, len(windows))))
@@ -109,8 +105,8 @@ class DecoderLM(TemplateLM):
     def _generate(self, context: str, settings: dict[str, Any], seed: int) -> str:
         settings = dict(normalize_gen_kwargs(settings, MAX_NEW_TOKENS))
         stop_strings = [stop for stop in handle_stop_sequences(settings["until"], eos=None) if stop]
-        max_context = self.max_length - settings["max_gen_toks"]
-        if max_context < 1:
+        max_context_tokens = self.max_length - settings["max_gen_toks"]
+        if max_context_tokens < 1:
             raise ValueError(
                 f"the task asks for answers of {settings['max_gen_toks']} tokens: the model's context of "
                 f"{self.max_length} tokens leaves no room for a question"
@@ -120,7 +116,7 @@ class DecoderLM(TemplateLM):
         with self._scorer.precision():
             for token in generate(
                 self._decoder,
-                self.tok_encode(context)[-max_context:],
+                self.tok_encode(context)[-max_context_tokens:],
                 max_new_tokens=settings["max_gen_toks"],
                 temperature=settings["temperature"] if settings["do_sample"] else 0.0,
                 top_k=settings.get("top_k"),

@@ -1,6 +1,6 @@
 """Make lm-evaluation-harness tasks from multiple-choice questions in local files (JSON lines, Parquet).
 
-Notable: a record has one of two forms. As in the harness, a space joins the given and the scored text.
+Notable: a record has one of two forms. As in the harness, a space joins context and continuation.
 - `query, choices, gold` asks which choice follows the query.
 - `context_options, continuation, gold` asks which context the continuation follows. Only the continuation is scored
   (partial evaluation, arXiv:1806.02847, as in WinoGrande).
@@ -27,7 +27,7 @@ def files_of_task(name: str, path: str) -> list[Path]:
 
 
 def read_records(name: str, path: str) -> list[dict[str, Any]]:
-    """Return the checked records of a task, without other keys. Raises `ValueError` with the file and line at fault."""
+    """Return the checked records of a task, reduced to the keys of their form. Raises `ValueError` for a bad line."""
     key = f"task_files.{name}"
     records = [
         _record(row, f"{key}: {file} {place}")
@@ -42,7 +42,7 @@ def read_records(name: str, path: str) -> list[dict[str, Any]]:
 
 
 def question_texts(record: Mapping[str, Any]) -> list[str]:
-    """Return the texts whose presence in training data shows that a question was seen: without and with its answer."""
+    """Return a question with its answer and, if it has choices, without. If training had either, it was seen."""
     if "choices" in record:
         return [record["query"], f"{record['query']} {record['choices'][record['gold']]}"]
     return [f"{record['context_options'][record['gold']]} {record['continuation']}"]
@@ -85,10 +85,10 @@ def _record(row: Any, where: str) -> dict[str, Any]:
     for key in FORMS[options_key]:
         if key != "gold":
             check_kind(f"{where}: {key}", row[key], OPTIONS if key == options_key else NAME)
-    last = len(row[options_key]) - 1
-    is_index = Kind(
-        f"0 to {last}, the index of the right answer",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= last,
+    last_index = len(row[options_key]) - 1
+    index_kind = Kind(
+        f"0 to {last_index}, the index of the right answer",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= last_index,
     )
-    check_kind(f"{where}: gold", row["gold"], is_index)
+    check_kind(f"{where}: gold", row["gold"], index_kind)
     return {key: row[key] for key in FORMS[options_key]}

@@ -136,9 +136,9 @@ def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return metric -> `value` and `se`; with several filters the keys are "METRIC,FILTER", as in the harness."""
-    pairs = [tuple(key.split(",", 1)) for key in row if "," in key]
-    pairs = [(metric, filter_name) for metric, filter_name in pairs if not metric.endswith("_stderr")]
+    """Return metric -> `value` and `se`; with several filters (of answers) the keys are "METRIC,FILTER"."""
+    names = [tuple(key.split(",", 1)) for key in row if "," in key]
+    pairs = [(metric, filter_name) for metric, filter_name in names if not metric.endswith("_stderr")]
     has_one_filter = len({filter_name for _, filter_name in pairs}) == 1
     metrics = {}
     for metric, filter_name in pairs:
@@ -153,13 +153,13 @@ def _metrics(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _summary(result: Mapping[str, Any]) -> str:
     if "error" in result:
         return f"skipped: {result['error']}"
-    se = "" if result["se"] is None else f" +- {result['se']:.4f}"
-    return f"{result['metric']} {result['value']:.4f}{se} (n {result['n']}, {result['num_fewshot']}-shot)"
+    error_text = "" if result["se"] is None else f" +- {result['se']:.4f}"
+    return f"{result['metric']} {result['value']:.4f}{error_text} (n {result['n']}, {result['num_fewshot']}-shot)"
 
 
 def _first_line(error: Exception) -> str:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from slm.model import Decoder, KVCache
 PASS_TOKENS_CPU = 24  # fixed cost of a forward pass: the number of tokens computed in the same time (docs/tasks.md)
 PASS_TOKENS_GPU = 2048  # rough estimate of this cost on a GPU, which passes over fewer tokens leave mostly idle
 HEAD_ROWS = 256  # number of positions whose (V,) logits are in memory at the same time
-MIN_SHARED = 0.5  # a request joins a group if at least this share of its inputs is common with the group
+MIN_SHARED = 0.5  # a request joins a group only if it shares at least this part of its inputs with the group
 
 
 class Request(NamedTuple):
@@ -111,11 +111,13 @@ def make_batches(groups: Sequence[Group], batch_tokens: int, pass_tokens: int) -
         needed_tokens += _cost([part], 0)
         # Parts are sorted, so `part` has the shortest prefix of the batch that it would join.
         computed_tokens = (len(batches[-1]) + 1) * part.prefix_length + num_rows * (longest - part.prefix_length)
-        is_wasteful = computed_tokens - needed_tokens > pass_tokens * (2 if part.prefix_length else 1)
+        num_passes = 2 if part.prefix_length else 1
+        is_wasteful = computed_tokens - needed_tokens > pass_tokens * num_passes
         if batches[-1] and (num_rows * longest > batch_tokens or is_wasteful):
             batches.append([])
             num_rows, longest, needed_tokens = len(part.requests), _longest(part), _cost([part], 0)
         batches[-1].append(part)
+    # The last part of a batch has its shortest prefix.
     return [[part._replace(prefix_length=batch[-1].prefix_length) for part in batch] for batch in batches if batch]
 
 
@@ -191,8 +193,8 @@ class Scorer:
                 "log-likelihoods are not finite, so no choice is better than another: the model has diverged, or "
                 f"{dtype_name(states.dtype)} overflows and dtype=float32 would not"
             )
-        sizes = [len(request.targets) for request in requests]
-        parts = zip(requests, log_likelihood.double().split(sizes), is_greedy.split(sizes), strict=True)
+        target_counts = [len(request.targets) for request in requests]
+        parts = zip(requests, log_likelihood.double().split(target_counts), is_greedy.split(target_counts), strict=True)
         return {request: Score(nats.sum().item(), bool(is_best.all())) for request, nats, is_best in parts}
 
     def _forward(self, groups: list[Group], requests: list[Request], L: int) -> tuple[Tensor, list[list[int]]]:
