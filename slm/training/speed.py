@@ -84,11 +84,10 @@ def measure_run(plan: Plan, decoder: Decoder, start_step: int, strategy: Strateg
     if not (should_measure or should_test_memory):
         return plan, peak
     say("speed        measuring ...")
-    plan, (speed, memory) = _measure_fitting(decoder, plan)
+    plan, (speed, memory) = _measure_fitting(decoder, plan)  # tokens per second and bytes of one device
     # Speeds of GPUs, or of processes that measure at the same time, add up. A lone process on a CPU uses all cores, so
     # it is as fast as all processes together.
-    adds_up = hardware.accelerator == "cuda" or strategy is not None
-    num_devices = hardware.world_size if adds_up else 1
+    num_devices = hardware.world_size if hardware.accelerator == "cuda" or strategy is not None else 1
     if strategy is not None:
         own_numbers = torch.tensor([-speed, memory or 0], dtype=torch.float64, device=strategy.root_device)
         negative_speed, memory = strategy.reduce(own_numbers, reduce_op="max").tolist()
@@ -127,9 +126,10 @@ class RankSpeeds(L.Callback):
 
 def _check_equal_passes(plan: Plan, strategy: Strategy) -> None:
     """Raise `ValueError` if processes have different passes, because they would wait for each other forever."""
-    own = torch.tensor([plan.micro_batch_size, int(plan.passes.activation_checkpointing)], device=strategy.root_device)
-    max_size, max_checkpointing = strategy.reduce(own.clone(), reduce_op="max").tolist()
-    min_size, min_checkpointing = strategy.reduce(own.clone(), reduce_op="min").tolist()
+    own_choice = [plan.micro_batch_size, int(plan.passes.activation_checkpointing)]
+    own_tensor = torch.tensor(own_choice, device=strategy.root_device)
+    max_size, max_checkpointing = strategy.reduce(own_tensor.clone(), reduce_op="max").tolist()
+    min_size, min_checkpointing = strategy.reduce(own_tensor.clone(), reduce_op="min").tolist()
     if min_size != max_size or min_checkpointing != max_checkpointing:
         raise ValueError(
             f"the processes chose passes of {min_size} to {max_size} sequences for devices with different memory: "
