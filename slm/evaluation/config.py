@@ -38,7 +38,7 @@ KINDS = {
     "batch_tokens": _integer(1),
     "perplexity.protocols": kinds.Kind(
         f"a list of {', '.join(PROTOCOLS)}, or [] for no perplexity",
-        kinds.list_of(kinds.one_of(*PROTOCOLS), "", least=0).accepts,
+        kinds.list_of(kinds.one_of(*PROTOCOLS), "", min_length=0).accepts,
     ),
     "perplexity.sliding.max_length": kinds.or_null(_integer(2)),
     "perplexity.sliding.stride": kinds.or_null(_integer(1)),

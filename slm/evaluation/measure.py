@@ -18,7 +18,7 @@ from slm.evaluation.speed import check_speed, measure_speed
 from slm.evaluation.tasks.local import files_of_task, question_texts, read_records
 from slm.evaluation.tasks.run import run_task
 from slm.evaluation.texts import Text, read_text, training_documents
-from slm.runtime.machine import has_mps, native_bfloat16, unusable_gpu
+from slm.runtime.machine import has_mps, native_bfloat16, why_no_gpu
 from slm.runtime.progress import progress
 
 TRAINING_DTYPES = {
@@ -55,7 +55,7 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
     """
     device = settings["device"]
     if device == "cuda" and not torch.cuda.is_available():
-        reason = unusable_gpu()
+        reason = why_no_gpu()
         hint = f" ({reason})" if reason else ""
         raise ValueError(f"device=cuda, but torch sees no CUDA device here; device=cpu runs anywhere{hint}")
     if device == "mps" and not has_mps():

@@ -26,7 +26,7 @@ from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
 from slm.model import generate
 from slm.model.counts import num_params
-from slm.runtime.machine import unusable_gpu
+from slm.runtime.machine import why_no_gpu
 from slm.runtime.progress import say
 from slm.runtime.words import is_number
 from slm.tracking import check_logger, record_directory
@@ -68,7 +68,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     if text is not None:
         for note in text.notes:
             say(note)
-    if settings["device"] == "auto" and (why := unusable_gpu()):
+    if settings["device"] == "auto" and (why := why_no_gpu()):
         say(f"WARNING: this evaluation runs on the CPU, but {why}")
     with ledger.lock():
         say(f"results go to {folder}")

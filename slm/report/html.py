@@ -51,7 +51,7 @@ _MIME_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 def html_page(title: str, markdown: str, folder: Path) -> str:
-    """Return the HTML file; figures are read from `folder`, where an SVG is preferred to the PNG of the same name."""
+    """Return the HTML file; figures are read from `folder`. An SVG is preferred to a PNG of the same name."""
     parser = _parser(folder)
     tokens = parser.parse(markdown)
     headings = _add_anchors(tokens)
@@ -82,7 +82,7 @@ def _parser(folder: Path) -> Any:
 
 
 def _data_uri(path: Path) -> str:
-    """Return an image as a data URI, in which the ids of an SVG cannot clash with those of other figures."""
+    """Return an image as a data URI. Ids inside an SVG then cannot clash with the ids of other figures."""
     path = next(candidate for candidate in (path.with_suffix(".svg"), path) if candidate.exists())
     return f"data:{_MIME_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 

@@ -33,7 +33,7 @@ class Section:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; empty without rows. Columns in which all cells begin like numbers are aligned right."""
+    """Return a Markdown table, or "" without rows. Columns in which all cells begin like numbers are aligned right."""
     if not rows:
         return ""
     is_numeric = [all(_begins_like_number(cell) for cell in column) for column in zip(*rows, strict=True)]
@@ -43,7 +43,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def table_by_column(rows: Iterable[Any], columns: Columns) -> str:
     """Return a Markdown table with a line for each of `rows`."""
-    return table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
+    return table(list(columns), [[write_cell(row) for write_cell in columns.values()] for row in rows])
 
 
 def _begins_like_number(cell: str) -> bool:
@@ -56,7 +56,7 @@ def folded(summary: str, content: str) -> str:
 
 
 def folded_if_long(heading: str, content: str, num_rows: int, max_visible: int = VISIBLE_ROWS) -> str:
-    """Return content below its heading, folded if it has more than `max_visible` rows; empty without content."""
+    """Return content below its heading, folded if it has more than `max_visible` rows; "" without content."""
     if num_rows > max_visible:
         return folded(f"{heading} ({num_rows} rows)", content)
     return f"**{heading}**\n\n{content}" if content else ""
@@ -68,7 +68,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def figure(folder: Path, name: str, caption: str) -> str:
-    """Return the figure `name` of the report in `folder` with its caption; empty if it was not drawn."""
+    """Return the figure `name` of the report in `folder` with its caption, or "" if the figure was not drawn."""
     if not (folder / "figures" / f"{name}.png").exists():
         return ""
     return f"![Figure: {name}](figures/{name}.png)\n\n*{caption}*"

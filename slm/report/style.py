@@ -91,29 +91,29 @@ def short_name(family: str) -> str:
     """Return a family's name for a legend or label; if it is long, an ellipsis replaces its middle."""
     if len(family) <= MAX_NAME_CHARACTERS:
         return family
-    num_end = (MAX_NAME_CHARACTERS - 1) // 2
+    num_end = (MAX_NAME_CHARACTERS - 1) // 2  # characters kept at the end; the ellipsis takes one place
     num_start = MAX_NAME_CHARACTERS - 1 - num_end
     return f"{family[:num_start]}…{family[-num_end:]}"
 
 
-def blank_figure(title: str, width: float, body: float, families: Sequence[str] = ()) -> tuple[Figure, float]:
-    """Return a blank figure with a title, a legend if there are several families, and `body` inches below them.
+def blank_figure(title: str, width: float, body_height: float, families: Sequence[str] = ()) -> tuple[Figure, float]:
+    """Return a figure with a title, a legend if there are several families, and `body_height` blank inches below.
 
-    Also returns the height of title and legend together, in inches.
+    The second result is the height of title and legend together, in inches.
     """
     import matplotlib.figure
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     wrapped_title = textwrap.fill(title, int(width * TITLE_CHARACTERS_PER_INCH))
     title_height = 0.14 + 0.185 * (wrapped_title.count("\n") + 1)
-    columns = _legend_columns(families, width) if len(families) > 1 else 0  # 0: no legend
-    legend_height = 0.08 + LEGEND_ROW_INCHES * math.ceil(len(families) / columns) if columns else 0.05
-    height = title_height + legend_height + body
+    num_columns = _legend_columns(families, width) if len(families) > 1 else 0  # of the legend; 0: no legend
+    legend_height = (0.08 + LEGEND_ROW_INCHES * math.ceil(len(families) / num_columns)) if num_columns else 0.05
+    height = title_height + legend_height + body_height
     figure = matplotlib.figure.Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     figure.text(0.12 / width, 1 - 0.1 / height, wrapped_title, fontsize=11, fontweight="bold", va="top", color=INK)
-    if columns:
-        _legend(figure, families, columns, top=title_height)
+    if num_columns:
+        _legend(figure, families, num_columns, top=title_height)
     return figure, title_height + legend_height
 
 
@@ -125,7 +125,7 @@ def axes_at(figure: Figure, left: float, top: float, width: float, height: float
 
 
 def panels(
-    number: int,
+    num_panels: int,
     title: str,
     *,
     columns: int,
@@ -134,15 +134,15 @@ def panels(
     margins: Margins | None = None,
     families: Sequence[str] = (),
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `number` panels; each is `width` by `height` inches, margins included."""
-    columns = min(columns, number)
+    """Return a figure with panels in `columns` columns; each is `width` by `height` inches, margins included."""
+    columns = min(columns, num_panels)
     margins = margins or Margins()
-    rows = math.ceil(number / columns)
-    figure, head_height = blank_figure(title, max(5.2, columns * width), rows * height, families)
+    num_rows = math.ceil(num_panels / columns)
+    figure, head_height = blank_figure(title, max(5.2, columns * width), num_rows * height, families)
     axes_width = width - margins.left - margins.right
     axes_height = height - margins.top - margins.bottom
     axes = []
-    for index in range(number):
+    for index in range(num_panels):
         row, column = divmod(index, columns)
         left, top = column * width + margins.left, head_height + row * height + margins.top
         axes.append(axes_at(figure, left, top, axes_width, axes_height))
@@ -172,7 +172,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def tick_label(value: float, *, counts: bool = True) -> str:
-    """Return the label of a tick: `2.5`, a power of ten, or, if ticks are `counts`, `10M`."""
+    """Return the label of a tick, such as `2.5` or `10⁵`; if the ticks are `counts`, such as `10M`."""
     if counts and 1e3 <= value < 1e14:
         return count(value)
     if 1e-3 <= value < 1e4:
@@ -199,7 +199,7 @@ def text_beside(axis: Axes, y: float, text: str, *, x: float = 1.01, size: float
     axis.text(x, y, text, va="center", fontsize=size, transform=axis.get_yaxis_transform(), **text_style)
 
 
-def _legend(figure: Figure, names: Sequence[str], columns: int, *, top: float) -> None:
+def _legend(figure: Figure, names: Sequence[str], num_columns: int, *, top: float) -> None:
     """Draw the legend of families, `top` inches below the upper edge."""
     from matplotlib.lines import Line2D
 
@@ -207,7 +207,7 @@ def _legend(figure: Figure, names: Sequence[str], columns: int, *, top: float) -
     handles = [Line2D([], [], color=colour[n], marker=marker[n], ls="", ms=5, label=short_name(n)) for n in names]
     spacing: dict[str, Any] = {"handletextpad": 0.1, "columnspacing": 1.2, "borderaxespad": 0.3}
     corner = (0.0, 1 - top / figure.get_figheight())
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=corner, ncols=columns, frameon=False, **spacing)
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=corner, ncols=num_columns, frameon=False, **spacing)
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:
@@ -218,7 +218,7 @@ def _legend_columns(names: Sequence[str], width: float) -> int:
 
 
 def draw(folder: Path, figures: Mapping[str, Callable[[], Figure | None]]) -> list[Path]:
-    """Draw each figure that has data as PNG and SVG in `folder`/figures, replacing older files; returns the files."""
+    """Write each figure that has data to `folder`/figures as PNG and SVG, replacing older files; returns the files."""
     written: list[Path] = []
     for name, make_figure in figures.items():
         for kind in ("png", "svg"):

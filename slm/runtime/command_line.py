@@ -72,8 +72,8 @@ def report(error: Exception) -> int:
 def one_sentence(error: Exception) -> str:
     """Return the message of an error on one line. Long messages of Hydra are cut to the mistake and the options."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
-    first_details = ("Config search path", "Key '", "full_key", "See https", "object_type")
-    main_lines = takewhile(lambda line: not line.startswith(first_details), lines)
+    starts_of_details = ("Config search path", "Key '", "full_key", "See https", "object_type")
+    main_lines = takewhile(lambda line: not line.startswith(starts_of_details), lines)
     sentences = [line.removeprefix("ValueError raised while resolving interpolation: ") for line in main_lines if line]
     for index, line in enumerate(sentences):
         if line.startswith("Available options"):  # Hydra lists them on the lines that follow

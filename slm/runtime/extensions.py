@@ -14,7 +14,7 @@ from typing import Any
 
 from slm.runtime.settings import NAME, check_kind, list_of
 
-EXTENSIONS = list_of(NAME, "modules and .py files, such as [my_mixer.py,my_package.laws]", least=0)
+EXTENSIONS = list_of(NAME, "modules and .py files, such as [my_mixer.py,my_package.laws]", min_length=0)
 _loaded: list[str] = []
 
 

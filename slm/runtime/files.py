@@ -61,7 +61,7 @@ def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
 
 def check_writable(output_dir: Path) -> None:
     """Raise `ValueError` if files cannot be written to a directory. A directory made for the check is removed."""
-    missing = [path for path in (output_dir, *output_dir.parents) if not path.exists()]
+    missing_folders = [path for path in (output_dir, *output_dir.parents) if not path.exists()]
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=output_dir).close()
@@ -69,7 +69,7 @@ def check_writable(output_dir: Path) -> None:
         raise _not_writable(output_dir, error) from None
     finally:
         with suppress(OSError):
-            for path in missing:
+            for path in missing_folders:
                 path.rmdir()
 
 
@@ -79,7 +79,7 @@ def _not_writable(output_dir: Path, error: OSError) -> ValueError:
 
 @contextmanager
 def locked(folder: Path, user: str) -> Iterator[None]:
-    """Make an output directory and hold its lock. Raises `ValueError` if another process, called a `user`, holds it."""
+    """Make and lock an output directory. If another process holds the lock, a `ValueError` calls it a `user`."""
     from filelock import FileLock, Timeout
 
     try:

@@ -33,7 +33,7 @@ def native_bfloat16(device: str) -> bool:
 
 
 def fast_float16(device: str) -> bool:
-    """Whether the device has tensor cores (V100 and later): fast float16 products, accumulated in float32."""
+    """Whether the device has tensor cores (V100 and later): fast float16 matmul, accumulated in float32."""
     return device == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
 
 
@@ -70,7 +70,7 @@ def why_not_compiled(device: str) -> str | None:
     return None
 
 
-def unusable_gpu() -> str | None:
+def why_no_gpu() -> str | None:
     """Return a clause that says why torch cannot use an NVIDIA GPU of this machine.
 
     Returns None if torch can use it, if there is no GPU, or if CUDA_VISIBLE_DEVICES hides it.
@@ -129,8 +129,8 @@ def limit_gpu_memory() -> None:
 def available_bytes(device: str, *, alone: bool) -> int | None:
     """Return the memory of a CUDA device that a run may use; None for other devices.
 
-    A run of one process (`alone`) may use the memory that is free now. Several processes of a run must divide a step in
-    the same way, so they count all memory of the GPU. In both cases the limit is the share of a job (GPU_MEMORY_SHARE).
+    A run of one process (`alone`) may use the memory that is free now. The processes of a larger run count the whole
+    memory, so that all divide a step in the same way. Neither may use more than the job's share (GPU_MEMORY_SHARE).
     """
     if device != "cuda":
         return None
@@ -141,14 +141,14 @@ def available_bytes(device: str, *, alone: bool) -> int | None:
 
 
 def reset_peak_memory() -> None:
-    """Reset the peak if the system allows it, because one process may train or measure several models."""
+    """Reset `peak_memory_bytes` if the system allows it. One process may train or measure several models."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     reset_peak_rss()
 
 
 def resident_bytes() -> int | None:
-    """Return the memory that torch uses on the GPU. If it uses no GPU, return that of this process in RAM, or None."""
+    """Return the memory that torch uses on the GPU; without a GPU in use, the memory of this process (`rss`)."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.memory_allocated()
     return _mps_bytes() or rss()

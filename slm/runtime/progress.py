@@ -22,7 +22,7 @@ def say(message: str) -> None:
 
 
 class Progress:
-    """Shows how many of the `total` units of a task are done; None if unknown. Use it in a `with` statement."""
+    """Shows how many of `total` units (None: unknown) of a task are done. Use it in a `with` statement."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Progress:
     def update(
         self, done: float, status: str = "", *, task: str | None = None, total: float | None = None, log: bool = False
     ) -> None:
-        """Show that `done` units are done, with a `status` in words. With `log`, print a line even beside the bar."""
+        """Show that `done` units are done, and a `status` in words. With `log`, also print a line if there is a bar."""
         if not self.shown:
             return
         self.done = done

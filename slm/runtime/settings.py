@@ -29,11 +29,11 @@ def one_of(*allowed: str) -> Kind:
     return Kind(f"one of {', '.join(allowed)}", lambda value: isinstance(value, str) and value in allowed)
 
 
-def list_of(kind: Kind, what: str, *, least: int = 1) -> Kind:
-    """Return the kind for lists of at least `least` values of a kind; `what` names the values in the plural."""
+def list_of(kind: Kind, what: str, *, min_length: int = 1) -> Kind:
+    """Return the kind for lists of at least `min_length` values of `kind`; `what` names the values in the plural."""
     return Kind(
         f"a list of {what}",
-        lambda value: isinstance(value, list) and len(value) >= least and all(map(kind.accepts, value)),
+        lambda value: isinstance(value, list) and len(value) >= min_length and all(map(kind.accepts, value)),
     )
 
 
@@ -48,10 +48,10 @@ SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 AUTO_SWITCH = Kind("true, false or auto", lambda value: isinstance(value, bool) or value == "auto")
 TEXT = Kind("text", lambda value: isinstance(value, str))
 NAME = Kind("text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()))
-TEXTS = list_of(TEXT, "texts", least=0)
+TEXTS = list_of(TEXT, "texts", min_length=0)
 PATHS = Kind("a path, a glob or a list of them", lambda value: TEXT.accepts(value) or TEXTS.accepts(value))
 COUNT = whole_number(1)
-COUNTS = list_of(COUNT, "whole numbers of at least 1", least=0)
+COUNTS = list_of(COUNT, "whole numbers of at least 1", min_length=0)
 NATURAL = whole_number(0)
 AUTO_COUNT = Kind(f"auto, or {COUNT.words}", lambda value: value == "auto" or COUNT.accepts(value))
 AUTO_NATURAL = Kind(f"auto, or {NATURAL.words}", lambda value: value == "auto" or NATURAL.accepts(value))
@@ -68,12 +68,11 @@ BETAS = Kind(
     "two numbers of at least 0 and below 1",
     lambda value: isinstance(value, list) and len(value) == 2 and all(is_number(x) and 0 <= x < 1 for x in value),
 )
-
 SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
 def check_kinds(settings: Mapping[str, Any], kinds: Mapping[str, Kind], optional: Mapping[str, Kind] = {}) -> None:
-    """Raise `ValueError` for a missing value or one of another kind. Keys are dotted; `optional` keys may be absent."""
+    """Raise `ValueError` if a value is missing or not of its kind. Keys are dotted; `optional` keys may be absent."""
     for key, kind in {**kinds, **optional}.items():
         *groups, name = key.split(".")
         group: Any = settings

@@ -45,7 +45,7 @@ def reset_peak_rss() -> None:
 
 
 def rss() -> int | None:
-    """Return the bytes of this process in RAM; on macOS their peak so far, on Windows None."""
+    """Return how many bytes of RAM this process uses; on macOS the peak so far, on Windows None."""
     return _status_bytes("VmRSS") or peak_rss()
 
 

@@ -10,20 +10,20 @@ from typing import Any
 NO_VALUE = "–"
 TARGET_NAMES = {"loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 TARGET_UNITS = {"loss": "loss (nats per token)", "perplexity": "perplexity per token", "bits_per_byte": "bits per byte"}
-LOSS_NAMES = {"least_squares": "least squares", "huber": "Huber's loss", "linear": "least squares of the target itself"}
+LOSS_NAMES = {"least_squares": "least squares", "huber": "Huber's loss", "linear": "least squares, not in logs"}
 SIZE_IN_LABELS = {
     "params_total": "all parameters",
     "params_non_embedding": "without embeddings",
-    "N": "as the table counts it",
+    "N": "as counted in the results table",
 }
 SIZE_IN_SENTENCES = SIZE_IN_LABELS | {
     "params_non_embedding": "parameters without embeddings",
-    "N": "parameters as the table counts them",
+    "N": "parameters as counted in the results table",
 }
 VARIABLE_NAMES = {"D": "D (training tokens)", "C": "C (training FLOPs)", "w": "width", "d": "depth (layers)"}
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
-MAX_ITEMS = 6  # most items of a list that a sentence names
-MAX_CHARACTERS = 60  # most characters of a value that a sentence quotes
+MAX_ITEMS = 6  # maximum number of items of a list that a sentence names
+MAX_CHARACTERS = 60  # maximum number of characters of a value that a sentence quotes
 MAX_DECIMALS = 6
 
 
@@ -38,10 +38,10 @@ def format_number(value: Any, digits: int = 4) -> str:
         return NO_VALUE
     if value == 0:
         return "0"
-    power = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))  # after rounding: 9.9999 becomes 10.00
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    power = int(exponent)  # of the rounded number: 9.9999 becomes 10.00
     if not -4 <= power < 6:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
+        return f"{mantissa}e{power}"
     return f"{value:.{max(0, digits - 1 - power)}f}"
 
 
@@ -113,9 +113,9 @@ def join_names(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def plural(number: int, thing: str, things: str = "") -> str:
+def plural(num_things: int, thing: str, things: str = "") -> str:
     """Write `1 family` or `2 families`; without `things`, the plural of `thing` ends in s."""
-    return f"{number} {thing if number == 1 else things or thing + 's'}"
+    return f"{num_things} {thing if num_things == 1 else things or thing + 's'}"
 
 
 def yes_or_no(value: Any) -> str:
@@ -152,7 +152,7 @@ def shortened(value: Any, max_characters: int = MAX_CHARACTERS) -> str:
     text = " ".join(str(value).split())
     if len(text) <= max_characters:
         return text
-    num_start = max_characters * 2 // 3
+    num_start = max_characters * 2 // 3  # characters kept at the start
     num_end = max_characters // 3 - 3
     return f"{text[:num_start]}...{text[-num_end:]}"
 
@@ -163,9 +163,9 @@ def with_error(value: Any, se: Any, digits: int = 4) -> str:
         return NO_VALUE
     if not is_number(se) or se <= 0:
         return format_number(value, digits)
-    power = math.floor(math.log10(float(f"{se:.1e}")))
-    places = min(MAX_DECIMALS, max(0, 1 - power))
-    return f"{value:.{places}f} ± {se:.{places}f}"
+    power = int(f"{se:.1e}".split("e")[1])  # power of ten of the rounded error
+    decimals = min(MAX_DECIMALS, max(0, 1 - power))
+    return f"{value:.{decimals}f} ± {se:.{decimals}f}"
 
 
 def megabytes(size: Any) -> str:

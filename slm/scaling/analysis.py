@@ -19,7 +19,7 @@ from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 from slm.scaling.verdict import verdict
 
-Show = Callable[[str, int], None]  # called before a step with its name and the number of steps done
+ShowStep = Callable[[str, int], None]  # called before a step with its name and the number of steps done
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,19 @@ def analyse(
 ) -> Analysis:
     """Fit every law that the table allows, compare the families, and state the verdict: which families differ.
 
-    `controlled` says whether an audit found the comparison controlled (None: not audited). It changes only the wording
-    of the verdict; all numbers follow from the table, the settings and `seed`. `verdict_only` leaves out what the
-    verdict does not use: bands, predictions, other targets, a second loss, references, allocation. `progress` is called
-    like `Show`, with the number of all steps in addition. Raises `ValueError` if no law can be fitted to any family.
+    `controlled` says whether an audit found that the families differ in nothing else (None: not audited). It changes
+    only the wording of the verdict; all numbers follow from the table, the settings and `seed`. `verdict_only` leaves
+    out what the verdict does not use: bands, predictions, other targets, a second loss, references, allocation.
+    `progress` is called before each step. Raises `ValueError` if no law can be fitted to any family.
     """
     settings = settings or Settings()
     target, size = _target_and_size(table, settings)
     tasks, skipped = _plan(table, settings, target, size)
     tasks = [task for task in tasks if task.is_primary or not verdict_only]
-    n_steps = len(tasks) + sum(task.is_primary for task in tasks) + 1  # fits, comparisons under each law, the rest
+    num_steps = len(tasks) + sum(task.is_primary for task in tasks) + 1  # fits, comparisons under each law, the rest
 
     def show(step: str, done: int) -> None:
-        progress(step, done, n_steps)
+        progress(step, done, num_steps)
 
     entries, fitted = _fit(table, tasks, settings, seed, show, thorough=not verdict_only)
     assessed = selection.assess_laws(fitted)
@@ -63,7 +63,7 @@ def analyse(
     comparison["primary"]["why"] = why
     for index, name in enumerate(dict.fromkeys((law, *fitted)), start=len(tasks)):  # the chosen law first
         show(f"comparing families under {name}", index)
-        rng = np.random.default_rng([seed, 1000, seed_of_law(name)])  # 1000: other numbers than in `_fit`
+        rng = np.random.default_rng([seed, 1000, seed_of_law(name)])  # 1000: not the random numbers of `_fit`
         if compared := compare_law(fitted[name], settings, rng, thorough=name == law):
             comparison["laws"][name] = compared
     comparison["envelopes"] = selection.envelopes(fitted, assessed, law)
@@ -71,7 +71,7 @@ def analyse(
     covariates = sorted({name for fit in fits for name in fit.law.variables} - set(VARIABLES))  # columns of the table
     curved = selection.is_curved(fitted, assessed, law)
     comparison["paired"] = compare_pairs(table, target, size, settings, covariates, curved=curved)
-    show("references and allocation", n_steps - 1)
+    show("references and allocation", num_steps - 1)
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
     comparison["verdict"] = verdict(comparison, entries, controlled)
@@ -79,7 +79,7 @@ def analyse(
 
 
 def _fit(
-    table: Table, tasks: Sequence[Task], settings: Settings, seed: int, show: Show, *, thorough: bool
+    table: Table, tasks: Sequence[Task], settings: Settings, seed: int, show: ShowStep, *, thorough: bool
 ) -> tuple[list[Entry], dict[str, dict[str, Fitted]]]:
     """Return the entries of all fits, and law -> family -> primary fit. Raises `ValueError` if all fits failed."""
     entries: list[Entry] = []
@@ -131,8 +131,8 @@ def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[lis
         sizes_of_law = sizes if "N" in law.variables else [""]
         for t in targets:
             for s in sizes_of_law:
-                is_primary = t == target and s in ("", size)
-                tasks.append(Task(law, t, s, settings.fit_loss, is_primary))
+                is_primary = t == target and s in ("", size)  # "": the law has no N
+                tasks.append(Task(law, t, s, settings.fit_loss, is_primary=is_primary))
                 if is_primary:
                     tasks.append(Task(law, t, s, settings.other_loss))
     _check_names(settings, table, [task.law for task in tasks])

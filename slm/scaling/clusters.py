@@ -21,7 +21,7 @@ from slm.scaling.solver import minimise
 from slm.scaling.starts import coordinate_bounds, raise_small_terms
 
 Kind = Literal["cluster", "wild"]
-MAX_BATCH_NUMBERS = 4_000_000  # most numbers in one array of a batch (replicates x rows x parameters), to bound memory
+MAX_BATCH_NUMBERS = 4_000_000  # maximum size of one array [replicates, rows, parameters], to bound memory
 WEBB_WEIGHTS = np.sqrt([0.5, 1.0, 1.5])
 """Used with both signs if clusters are few: weights of -1 and 1 would give too few distinct samples (Webb 2023)."""
 MIN_EIGENVALUE = 1e-8
@@ -53,7 +53,7 @@ def cluster_error(jacobian: Floats, residuals: Floats, clusters: np.ndarray, vec
     """
     bread = np.linalg.pinv(jacobian.T @ jacobian)
     residual_maker = np.eye(len(jacobian)) - jacobian @ bread @ jacobian.T
-    weights = jacobian @ bread @ vector
+    weights = jacobian @ bread @ vector  # of the rows in the estimate
     cluster_ids = np.unique(clusters, return_inverse=True)[1]
     members = [np.flatnonzero(cluster_ids == g) for g in range(int(cluster_ids.max()) + 1)]
     projected = np.zeros((len(jacobian), len(members)))
@@ -77,14 +77,14 @@ def _inverse_square_root(block: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Coordinates [B, P] of the refits that converged; `failed` is the share that did not."""
+    """Coordinates [B, P] of the refits that converged; `failed` is the share of replicates without such a refit."""
 
     theta: Floats
     failed: float
 
 
 def bootstrap(fit: Fit, kind: Kind, replicates: int, rng: np.random.Generator) -> Ensemble:
-    """Refit `replicates` resampled data sets.
+    """Refit the law to `replicates` resampled data sets.
 
     `kind="cluster"` draws whole clusters with replacement (Field & Welsh 2007). `kind="wild"` multiplies each residual
     by sqrt(n / (n - P)) and a random factor per cluster (Wu 1986; Cameron, Gelbach & Miller 2008).

@@ -31,7 +31,7 @@ def compare_law(
 ) -> Entry | None:
     """Compare the families under one law; None if fewer than two were fitted.
 
-    Unless `thorough`, the entry has only the joint test of all families and the pairs.
+    Unless `thorough`, the entry has only the joint tests of all families and the comparisons of pairs.
     """
     fits = _comparable(fitted)
     if len(fits) < 2:
@@ -66,7 +66,7 @@ def compare_law(
 
 
 def _comparable(fitted: Mapping[str, Fitted]) -> Fits:
-    """Select the families whose exponents are identified; if there are fewer than two, all fits that have scatter."""
+    """Select the fits with identified exponents. If these are fewer than two, select all fits that have scatter."""
     fits: Fits = {}
     for name, result in fitted.items():
         if result.fit and result.uncertainty and not result.fit.is_exact:
@@ -76,11 +76,11 @@ def _comparable(fitted: Mapping[str, Fitted]) -> Fits:
 
 
 def _over_common_range(fits: Fits, law: Law, settings: Settings) -> tuple[Fits, Entry | None]:
-    """Refit laws that are straight lines in logs to the range of sizes that all families share.
+    """If the law is a straight line in logs, refit it with only the sizes in the range that all families share.
 
     The slope of a straight line through a curve depends on the range of sizes: two families that follow the same law
-    with a floor have different slopes if one of them has larger sizes. The second result has the shared `range`; it is
-    None if no refit is needed. If too few sizes lie in the range, the fits stay as they are, and `range` is None.
+    with a floor have different slopes if one of them has larger sizes. The second result is None if no refit is needed,
+    else an entry with the shared `range`. If too few sizes lie in it, `range` is None, and the fits are unchanged.
     """
     log_sizes = {name: fit.sample.log_x[:, 0] for name, (fit, _) in fits.items()}
     lows, highs = np.array([(x.min(), x.max()) for x in log_sizes.values()]).T
@@ -99,7 +99,7 @@ def _over_common_range(fits: Fits, law: Law, settings: Settings) -> tuple[Fits, 
 
 
 def _curves(fits: Fits, law: Law, level: float) -> dict[str, dict[str, Curve]]:
-    """Return exponent -> family -> t at each value of the exponent, for the families whose data identify it."""
+    """Return exponent -> family -> t at each value of the exponent, for the families that identify the exponent."""
     curves: dict[str, dict[str, Curve]] = {exponent: {} for exponent in law.exponents}
     for exponent, by_family in curves.items():
         for name, (fit, intervals) in _identified(fits, exponent).items():
@@ -113,7 +113,7 @@ def _identified(fits: Fits, exponent: str) -> Fits:
 
 
 def _joint_tests(curves: Mapping[str, Mapping[str, Curve]], rng: np.random.Generator) -> dict[str, Entry]:
-    """Test all families together in each exponent that at least two identify; `p_adjusted` allows for all exponents."""
+    """Test whether all families that identify an exponent share it; `p_adjusted` is adjusted over the exponents."""
     tests: dict[str, Entry] = {}
     for exponent, by_family in curves.items():
         if len(by_family) > 1:
@@ -133,7 +133,7 @@ def _pairs(fits: Fits, law: Law, curves: Mapping[str, Mapping[str, Curve]], leve
             row: Entry = {"a": a, "b": b, "exponent": exponent, "identified": a in by_family and b in by_family}
             row |= {"variable": law.variable_of[exponent], "straight": law.is_linear}
             row["delta"] = fit_a.params[exponent] - fit_b.params[exponent]
-            row |= dict.fromkeys(("ci_low", "ci_high", "p", "df", "p_any_floor"))
+            row |= dict.fromkeys(("ci_low", "ci_high", "p", "df", "p_any_floor"))  # None unless `identified`
             if row["identified"]:
                 test = difference(by_family[a], by_family[b], level=level)
                 row |= test._asdict() | {"p_any_floor": any_floor_p(fit_a, fit_b, test, level)}
@@ -160,13 +160,14 @@ def _model_rows(law: Law, models: Mapping[str, JointFit]) -> list[Entry]:
 def _likelihood_ratios(
     families: Families, models: Mapping[str, JointFit], calibration: int, rng: np.random.Generator
 ) -> list[Entry]:
-    """Test each model against separate laws, and one law for all against constant factors on size (and data)."""
+    """Test each model against `separate`, and `one_law` against `efficiency`."""
     separate = models["separate"]
     can_compute_p = families.law.is_linear or calibration > 0
     if separate.num_rows <= len(separate.phi) or not can_compute_p:
         return []
     has_floor = families.law.floor is not None  # without one, `efficiency` and `shared_exponents` are the same model
-    tests = [(name, "separate") for name in MODELS[:-1] if has_floor or name != "efficiency"]
+    restricted_models = [name for name in MODELS if name != "separate" and (has_floor or name != "efficiency")]
+    tests = [(name, "separate") for name in restricted_models]
     tests.append(("one_law", "efficiency" if has_floor else "shared_exponents"))
     rows = []
     for restricted, wider in tests:
@@ -190,9 +191,9 @@ def _pooled(fits: Fits, exponent: str, level: float, tests: Mapping[str, Entry])
 
 
 def _power(fits: Fits, law: Law, fitted: Mapping[str, Fitted], settings: Settings) -> Entry:
-    """Compute the smallest difference in the first exponent that each pair can detect, given its designs and scatter.
+    """Compute the smallest difference in the first exponent that each pair of families can detect.
 
-    `detectable` is the largest of these differences. `advice` says how its pair could detect half this difference.
+    `detectable` is the largest of these differences. `advice` says how that pair could detect half this difference.
     """
     exponent = law.exponents[0]
     designs = {
@@ -200,32 +201,32 @@ def _power(fits: Fits, law: Law, fitted: Mapping[str, Fitted], settings: Setting
         for name, (fit, intervals) in _identified(fits, exponent).items()
     }
     pairs = {(a, b): UnpairedDesigns(designs[a], designs[b]) for a, b in combinations(designs, 2)}
-    n_tests = len(law.exponents) * len(fitted) * (len(fitted) - 1) // 2  # p-values are adjusted over all of them
-    options: Entry = {"power": settings.power, "level": 1 - settings.level, "pairs": n_tests}
-    detectable = {names: pair.detectable(**options) for names, pair in pairs.items()}
+    num_tests = len(law.exponents) * len(fitted) * (len(fitted) - 1) // 2  # p-values are adjusted over all of them
+    options: Entry = {"power": settings.power, "level": 1 - settings.level, "pairs": num_tests}
+    detectable_by_pair = {names: pair.detectable(**options) for names, pair in pairs.items()}
     largest, advice = None, None
-    if len(designs) == len(fits) and None not in detectable.values():
-        worst_pair = max(pairs, key=lambda names: detectable[names] or 0.0)
-        largest = detectable[worst_pair]
+    if len(designs) == len(fits) and None not in detectable_by_pair.values():
+        worst_pair = max(pairs, key=lambda names: detectable_by_pair[names] or 0.0)
+        largest = detectable_by_pair[worst_pair]
         if largest:
             advice = pairs[worst_pair].advice(largest / 2, **options).entry()
     return options | {
         "exponent": exponent,
         "detectable": largest,
-        "by_pair": [{"a": a, "b": b, "detectable": value} for (a, b), value in detectable.items()],
+        "by_pair": [{"a": a, "b": b, "detectable": value} for (a, b), value in detectable_by_pair.items()],
         "advice": advice,
     }
 
 
 def _design(fit: Fit, intervals: Uncertainty, entry: Entry, level: float) -> Design:
-    """Return a family's design, with the scatter between seeds kept apart from the misfit of the sizes to the law."""
-    seeds = max(1, round(entry["n_rows"] / entry["n_cells"])) if entry["unit"] == "cell" else 1
+    """Return a family's design. Its `noise` is the scatter between seeds; `misfit` is that of sizes about the law."""
+    num_seeds = max(1, round(entry["n_rows"] / entry["n_cells"])) if entry["unit"] == "cell" else 1
     noise = entry["lack_of_fit"]["pure_sigma"] if entry["lack_of_fit"] else None
-    misfit = float(np.sqrt(max(fit.sigma**2 - (noise or 0.0) ** 2 / seeds, 0.0)))
-    design = Design(fit.law, fit.sample.log_x, fit.params, noise=noise, misfit=misfit, seeds=seeds)
+    misfit = float(np.sqrt(max(fit.sigma**2 - (noise or 0.0) ** 2 / num_seeds, 0.0)))
+    design = Design(fit.law, fit.sample.log_x, fit.params, noise=noise, misfit=misfit, seeds=num_seeds)
     if fit.sample.is_independent:
         return design
-    # Rows share runs or shapes, so scale the scatter up to the cluster-robust error of the exponent.
+    # Rows share runs or shapes, so scale the scatter such that the exponent's error is the cluster-robust one.
     robust, usual = intervals.error(fit, fit.law.exponents[0], level), design.error()
     factor = robust / usual if np.isfinite(robust) and 0 < usual < np.inf else 1.0
     groups = len(np.unique(fit.sample.clusters))

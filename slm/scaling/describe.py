@@ -61,12 +61,12 @@ def floor_text(entry: Entry) -> str:
 
 
 def status(entry: Entry) -> str:
-    """Return `not fitted`, `identified` (but not some other parameters), or `NOT IDENTIFIED` with the first reason."""
+    """Return `not fitted`, `identified (but not E)` for exponents that are, or `NOT IDENTIFIED` with a reason."""
     if not entry["fitted"]:
         return "not fitted"
     if entry["identified"]:
-        others = [name for name in entry["not_identified"] if name not in entry["exponents"]]
-        return "identified" + (f" (but not {', '.join(others)})" if others else "")
+        exceptions = [name for name in entry["not_identified"] if name not in entry["exponents"]]
+        return f"identified (but not {', '.join(exceptions)})" if exceptions else "identified"
     reason = next((entry["reasons"][name] for name in entry["exponents"] if name in entry["reasons"]), "")
     return f"**NOT IDENTIFIED**: {escape_markdown(reason or 'see the notes')}"
 
@@ -78,9 +78,9 @@ def notes(entries: Sequence[Entry]) -> list[str]:
     `status` gives, and the warning on exponents of perplexity, which reports show once for all fits.
     """
     groups: dict[str, list[tuple[Entry, str]]] = {}
-    for entry in (entry for entry in entries if entry["fitted"]):
+    for entry in entries:
         for note in entry["notes"]:
-            if "exponent of perplexity" not in note and note not in entry["reasons"].values():
+            if entry["fitted"] and "exponent of perplexity" not in note and note not in entry["reasons"].values():
                 groups.setdefault(_NUMBER.sub("#", note), []).append((entry, note))
     return [
         f"{_laws_and_families([entry for entry, _ in group])}: {_merged_note([note for _, note in group])}."

@@ -1,4 +1,4 @@
-"""Curves, predictions, doubling and extrapolation of a fit, computed only if the report's answer may rest on it."""
+"""Curves, predictions, doubling and extrapolation of the fits on which the report's answer may rest."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from slm.scaling.settings import Settings
 CURVE_POINTS = 60
 BAND_POINTS = 12  # points of a curve at which its band is computed; between them the band is interpolated
 MIN_REFITS = 100  # fewest refits for which a band is drawn
-MAX_HELD_OUT = 3  # sizes, in an extrapolation
-MAX_DOUBLING_SIZES = 24
+MAX_HELD_OUT = 3  # largest number of sizes that an extrapolation holds out
+MAX_DOUBLING_SIZES = 24  # largest number of sizes at which the gain of doubling is computed
 DOUBLING_TOLERANCE = 1.1  # two sizes count as a doubling if their ratio is between 2 / 1.1 and 2 * 1.1
 SAME_LOG_SIZE = 1e-6  # log sizes that differ by less than this count as the same size
 
@@ -72,7 +72,7 @@ def _vary_first(medians: Floats, first: Floats) -> Floats:
 
 
 def _curve(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Floats, run_sigma: float) -> Entry:
-    """Compute the law (`low` to `high`) and one more run (`run_low` to `run_high`) along the first variable."""
+    """Compute the law's curve, its confidence band (`low`, `high`) and a new run's prediction band (`run_low`, ...)."""
     log_sizes = fit.sample.log_x[:, 0]
     start, end = log_sizes.min() - 0.3, log_sizes.max() + 1.2
     log_x = _vary_first(medians, np.linspace(start, end, CURVE_POINTS))
@@ -116,8 +116,8 @@ def _predictions(fit: Fit, ensemble: Ensemble | None, settings: Settings, median
         row |= {"stated": bool(point), "ignored": [name for name in point if name not in variables]}
     not_predicted = []
     for point in points:
-        if lacks := [variable for variable in variables if variable not in point]:
-            not_predicted.append({"point": point, "lacks": lacks})
+        if missing := [variable for variable in variables if variable not in point]:
+            not_predicted.append({"point": point, "lacks": missing})
     return {"predictions": rows, "not_predicted": not_predicted}
 
 
@@ -129,27 +129,27 @@ def predictions_at(fit: Fit, log_x: Floats, ensemble: Ensemble | None, run_sigma
 
 
 def _doubling(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Floats) -> Entry:
-    """Compute how much doubling N lowers the loss at each size of the data: according to the law, and as measured.
+    """Compute how much doubling N lowers the loss at each measured size: according to the law, and as measured.
 
-    `beyond` marks sizes whose double lies beyond the data: there the law's gain is an extrapolation. `measured` is the
-    decrease from the mean loss at this size to the mean loss at a size about twice as large, scaled to a factor of 2.
-    `measured` is None if no size is about twice as large, and for laws of several variables.
+    `beyond` is true if twice the size is above all measured sizes: there the law's gain is an extrapolation. `measured`
+    is the decrease from the mean loss at this size to the mean loss at a size about twice as large, scaled to a factor
+    of 2. `measured` is None if no size is about twice as large, and for laws of several variables.
     """
     log_size_of_row = fit.sample.log_x[:, 0]
     log_sizes = _distinct(log_size_of_row)
-    losses = np.exp([fit.sample.log_y[abs(log_size_of_row - size) < SAME_LOG_SIZE].mean() for size in log_sizes])
+    mean_log_losses = [fit.sample.log_y[abs(log_size_of_row - size) < SAME_LOG_SIZE].mean() for size in log_sizes]
     indices = np.unique(np.linspace(0, len(log_sizes) - 1, MAX_DOUBLING_SIZES).round().astype(int))
-    chosen = log_sizes[indices]
-    gain = band(fit, _vary_first(medians, chosen), ensemble, level=settings.level, curve=Doubling(fit.law))
+    chosen_sizes = log_sizes[indices]
+    gain = band(fit, _vary_first(medians, chosen_sizes), ensemble, level=settings.level, curve=Doubling(fit.law))
     measured: list[float | None] = [None] * len(indices)
     if len(fit.law.variables) == 1:
-        measured = [_measured_gain(log_sizes, losses, index) for index in indices]
+        measured = [_measured_gain(log_sizes, np.exp(mean_log_losses), index) for index in indices]
     return {
-        "x": np.exp(chosen).tolist(),
+        "x": np.exp(chosen_sizes).tolist(),
         "gain": gain.centre.tolist(),
         "low": gain.low.tolist(),
         "high": gain.high.tolist(),
-        "beyond": (chosen + np.log(2) > log_sizes.max() + 0.01).tolist(),
+        "beyond": (chosen_sizes + np.log(2) > log_sizes.max() + 0.01).tolist(),
         "measured": measured,
     }
 
@@ -165,7 +165,8 @@ def _measured_gain(log_sizes: Floats, losses: Floats, index: int) -> float | Non
 def _distinct(x: Floats) -> Floats:
     """Return the distinct log sizes in rising order. Sizes that differ only by rounding count as one."""
     x = np.sort(x)
-    return x[np.append(True, np.diff(x) > SAME_LOG_SIZE)]
+    is_new = np.append(True, np.diff(x) > SAME_LOG_SIZE)
+    return x[is_new]
 
 
 def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> Entry | None:
@@ -180,18 +181,18 @@ def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> En
     steps: list[Entry] = []
     for num_held_out in range(1, min(MAX_HELD_OUT, len(log_sizes) - 1) + 1):
         is_held_out = log_size_of_row > log_sizes[-num_held_out] - SAME_LOG_SIZE
-        kept = sample.subset(~np.isin(sample.clusters, sample.clusters[is_held_out]))
-        if not len(kept.log_y) or refusal(fit.law, kept):
+        kept_sample = sample.subset(~np.isin(sample.clusters, sample.clusters[is_held_out]))
+        if not len(kept_sample.log_y) or refusal(fit.law, kept_sample):
             break
-        smaller = fit_sample(fit.law, kept, loss=fit.loss)
-        kind = needed_bootstrap(smaller)
-        if smaller.is_exact or (kind is not None and fits):  # bootstraps are slow: only the first fit gets one
+        smaller_fit = fit_sample(fit.law, kept_sample, loss=fit.loss)
+        kind = needed_bootstrap(smaller_fit)
+        if smaller_fit.is_exact or (kind is not None and fits):  # bootstraps are slow: only the first fit gets one
             break
-        ensemble = bootstrap(smaller, kind, 2 * MIN_REFITS, rng) if kind else None
+        ensemble = bootstrap(smaller_fit, kind, 2 * MIN_REFITS, rng) if kind else None
         if ensemble is not None and len(ensemble.theta) < MIN_REFITS:
             break
-        fits.append(smaller)
-        steps += _steps(smaller, sample.subset(is_held_out), log_sizes, ensemble, settings.level)
+        fits.append(smaller_fit)
+        steps += _steps(smaller_fit, sample.subset(is_held_out), log_sizes, ensemble, settings.level)
     if not fits:
         return None
     return {
@@ -205,21 +206,22 @@ def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> En
     }
 
 
-def _steps(smaller: Fit, held_out: Sample, log_sizes: Floats, ensemble: Ensemble | None, level: float) -> list[Entry]:
-    """Return one entry per held-out size, with errors in log loss and prediction intervals of its single rows."""
+def _steps(fit: Fit, held_out: Sample, log_sizes: Floats, ensemble: Ensemble | None, level: float) -> list[Entry]:
+    """Return one entry per held-out size: for each row, the error of `fit` in log loss and the prediction interval."""
     points, inverse = np.unique(held_out.log_x, axis=0, return_inverse=True)
-    interval = band(smaller, points, ensemble, level=level).for_run(smaller.sigma)
-    # All three are relative to the measured log loss: predicted - measured, and the interval's ends - measured.
-    errors, low_errors, high_errors = (
-        limit[inverse.reshape(-1)] - held_out.log_y for limit in (interval.centre, interval.low, interval.high)
-    )
-    largest = smaller.sample.log_x[:, 0].max()
+    point_of_row = inverse.reshape(-1)
+    interval = band(fit, points, ensemble, level=level).for_run(fit.sigma)
+    # The ends of the interval, too, are relative to the measured value.
+    errors = interval.centre[point_of_row] - held_out.log_y
+    low_errors = interval.low[point_of_row] - held_out.log_y
+    high_errors = interval.high[point_of_row] - held_out.log_y
+    largest = fit.sample.log_x[:, 0].max()
     steps = []
     for size in _distinct(held_out.log_x[:, 0]):
         is_at_size = abs(held_out.log_x[:, 0] - size) < SAME_LOG_SIZE
         error, low, high = errors[is_at_size], low_errors[is_at_size], high_errors[is_at_size]
-        ahead = int(((log_sizes > largest + SAME_LOG_SIZE) & (log_sizes < size + SAME_LOG_SIZE)).sum())
-        step = {"held_out": float(np.exp(size)), "largest_fitted": float(np.exp(largest)), "sizes_ahead": ahead}
+        num_ahead = int(((log_sizes > largest + SAME_LOG_SIZE) & (log_sizes < size + SAME_LOG_SIZE)).sum())
+        step = {"held_out": float(np.exp(size)), "largest_fitted": float(np.exp(largest)), "sizes_ahead": num_ahead}
         step |= {"error_log": float(error.mean()), "rms_error_log": float(np.sqrt((error**2).mean()))}
         step |= {"n_rows": len(error), "n_inside": int(((low <= 0) & (high >= 0)).sum())}
         steps.append(step | {"errors_log": error.tolist(), "low_log": low.tolist(), "high_log": high.tolist()})

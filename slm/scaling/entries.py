@@ -21,19 +21,18 @@ from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
 from slm.scaling.tables import Table
 
-SUSPICIOUS_RATIO = 1.5
-"""A fit gets a note if the bootstrap's standard error is larger than the likelihood's by more than this factor."""
+SUSPICIOUS_RATIO = 1.5  # bootstrap's standard error / likelihood's; a fit in which it is larger gets a note
 
 
 @dataclass(frozen=True)
 class Task:
-    """A law to fit to a target of every family, under `loss`. `size` is the column that is N ("": no N in the law)."""
+    """A law to fit to the `target` of every family. `size` is the table's column of N, or "" for a law without N."""
 
     law: Law
     target: str
     size: str
     loss: Loss
-    is_primary: bool = False  # whether the verdict, the report's answer to which families differ, may rest on the fits
+    is_primary: bool = False  # whether the verdict (which families differ) may rest on the fits
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def fit_group(
 def _fit_family(
     table: Table, task: Task, sample: Sample, settings: Settings, rng: np.random.Generator, medians: Floats | None
 ) -> Fitted:
-    """Fit the only family of `table`; thorough if `medians` are given: those of all families' log variables."""
+    """Fit the only family of `table`, thoroughly if `medians` (of the log variables of all families) are given."""
     fit = fit_sample(task.law, sample, loss=task.loss)
     thorough = medians is not None
     replicates = settings.bootstrap if thorough else 0
@@ -90,7 +89,7 @@ def _fit_family(
         "run_sigma_log": run_sigma,
     }
     if test and test.p < 0.05:
-        entry["notes"].append(f"seeds differ by too little to explain the misfit of the sizes (p = {test.p:.2g})")
+        entry["notes"].append(f"seeds scatter too little to explain the misfit to the law (p = {test.p:.2g})")
     if len(runs.log_y) > len(sample.log_y):
         entry["notes"].append("fitted to means over seeds: more seeds per size add no degrees of freedom")
     if not sample.is_independent:

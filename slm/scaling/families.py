@@ -1,7 +1,7 @@
 """Test whether families share a law: fit nested models to all families together, and compare their likelihoods.
 
     one_law            all coordinates (parameters as they are fitted: see `slm.scaling.laws`) are shared
-    efficiency         exponents and floor are shared; each family uses N and D as if they were rho_N N and rho_D D
+    efficiency         exponents and floor are shared; in each family, rho_N N and rho_D D take the place of N and D
     shared_exponents   exponents are shared; each family has its own coefficients (and floor)
     separate           nothing is shared
 
@@ -32,10 +32,8 @@ from slm.scaling.sample import Sample
 from slm.scaling.solver import FINE_TOLERANCE, Block, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts, raise_small_terms
 
-REFIT_STEPS = 60
-"""Most steps of a refit. Only refits along a flat valley, where the objective no longer changes, would take more."""
-REFIT_GRID_STARTS = 3
-"""Approximate number of grid starts of a refit. It also starts at the coordinates that the data were simulated with."""
+REFIT_STEPS = 60  # maximum; only refits along a flat valley, where the objective no longer changes, would take more
+REFIT_GRID_STARTS = 3  # about this many; a refit also starts at the coordinates with which the data were simulated
 MODELS = ("one_law", "efficiency", "shared_exponents", "separate")
 
 
@@ -63,12 +61,12 @@ class Families:
 
     def blocks(self, matrices: Sequence[Floats]) -> list[Block]:
         """Return the rows of each family as a block of the solver, with the family's matrix (`sharing_matrices`)."""
-        zero = np.zeros(len(self.law.parameters))
-        rows = [np.flatnonzero(self.family_of_row == f) for f in range(len(self.names))]
-        return [Block(self.law, self.pooled.centred[own], own, M, zero) for own, M in zip(rows, matrices, strict=True)]
+        family_rows = [np.flatnonzero(self.family_of_row == f) for f in range(len(self.names))]
+        centred, zero = self.pooled.centred, np.zeros(len(self.law.parameters))
+        return [Block(self.law, centred[rows], rows, M, zero) for rows, M in zip(family_rows, matrices, strict=True)]
 
     def log_value(self, theta: Floats) -> Floats:
-        """The log value of each row [I] at the coordinates of its family, a row of `theta` [F, P]."""
+        """The log value [I] of each data row under the coordinates of its own family; `theta` is [F, P]."""
         values_FI = self.law.log_value(theta, self.pooled.centred)
         return values_FI[self.family_of_row, np.arange(len(self.family_of_row))]
 
@@ -77,7 +75,7 @@ class Families:
 class JointFit:
     """A nested model fitted to all families: free parameters `phi` [Q], and coordinates `theta` [F, P]."""
 
-    matrices: tuple[Floats, ...]
+    matrices: tuple[Floats, ...]  # of each family: its coordinates are matrix @ phi
     phi: Floats
     theta: Floats
     sse: float
@@ -86,7 +84,7 @@ class JointFit:
     converged: bool
 
     def criteria(self) -> Criteria:
-        """AICc and BIC, with one scatter for all families."""
+        """AICc and BIC, assuming that all families have the same scatter."""
         deviance = self.num_rows * (np.log(2 * np.pi * self.sse / self.num_rows) + 1)
         return information_criteria(deviance, self.num_rows, len(self.phi) + 1)
 
@@ -109,9 +107,9 @@ def sharing_matrices(law: Law, num_families: int, model: str) -> tuple[Floats, .
     for j, name in enumerate(names):
         owners: Sequence[int | None] = [None] if name in shared_by_model[model] else range(num_families)
         columns += [(j, owner) for owner in owners]
-    units = np.eye(len(names))[:, [j for j, _ in columns]]
+    unit_columns = np.eye(len(names))[:, [j for j, _ in columns]]
     # The matrix of a family has zeros in the columns that belong to other families.
-    return tuple(units * [owner in (None, f) for _, owner in columns] for f in range(num_families))
+    return tuple(unit_columns * [owner in (None, f) for _, owner in columns] for f in range(num_families))
 
 
 def fit_joint(families: Families, model: str) -> JointFit:
@@ -130,11 +128,11 @@ def fit_joint(families: Families, model: str) -> JointFit:
 def likelihood_ratio(
     families: Families, restricted: JointFit, wider: JointFit, replicates: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Test `restricted` against `wider` by n log(SSE_r / SSE_w): `statistic`, `df`, `p`, `p_chi2` and `replicates`.
+    """Test `restricted` against `wider`. The `statistic` is n log(SSE_r / SSE_w), with SSE_w of the wider model.
 
-    `replicates` data sets are simulated under `restricted`. `p` is the share of them, the observed data included, whose
-    statistic is at least as large as the observed one. For linear laws and 0 replicates, `p` is from the F test, which
-    is exact if families have equal scatter. `p_chi2` is the chi-squared approximation.
+    `replicates` data sets are simulated under `restricted`. `p` is the share of data sets, counting the observed one,
+    whose statistic is at least as large as the observed statistic. For linear laws and 0 replicates, `p` is from the F
+    test, which is exact if families have equal scatter. `p_chi2` is the chi-squared approximation.
     """
     n, df = restricted.num_rows, len(wider.phi) - len(restricted.phi)
     statistic = max(0.0, n * float(np.log(restricted.sse / wider.sse)))
@@ -164,11 +162,11 @@ def _refit(families: Families, matrices: Sequence[Floats], log_y: Floats, theta:
     theta = raise_small_terms(families.law, families.pooled, theta)
     grid = _starts(families, matrices)
     grid_step = max(1, len(grid) // REFIT_GRID_STARTS)
-    grid = grid[:0] if families.law.is_linear else grid[::grid_step]
+    grid = grid[:0] if families.law.is_linear else grid[::grid_step]  # [:0] is empty: no grid starts
     total, blocks = np.zeros(len(log_y)), families.blocks(matrices)
     is_used_FQ = np.stack([matrix.any(axis=0) for matrix in matrices])
     share_nothing = (is_used_FQ.sum(axis=0) == 1).all()
-    group_size = 1 if share_nothing else len(blocks)
+    group_size = 1 if share_nothing else len(blocks)  # families fitted together
     for group in np.arange(len(blocks)).reshape(-1, group_size):
         is_used_Q = is_used_FQ[group].any(axis=0)
         group_blocks = [replace(blocks[f], matrix=blocks[f].matrix[:, is_used_Q]) for f in group]
@@ -191,7 +189,7 @@ def _starts(families: Families, matrices: Sequence[Floats]) -> Floats:
 
 
 def _bounds(families: Families, matrices: Sequence[Floats]) -> tuple[Floats, Floats]:
-    """Return the bounds of each free parameter [Q], which are those of its coordinate."""
+    """Return the bounds of each free parameter [Q]: those of the coordinate that the parameter sets."""
     low, high = coordinate_bounds(families.law, families.pooled)
     coordinate = np.argmax(np.vstack(matrices), axis=0) % len(low)  # the stacked matrices have P rows per family
     return low[coordinate], high[coordinate]
@@ -200,19 +198,19 @@ def _bounds(families: Families, matrices: Sequence[Floats]) -> tuple[Floats, Flo
 def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.95) -> list[dict[str, Any]]:
     """Return rho_N and rho_D of every family relative to the first, under the `efficiency` model.
 
-    A row has the `factor` on `variable` by which `family` differs from the `reference`, with the interval of this
-    factor, `low` to `high`. In L = E + A / (rho N)^alpha the coefficient is A rho^-alpha, so log rho is the difference
-    between the log coefficients of two families, divided by alpha. The interval is Student's t. Its standard error
-    follows from every family's own scatter, or is cluster-robust if rows share runs or shapes.
+    Each row has the `factor` on a `variable` by which a `family` differs from the first, the `reference`, with the
+    interval `low` to `high`. In L = E + A / (rho N)^alpha the coefficient is A rho^-alpha, so log rho is the difference
+    between the log coefficients of two families, divided by alpha. The interval uses Student's t. Its standard error
+    follows from every family's own scatter or, if rows share runs or shapes, is cluster-robust.
     """
     law, names = families.law, list(families.law.parameters)
     if min(len(sample.log_y) for sample in families.samples) <= len(names):
         return []
     factors = []
     for coefficient, powers in law.powers.items():
-        variable, exponent = powers[0]
+        variable, exponent = powers[0]  # of the term's first power, such as N^-alpha
         j, k = names.index(coefficient), names.index(exponent)
-        has_exponent = not (law.name == "kaplan_joint" and variable == "D")  # D_c is itself proportional to D
+        has_exponent = not (law.name == "kaplan_joint" and variable == "D")  # D_c of this law scales as D does
         for f in range(1, len(families.names)):
             alpha = joint.theta[0][k] if has_exponent else 1.0
             log_rho = (joint.theta[0][j] - joint.theta[f][j]) / alpha
@@ -229,11 +227,14 @@ def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.
 
 
 def _error(families: Families, joint: JointFit, vector: Floats) -> tuple[float, float]:
-    """Return the standard error of `vector` [Q] @ phi, given every family's own scatter, and its degrees of freedom."""
-    blocks = zip(joint.theta, families.blocks(joint.matrices), strict=True)
-    jacobian_IQ = np.concatenate([b.law.derivatives(theta[None], b.x_IV)[1][0].T @ b.matrix for theta, b in blocks])
+    """Return the standard error of `vector` [Q] @ phi, and the error's degrees of freedom (Satterthwaite)."""
+    jacobians = []
+    for theta, block in zip(joint.theta, families.blocks(joint.matrices), strict=True):
+        _, gradient, _ = block.law.derivatives(theta[None], block.x_IV)
+        jacobians.append(gradient[0].T @ block.matrix)
+    jacobian_IQ = np.concatenate(jacobians)
     if not all(sample.is_independent for sample in families.samples):
-        # Clusters are numbered within each family, so number the pairs of family and cluster.
+        # Cluster numbers repeat between families, so give each pair of family and cluster its own number.
         pairs = np.stack([families.family_of_row, np.concatenate([sample.clusters for sample in families.samples])])
         clusters = np.unique(pairs, axis=1, return_inverse=True)[1].reshape(-1)
         residuals = families.pooled.log_y - families.log_value(joint.theta)

@@ -18,8 +18,8 @@ Interval = tuple[float | None, float | None]
 MAX_SPAN = 10.0
 """An exponent is not identified if the high end of its interval is more than this many times the low end."""
 MIN_DEGREES = 3
-"""With fewer degrees of freedom, no exponent of a nonlinear law is identified. For laws with a floor and 2 degrees of
-freedom, the few intervals within `MAX_SPAN` are narrow by chance: only 60% of them contain the true exponent."""
+"""With fewer degrees of freedom, no exponent of a nonlinear law is identified. With 2, few fits of a law with a floor
+have an interval within `MAX_SPAN`, and those are narrow by chance: only 60% of them contain the true exponent."""
 BOOTSTRAPS: tuple[Kind, ...] = ("cluster", "wild")
 MAX_FAILED = 0.5  # a bootstrap is not used if a larger share of its samples could not be refitted
 MIN_REFITS = 20  # a bootstrap is not used if fewer refits than this converged
@@ -27,7 +27,7 @@ MIN_REFITS = 20  # a bootstrap is not used if fewer refits than this converged
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Standard errors and intervals of the parameters as quoted. An end of None is open: the data set no bound."""
+    """Errors and intervals of reported parameters, not of fitted coordinates. An end without a bound is None."""
 
     method: str  # of the intervals: ols_t, profile_t, cluster_t, cluster_bootstrap or none
     se: dict[str, float]
@@ -37,11 +37,10 @@ class Uncertainty:
     ensembles: dict[str, Ensemble]
     not_identified: dict[str, str]  # parameters that the data do not identify -> the reason
     notes: tuple[str, ...]
-    bootstrap_se: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Method (cluster, wild, delta) -> standard errors."""
+    bootstrap_se: dict[str, dict[str, float]] = field(default_factory=dict)  # "cluster", "wild" and "delta" -> errors
 
     def error(self, fit: Fit, name: str, level: float) -> float:
-        """Half the width of the interval of exponent `name`, divided by the quantile of t; `se` if an end is open."""
+        """The standard error of exponent `name` that matches its interval; `se` if an end of the interval is open."""
         low, high = self.ci[name]
         df = self.degrees_of_freedom(fit, name)
         if low is None or high is None or df < 1:
@@ -60,9 +59,9 @@ def uncertainty(
 ) -> Uncertainty:
     """Compute standard errors and intervals of all parameters of a fit.
 
-    Intervals after least squares are Student's t for linear laws, which is exact, and from the profile likelihood for
-    others. If rows share runs or shapes, intervals are widened to the cluster-robust error (`slm.scaling.clusters`).
-    Intervals after other losses are t intervals with standard errors of the cluster bootstrap.
+    After least squares, intervals of linear laws use Student's t, which is exact; those of other laws use the profile
+    likelihood. If several rows share a run or a shape, intervals are widened to match the cluster-robust standard error
+    (`slm.scaling.clusters`). After other losses, intervals use Student's t and errors of the cluster bootstrap.
     `replicates` = 0 leaves out bootstraps that are only a cross-check. Without `profile_coefficients`, intervals of
     coefficients come from the delta method in logs, which is quicker; the other intervals are the same.
     """
@@ -104,7 +103,7 @@ def uncertainty(
 
 
 def _profile_interval(fit: Fit, profile: Profile) -> Interval:
-    """Return the interval of the quoted parameter; the profile of a coefficient is over its logarithm."""
+    """Return the interval of the reported parameter; the profile of a coefficient is over its logarithm."""
     if profile.name in fit.law.not_logged:
         return profile.low, profile.high
     with np.errstate(over="ignore"):
@@ -113,7 +112,7 @@ def _profile_interval(fit: Fit, profile: Profile) -> Interval:
 
 
 def _delta_errors(fit: Fit) -> dict[str, float]:
-    """Compute standard errors of the quoted parameters by the delta method; NaN for parameters at a bound."""
+    """Compute standard errors of the reported parameters by the delta method; NaN for parameters at a bound."""
     step = 1e-6
     P = len(fit.theta)
     moved = fit.law.canonical(fit.theta + step * np.r_[np.eye(P), -np.eye(P)], fit.sample.refs)
@@ -130,16 +129,16 @@ def _is_usable(ensemble: Ensemble) -> bool:
 
 
 def _bootstrap_errors(fit: Fit, ensemble: Ensemble) -> dict[str, float]:
-    """Compute the standard deviation of each quoted parameter over the refits; NaN if too many refits failed."""
+    """Compute the standard deviation of each reported parameter over the refits; NaN if too many refits failed."""
     if not _is_usable(ensemble):
         return dict.fromkeys(fit.law.parameters, np.nan)
-    quoted = fit.law.canonical(ensemble.theta, fit.sample.refs)
+    reported = fit.law.canonical(ensemble.theta, fit.sample.refs)
     with np.errstate(invalid="ignore", over="ignore"):
-        return dict(zip(fit.law.parameters, quoted.std(axis=0, ddof=1).tolist(), strict=True))
+        return dict(zip(fit.law.parameters, reported.std(axis=0, ddof=1).tolist(), strict=True))
 
 
 def _bootstrap_intervals(fit: Fit, ensemble: Ensemble | None, level: float) -> dict[str, Interval]:
-    """Return estimate ± quantile of t × standard error; on a log scale for coefficients, which are positive."""
+    """Return estimate ± quantile of t × standard error, computed in logs for parameters that are always positive."""
     names = fit.law.parameters
     num_clusters = len(np.unique(fit.sample.clusters))
     df = num_clusters - len(names)
@@ -148,9 +147,9 @@ def _bootstrap_intervals(fit: Fit, ensemble: Ensemble | None, level: float) -> d
     is_signed = np.array([name in fit.law.not_logged for name in names])
 
     def scaled(theta: Floats) -> Floats:
-        quoted = fit.law.canonical(theta, fit.sample.refs)
+        reported = fit.law.canonical(theta, fit.sample.refs)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(is_signed, quoted, np.log(quoted))
+            return np.where(is_signed, reported, np.log(reported))
 
     centre, draws = scaled(fit.theta[None])[0], scaled(ensemble.theta)
     half_width = stats.t.ppf(0.5 + level / 2, df) * np.sqrt(num_clusters / df) * draws.std(axis=0, ddof=1)
@@ -167,18 +166,18 @@ def _reasons_not_identified(fit: Fit, ci: Mapping[str, Interval]) -> dict[str, s
     if not certificate.converged:
         return dict.fromkeys(names, "the fit did not converge")
     if fit.is_exact:
-        return dict.fromkeys(names, "all runs lie on the law to rounding: there is no scatter for intervals")
-    too_few = _too_few_sizes(fit)  # this reason, if there is one, takes precedence over the others
+        return dict.fromkeys(names, "all runs lie on the law up to rounding, so there is no scatter for an interval")
+    too_few = _reason_too_few_sizes(fit)  # this reason, if there is one, takes precedence over the others
     reasons = {name: too_few or _reason_against_exponent(fit, name, ci[name]) for name in law.exponents}
     floor = None if law.floor is None else names[law.floor]
     for name in names:
         if name == floor and name in certificate.at_bound:
             reasons[name] = f"the floor {name} ended at 0: the law without a floor fits as well"
         elif name == floor:
-            may_be_zero = too_few or ci[name][0] is None
+            may_be_zero = too_few is not None or ci[name][0] is None
             reasons[name] = f"a floor {name} of 0 is not excluded" if may_be_zero else None
         elif name not in law.exponents and name not in law.powers:
-            reasons[name] = too_few or _bound_or_open_end(fit, name, ci[name])
+            reasons[name] = too_few or _reason_bound_or_open_end(fit, name, ci[name])
     for name, powers in law.powers.items():
         exponents = [exponent for _, exponent in powers]
         if name in certificate.at_bound:
@@ -220,8 +219,8 @@ def _has_other_term(fit: Fit, coefficient: str, exponent: str) -> bool:
     )
 
 
-def _too_few_sizes(fit: Fit) -> str | None:
-    """Return a reason if the sample has too few sizes or values for the law; None if it has enough."""
+def _reason_too_few_sizes(fit: Fit) -> str | None:
+    """Return a reason if the sample has too few sizes or rows for the law; None if it has enough."""
     num_parameters, num_sizes = len(fit.theta), fit.sample.num_points
     if num_sizes >= num_parameters + 2 and (fit.law.is_linear or fit.degrees_of_freedom >= MIN_DEGREES):
         return None
@@ -233,7 +232,7 @@ def _too_few_sizes(fit: Fit) -> str | None:
 
 def _reason_against_exponent(fit: Fit, name: str, interval: Interval) -> str | None:
     """Return in words why this exponent is not identified; None if it is identified."""
-    reason = _bound_or_open_end(fit, name, interval)
+    reason = _reason_bound_or_open_end(fit, name, interval)
     low, high = interval
     if reason or low is None or high is None or _may_be_negative(fit, name):
         return reason
@@ -241,7 +240,7 @@ def _reason_against_exponent(fit: Fit, name: str, interval: Interval) -> str | N
     return f"the interval of {name} spans a factor of more than {MAX_SPAN:g}" if is_wide else None
 
 
-def _bound_or_open_end(fit: Fit, name: str, interval: Interval) -> str | None:
+def _reason_bound_or_open_end(fit: Fit, name: str, interval: Interval) -> str | None:
     if name in fit.certificate.at_bound:
         return f"{name} ended at its bound"
     return f"the interval of {name} is open" if None in interval else None

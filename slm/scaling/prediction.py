@@ -2,8 +2,8 @@
 
 Notable: for a law that is not a straight line in logs, intervals are from the profile likelihood. An artificial
 observation pulls the law to another value at the point. The interval ends where the pull has raised the sum of squares
-of the real rows by t^2 s^2. In simulations (docs/scaling.md) such intervals cover 95 to 97%, even if the data hardly
-identify a floor; those of a studentised bootstrap cover 92 to 95%.
+of the real rows by t^2 s^2, where t is the quantile of Student's t and s the scatter. In simulations (docs/scaling.md)
+such intervals cover 95 to 97%, even if the data hardly identify a floor; a studentised bootstrap covers 92 to 95%.
 
 Axes: M points, I rows, R refits, S starts of each refit, P coordinates, V variables.
 """
@@ -26,14 +26,14 @@ from slm.scaling.starts import coordinate_bounds, grid_starts, raise_small_terms
 MAX_SEARCH_STEPS = 12
 T_TOLERANCE = 5e-3  # an end is accepted if the relative error of t there is below this
 PULL_ERROR = 0.3
-"""Standard error of the artificial observation, as a multiple of the law's. If it is small, the sum of squares has too
-narrow a valley for quick minimisation; if it is large, no end is found where a profile flattens."""
-MIN_ERROR = 0.01  # least standard error of the law in a search / `fit.sigma`; the computed one is 0 at bounds
+"""Standard error of the artificial observation, in standard errors of the law at the point. If it is small, the sum of
+squares has too narrow a valley for quick minimisation; if it is large, no end is found where a profile flattens."""
+MIN_ERROR = 0.01  # least standard error of the law in a search, in units of `fit.sigma`; at bounds it would be 0
 
 
 @dataclass(frozen=True)
 class Band:
-    """Estimate and interval of a quantity at each point [M]. An end is NaN if the data set no bound on that side."""
+    """Estimate and interval of a quantity at each point [M]. An end is NaN if the data do not bound it."""
 
     centre: Floats
     low: Floats
@@ -59,7 +59,7 @@ class Doubling:
         return doubled_IV
 
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
-        """The gain [R, I] itself. `Curve` gives the method its name, but a gain may be negative and have no log."""
+        """The gain [R, I], not its log: a gain may be negative. The method has the name that `Curve` requires."""
         doubled_IV = self._double_first(x_IV)
         return np.asarray(np.exp(self.law.log_value(theta, x_IV)) - np.exp(self.law.log_value(theta, doubled_IV)))
 
@@ -78,7 +78,7 @@ class Doubling:
 
 
 def needed_bootstrap(fit: Fit) -> Kind | None:
-    """Return the kind of bootstrap that a band of this fit needs; None if it needs none, as for squared losses."""
+    """Return the kind of bootstrap that a band of this fit needs; None for squared losses, which need no bootstrap."""
     return None if np.isinf(fit.loss.delta) else "cluster"
 
 
@@ -101,7 +101,7 @@ def band(
 ) -> Band:
     """Return intervals of `curve`, by default log L, at log variables [M, V]. See `Band.for_run` for single runs.
 
-    Methods as in `slm.scaling.intervals.uncertainty`. Raises `ValueError` if the fit needs an `ensemble` and has none.
+    The methods are those of `slm.scaling.intervals.uncertainty`. Raises `ValueError` if a needed `ensemble` is None.
     """
     x = log_x - fit.sample.refs
     curve = curve or fit.law
@@ -117,8 +117,9 @@ def band(
         t = np.full_like(centre, stats.t.ppf(0.5 + level / 2, df))
         error = curve.log_value(ensemble.theta, x).std(axis=0, ddof=1) * np.sqrt(num_clusters / df)
         return Band(centre, centre - t * error, centre + t * error, t)
-    gradients = curve.derivatives(fit.theta[None], x)[1][0].T
-    usual, robust, dfs = np.array([standard_errors(fit, gradient) for gradient in gradients]).reshape(-1, 3).T
+    _, gradient_RPM, _ = curve.derivatives(fit.theta[None], x)  # R = 1: the fit
+    errors = [standard_errors(fit, gradient) for gradient in gradient_RPM[0].T]
+    usual, robust, dfs = np.array(errors).reshape(-1, 3).T  # reshaped for the case of no points
     widening, t = robust / usual, stats.t.ppf(0.5 + level / 2, dfs)
     if fit.law.is_linear and curve is fit.law:
         half_width = t * widening * np.sqrt(_variance(fit, curve, x)[0])
@@ -129,17 +130,17 @@ def band(
 
 def _variance(fit: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:
     """Return the delta-method variance of the curve [M], and its covariance with the coordinates [M, P]."""
-    gradient_PM = curve.derivatives(fit.theta[None], x)[1][0]
-    covariance_PM = np.nan_to_num(fit.covariance, nan=0.0) @ gradient_PM
-    return np.asarray((gradient_PM * covariance_PM).sum(axis=0)), covariance_PM.T
+    _, gradient_RPM, _ = curve.derivatives(fit.theta[None], x)
+    covariance_PM = np.nan_to_num(fit.covariance, nan=0.0) @ gradient_RPM[0]
+    return np.asarray((gradient_RPM[0] * covariance_PM).sum(axis=0)), covariance_PM.T
 
 
 def _profile_distances(fit: Fit, curve: Curve, x: Floats, critical: Floats) -> tuple[Floats, Floats]:
     """Return how far `curve` at centred points [M, V] can go down, and up, until |t| is `critical` [M].
 
     Uses Newton's method on |t| as a function of the distance, for all ends at once, with bisection where a step fails.
-    A refit with an artificial observation is the best of all fits whose curve has the value reached, and the slope of
-    |t| follows from the residual of the observation. A distance is NaN if |t| never reaches `critical`.
+    A refit with an artificial observation is the best of all fits whose curve has the value that this refit reaches.
+    The slope of |t| follows from the residual of the observation. A distance is NaN if |t| never reaches `critical`.
     """
     M = len(x)
     variance, covariance = _variance(fit, curve, x)
@@ -191,12 +192,12 @@ class _Pull:
         self.last = np.full((2 * len(x), P), np.nan)
 
     def __call__(self, end: np.ndarray, point: np.ndarray, offset: Floats) -> tuple[Floats, Floats, Floats]:
-        """Refit for each of the ends `end` [R], with an observation at `point` [R], `offset` [R] from the estimate.
+        """Refit for the ends with indices `end` [R]: observations lie at `point` [R], `offset` [R] from the estimate.
 
         Returns the distance that the curve reaches, |t| there, and the derivative of |t| by that distance, each [R].
         """
         fit, n, R = self.fit, len(self.fit.sample.log_y), len(end)
-        value, refit = self.centre[point] + offset, np.arange(R)
+        value, refit = self.centre[point] + offset, np.arange(R)  # `refit` has the index of each refit
         weight = fit.sigma**2 / self.variance[point]
         # Each refit has the n real rows with weight 1, and of the M possible observations only its own.
         log_y, weights = np.zeros((R, n + len(self.x))), np.zeros((R, n + len(self.x)))

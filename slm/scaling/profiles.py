@@ -2,8 +2,8 @@
 
 The signed root t(v) = sign(v - v_hat) sqrt((SSE(v) - SSE_min) / s^2) follows Student's t with n - P degrees of freedom:
 exactly for linear laws, approximately for others, in any parametrisation (Bates & Watts 1988, section 6.1). The
-interval has the values at which |t| is below the quantile of Student's t. If |t| never reaches it on one side, the data
-do not bound the parameter there.
+interval has the values v at which |t| is below the quantile of Student's t. If |t| stays below the quantile on one
+side of the estimate v_hat, the data do not bound the parameter on that side.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from slm.scaling.starts import coordinate_bounds, grid_starts
 
 DISTANCES = np.array([0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 9, 14, 22, 35, 60, 120])
 """Distances from the estimate, in standard errors, at which a profile is computed first."""
-MAX_STEPS = 60
-"""Most steps of a minimisation. A longer search follows a flat valley, where the objective no longer changes."""
-MAX_REFINEMENTS = 5
-"""An end of the interval is searched in a bracket, which is made seven times as narrow at most this many times."""
+MAX_STEPS = 60  # of a minimisation; a longer search follows a flat valley, where the objective no longer changes
+MAX_REFINEMENTS = 5  # how often, at most, the bracket around an end of the interval is narrowed to a seventh
 MAX_T_STEP = 0.05  # an end is interpolated linearly once t changes by less than this across its bracket
 
 
@@ -50,7 +48,7 @@ def profile(fit: Fit, name: str, *, level: float = 0.95, delta_method: bool = Fa
     or shapes, t is multiplied by the ratio of the usual to the cluster-robust standard error, and has the degrees of
     freedom of the robust error. With `delta_method`, t is taken to be linear in the value, and nothing is refitted.
     """
-    vector = fit.law.projection(name, fit.sample.refs)
+    vector = fit.law.projection(name, fit.sample.refs)  # vector @ coordinates is the parameter, or its log
     if vector is None or fit.degrees_of_freedom < 1 or not fit.sigma > 0:
         return None
     usual, robust, df = standard_errors(fit, vector)
@@ -127,8 +125,8 @@ def _bracket(values: Floats, t: Floats, target: float) -> list[int] | None:
     """
     side = np.sign(target)
     estimate = values[np.argmin(np.abs(t))]
-    outward = [int(i) for i in np.argsort(side * values) if side * (values[i] - estimate) >= 0]
-    last_inside = max(place for place, i in enumerate(outward) if side * t[i] < abs(target))
+    outward = [int(i) for i in np.argsort(side * values) if side * (values[i] - estimate) >= 0]  # indices on this side
+    last_inside = max(rank for rank, i in enumerate(outward) if side * t[i] < abs(target))
     return outward[last_inside : last_inside + 2] if last_inside + 1 < len(outward) else None
 
 

@@ -73,10 +73,11 @@ class Settings:
     def __post_init__(self) -> None:
         self._check_formulas()
         laws = (*LAWS, *FORMULAS, *self.formulas)
-        kinds = {field.name: field.metadata["kind"] for field in dataclasses.fields(self) if field.metadata["kind"]}
-        for key, kind in {"laws": _some_of(*laws), "law": one_of("auto", *laws), **kinds}.items():
+        kinds = {"laws": _some_of(*laws), "law": one_of("auto", *laws)}
+        kinds |= {field.name: field.metadata["kind"] for field in dataclasses.fields(self) if field.metadata["kind"]}
+        for key, kind in kinds.items():
             value = getattr(self, key)
-            check_kind(f"analysis.{key}", [*value] if isinstance(value, tuple) else value, kind)
+            check_kind(f"analysis.{key}", list(value) if isinstance(value, tuple) else value, kind)
         if self.residuals == "linear" and self.loss != "least_squares":
             raise ValueError("analysis.residuals=linear needs analysis.loss=least_squares: change one of them")
         if self.price_per_hour is not None and self.flops_per_second is None:
@@ -90,8 +91,8 @@ class Settings:
         given = {}
         for key, value in values.items():
             if key not in names:
-                near = get_close_matches(key, names, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                similar_names = get_close_matches(key, names, n=1)
+                hint = f"; did you mean {similar_names[0]}?" if similar_names else ""
                 raise ValueError(f"analysis.{key} is not a setting{hint}")
             if (key in lists and value == "all") or (key in ("formulas", "test") and value is None):
                 continue  # the default

@@ -73,7 +73,7 @@ KINDS: dict[str, Kind] = {
     "sweep.budget.trunk": kinds.SWITCH,
     "sweep.lr.rule": one_of("fixed", "transferred", "tuned"),
     "sweep.lr.value": or_null(RATE),
-    "sweep.lr.factors": or_null(list_of(kinds.POSITIVE, f"{MIN_RATES} or more numbers above 0", least=MIN_RATES)),
+    "sweep.lr.factors": or_null(list_of(kinds.POSITIVE, f"{MIN_RATES} or more numbers above 0", min_length=MIN_RATES)),
     "sweep.lr.parametrization": or_null(kinds.NAME),
     **{f"sweep.lr.{name}": or_null(kinds.COUNT) for name in BASE_SHAPE},
     "sweep.seeds": list_of(kinds.SEED, "whole numbers from 0 on"),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from slm.runtime.machine import device_name, fast_float16, has_mps, native_bfloat16, unusable_gpu, why_not_compiled
+from slm.runtime.machine import device_name, fast_float16, has_mps, native_bfloat16, why_no_gpu, why_not_compiled
 from slm.runtime.system import num_cores
 
 MATMUL_DTYPES = {
@@ -90,7 +90,7 @@ def _accelerator(requested: str) -> Literal["cpu", "cuda", "mps"]:
             raise ValueError("trainer.accelerator=mps, but torch sees no Apple GPU here; trainer=cpu runs anywhere")
         return "mps"
     if requested in ("cuda", "gpu") and not torch.cuda.is_available():
-        why = unusable_gpu()
+        why = why_no_gpu()
         hint = f" ({why})" if why else ""
         raise ValueError(f"trainer.accelerator={requested}, but torch has no CUDA GPU; trainer=cpu runs anywhere{hint}")
     return "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"

@@ -16,7 +16,7 @@ from slm.data.loader import passes_of_a_step
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, kv_cache_bytes, num_params
 from slm.model.counts import state_bytes as decoding_state_bytes
-from slm.runtime.machine import available_bytes, unusable_gpu, why_not_compiled
+from slm.runtime.machine import available_bytes, why_no_gpu, why_not_compiled
 from slm.training import memory
 from slm.training.branching import Branch, find_branch
 from slm.training.hardware import Hardware
@@ -192,7 +192,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{settings['schedule']['name']}",
         f"hardware     {devices}, {hardware.precision}, {_compilation(plan)}, {hardware.device_name}",
     ]
-    if hardware.accelerator == "cpu" and settings["trainer"]["accelerator"] == "auto" and (why := unusable_gpu()):
+    if hardware.accelerator == "cpu" and settings["trainer"]["accelerator"] == "auto" and (why := why_no_gpu()):
         lines.append(f"WARNING      the run is on the CPU, but {why}")
     if branch := plan.branch:
         lines.append(f"branching    from step {branch.step} of {branch.trunk_name} ({branch.checkpoint})")

@@ -97,7 +97,7 @@ def test_a_gpu_that_torch_cannot_see_is_said_where_a_cpu_was_not_asked_for(
 
     monkeypatch.setattr(torch.cuda, "init", init)
     program(bare / "nvidia-smi", "No devices were found")  # as on a node without GPUs of a cluster
-    assert machine.unusable_gpu() is None
+    assert machine.why_no_gpu() is None
     if sign == "file":
         (bare / "nvidia0").touch()
     else:
@@ -112,4 +112,4 @@ def test_a_gpu_that_torch_cannot_see_is_said_where_a_cpu_was_not_asked_for(
     plan["trainer"]["accelerator"] = "cpu"
     assert not any("WARNING" in line for line in plan_lines(make_plan(plan, resolve_hardware(AUTO))))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert machine.unusable_gpu() is None
+    assert machine.why_no_gpu() is None

@@ -18,7 +18,7 @@ from slm.runtime.settings import NAME, Kind, check_kind, list_of
 
 FORMS = {"choices": ("query", "choices", "gold"), "context_options": ("context_options", "continuation", "gold")}
 """Key with the options of a question -> all keys of its record."""
-OPTIONS = list_of(NAME, "at least two texts, none empty", least=2)
+OPTIONS = list_of(NAME, "at least two texts, none empty", min_length=2)
 
 
 def files_of_task(name: str, path: str) -> list[Path]:
