@@ -12,7 +12,7 @@ from slm.scaling.matching import SAME_SIZE
 from slm.scaling.tables.columns import SIZES, is_complete
 
 MAX_VALUES = 24  # if a family has more distinct numbers, their range is given instead of a list
-MIXED = -1  # the number of a group in which neighbouring values agree, but the smallest and the largest do not
+MIXED = -1  # the number of every group in which neighbouring values agree, but the smallest and the largest do not
 
 
 def complete_column(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series | None:
@@ -23,7 +23,7 @@ def complete_column(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series | 
 def values_by_family(frame: pd.DataFrame, values: pd.Series) -> dict[str, list[Any]]:
     """The distinct values of each family, sorted, as plain Python values. Many numbers become one text, their range."""
 
-    def sort_key(value: Any) -> tuple[bool, Any]:
+    def sort_key(value: Any) -> tuple[bool, Any]:  # numbers before texts
         return (False, value) if isinstance(value, (int, float)) else (True, str(value))
 
     lists = {}
@@ -36,7 +36,7 @@ def values_by_family(frame: pd.DataFrame, values: pd.Series) -> dict[str, list[A
 
 
 def group_numbers(values: pd.Series, tolerance: float) -> pd.Series:
-    """The number of the group of each value. Groups hold numbers that agree to a relative `tolerance`, or equal texts.
+    """Group numbers that agree to a relative `tolerance`, or equal texts; returns the number of each value's group.
 
     Sorted numbers are split where they grow by more than the tolerance. A group that spans more than twice the
     tolerance gets the number `MIXED`.
@@ -50,7 +50,7 @@ def group_numbers(values: pd.Series, tolerance: float) -> pd.Series:
 
 
 def has_same_groups(frame: pd.DataFrame, groups: pd.Series) -> bool:
-    """Whether families have values in the same groups: at each size if families have the same sizes, else in total."""
+    """Whether families have values in the same groups: at each size if they have the same sizes, else at any size."""
 
     def has_same_set_in_families(numbers: pd.Series) -> bool:
         return len({frozenset(family_numbers) for _, family_numbers in numbers.groupby(frame["family"])}) == 1
@@ -78,6 +78,6 @@ def size_column(frame: pd.DataFrame) -> str:
 def has_same_sizes(frame: pd.DataFrame, size: str) -> bool:
     """Whether, to 10%, every family has each size of every other family."""
     log_sizes = [np.log(rows[size].to_numpy(float)) for _, rows in frame.groupby("family")]
-    # From each size of `a`, the distance to the nearest size of `b`; of these distances, the largest.
-    differences = [np.abs(a[:, None] - b).min(axis=1).max() for a in log_sizes for b in log_sizes]
-    return bool(max(differences) <= np.log1p(SAME_SIZE))
+    # For each pair of families: the largest distance from a size of `one` to the nearest size of `other`.
+    distances = [np.abs(one[:, None] - other).min(axis=1).max() for one in log_sizes for other in log_sizes]
+    return bool(max(distances) <= np.log1p(SAME_SIZE))

@@ -30,7 +30,7 @@ DATA = ("data_fingerprint", "data", "dataset", "data_name")
 TOKENIZER = ("tokenizer_fingerprint", "tokenizer")
 EVALUATION = ("eval_fingerprint", "eval_set", "evaluation_set", "val_bytes", "val_tokens")
 RATES_TRIED = ("lr_tried", "lr_candidates")
-"""Columns that may state a setting. The first of them that has a value in every row is compared."""
+"""Columns that may state how many rates were tried. Of each such tuple, the first complete column is compared."""
 SETTINGS = {
     "schedule": ("schedule",),
     "sequence length": ("sequence_length", "context_length"),
@@ -42,9 +42,9 @@ OPTIONAL = {
     "optimizer": ("optimizer",),
     "averaging of weights": ("ema_decay",),
 }
-"""Settings that are compared if the table has them, and are not listed as unknown otherwise."""
-MAX_FAMILIES = 4  # most families that a sentence names
-MAX_VALUES = 12  # most values that a sentence lists, for all families together
+"""Settings that are compared if the table has them, but are not listed as unknown if it lacks them."""
+MAX_FAMILIES = 4  # maximum number of families that a sentence names
+MAX_VALUES = 12  # maximum number of values that a sentence lists, for all families together
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Findings:
         self.checked.append({"what": what, "sentence": sentence})
 
     def skip_one_family(self, what: str) -> bool:
-        """Whether a check of `what` is skipped, because there is only one family; if so, note this."""
+        """Return whether to skip the check of `what`, because there is only one family. If so, note this first."""
         if self.has_one_family:
             self.add_match(what, f"There is one family, and nothing to match its {what} with.")
         return self.has_one_family
@@ -176,7 +176,7 @@ def _check_learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
     at_end = complete_column(frame, ("lr_at_end",))
     if at_end is not None and at_end.any():
         # A family whose best rate lies beyond the rates tried may have higher losses for that reason alone.
-        sentence = "The best learning rate is at an end of those tried, so a better one is likely, at these sizes:"
+        sentence = "The best learning rate is at an end of those tried, so a better rate is likely, at these sizes:"
         return findings.add_violation(what, frame.loc[at_end.astype(bool), size_column(frame)], sentence)
     rule = complete_column(frame, ("lr_rule",))
     rates = complete_column(frame, ("lr",))
@@ -203,7 +203,7 @@ def _check_rates_tried(frame: pd.DataFrame, findings: Findings) -> None:
         return
     counts = shortlist(map(_text, sorted(set(tried.tolist()))), MAX_VALUES)
     same = f"Families were given the same number of learning rates ({counts})."
-    differ = "Families were given different numbers of learning rates{where}, and the best of more is lower"
+    differ = "Families were given different numbers of learning rates{where}, and the best of more rates is lower"
     findings.compare("rates tried", tried, group_numbers(tried, 0), same, differ)
 
 
@@ -213,10 +213,8 @@ def _check_seeds(frame: pd.DataFrame, findings: Findings) -> None:
         return findings.add_unknown("seeds")
     if findings.skip_one_family("seeds"):
         return None
-    seeds = values_by_family(frame, values)
-    if _are_equal(seeds):
-        number = len(next(iter(seeds.values())))
-        return findings.add_match("seeds", f"Families have the same seeds ({number} of them).")
+    if _are_equal(values_by_family(frame, values)):
+        return findings.add_match("seeds", f"Families have the same seeds ({values.nunique()} of them).")
     return findings.add_violation("seeds", values, "Families differ in seeds:")
 
 
@@ -236,7 +234,7 @@ def _check_sizes(frame: pd.DataFrame, findings: Findings) -> None:
 
 
 def _differences_within_family(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """What differs between the runs of one family besides their size."""
+    """The settings other than size that differ between the runs of one family."""
     family = str(frame["family"].iloc[0])
     columns = {"tokens": ("tokens",), "data": DATA, "tokenizer": TOKENIZER, "evaluation set": EVALUATION}
     differences = []

@@ -1,8 +1,7 @@
 """Overlay released checkpoints on the laws of a sweep, and state how the checkpoints differ from the runs.
 
 Notable: bits per byte are compared, because loss per token depends on the tokenizer; loss is compared only if both
-tables name the same tokenizer. Other differences (text, tokens, windows, recipe) cannot be corrected for, so they are
-stated as caveats.
+tables name the same tokenizer. Other differences (text, tokens, windows, recipe) are stated as caveats.
 """
 
 from __future__ import annotations
@@ -130,7 +129,7 @@ def _target_and_size(overlay: Overlay, table: Table, settings: Settings) -> tupl
 
 
 def _target(overlay: Overlay, targets: Sequence[str], tokenizer: pd.Series | None) -> str:
-    """The quantity to compare: bits per byte if both tables have it, else loss if both name one and the same tokenizer.
+    """The quantity to compare: bits per byte if both tables have it, else loss if both tables name the same tokenizer.
 
     `targets` and `tokenizer` (None: unknown) describe the runs. Raises `ValueError` if neither quantity is possible.
     """
@@ -138,12 +137,12 @@ def _target(overlay: Overlay, targets: Sequence[str], tokenizer: pd.Series | Non
     if BITS in frame and BITS in targets:
         return BITS
     tokenizers = [values for values in (complete_column(frame, TOKENIZER), tokenizer) if values is not None]
-    names = {str(name) for values in tokenizers for name in values}
-    if len(tokenizers) == 2 and len(names) == 1 and "loss" in frame and "loss" in targets:
+    tokenizer_names = {str(name) for values in tokenizers for name in values}
+    if len(tokenizers) == 2 and len(tokenizer_names) == 1 and "loss" in frame and "loss" in targets:
         return "loss"
-    table_without = f"{source} has" if BITS in targets else "the runs have"
+    subject = f"{source} has" if BITS in targets else "the runs have"
     raise ValueError(
-        f"{table_without} no {BITS}, and loss per token does not compare across tokenizers, so {source} cannot be "
+        f"{subject} no {BITS}, and loss per token does not compare across tokenizers, so {source} cannot be "
         f"overlaid: add {BITS} (evaluate.py and train.py write it), or the same {TOKENIZER[0]} to both tables"
     )
 
@@ -162,7 +161,7 @@ def _usable_rows(overlay: Overlay, target: str, size: str) -> tuple[pd.DataFrame
 
 
 def _point(row: Mapping[str, Any], overlay: Overlay, target: str, size: str) -> Entry:
-    """The point of a checkpoint. `measure` names text and protocol of the evaluation; None if the row has neither."""
+    """The point of a checkpoint. `measure` is the column given, or text and protocol; None if the row has neither."""
     if overlay.file_column(target) not in (BITS, target):
         measure = overlay.column
     else:
@@ -183,7 +182,7 @@ def _present_values(row: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
 def _caveats(
     checkpoints: pd.DataFrame, runs: pd.DataFrame, points: Sequence[Entry], families: Sequence[Entry], column: str
 ) -> list[str]:
-    """One sentence each on data, tokens, tokenizer, context, recipe, extrapolation. `column` is the compared column."""
+    """A sentence each on data, tokens, tokenizer, context, recipe and extrapolation; `column` is the one compared."""
     run_tokens = _token_range(runs["tokens"]) if "tokens" in runs else "a number that the table does not state"
     return [
         "Data: the checkpoints may have been trained on other data than the runs, and they were "
@@ -200,10 +199,10 @@ def _caveats(
 
 
 def _texts(checkpoints: pd.DataFrame, runs: pd.DataFrame, column: str) -> str:
-    """The texts on which checkpoints and runs were scored, as the end of the sentence on data."""
+    """The end of the sentence on data: the texts on which checkpoints and runs were scored."""
     fingerprints = [complete_column(frame, ("eval_data_fingerprint",)) for frame in (checkpoints, runs)]
-    available = [values for values in fingerprints if values is not None]
-    if column == BITS and len(available) == 2 and len(set().union(*available)) == 1:
+    stated = [values for values in fingerprints if values is not None]
+    if column == BITS and len(stated) == 2 and len(set().union(*stated)) == 1:
         return f"scored on the same text ({_values_text(checkpoints, TEXT_COLUMNS)})"
     unknown = "a text that the file does not name"
     checkpoint_text = _values_text(checkpoints, TEXT_COLUMNS, unknown) if column in (BITS, "loss") else column

@@ -34,8 +34,7 @@ def record(analysis: Directory, config: Mapping[str, Any]) -> None:
     tables["runs"] = run_rows(folder, config["runs"])
     if analysis.overlay:
         tables["overlay"] = overlay_rows(analysis.overlay)
-    # Leave out the folders of the tracker (`wandb`) and of a sweep's runs (`runs`).
-    skipped_folders = {"wandb", "runs"}
+    skipped_folders = {"wandb", "runs"}  # the folders of the tracker and of a sweep's runs
     files = [path for path in sorted(folder.rglob("*")) if skipped_folders.isdisjoint(path.relative_to(folder).parts)]
     record_directory(
         folder,
@@ -77,15 +76,15 @@ def exponent_rows(analysis: Directory) -> Rows:
 
 def comparison_rows(analysis: Directory) -> Rows:
     """One row for each pair of families compared at the same sizes, and one for each pair, law and exponent."""
-    without_law = {"law": "same sizes", "exponent": "local exponent", "identified": True}
-    pairs = [pair | without_law for pair in analysis.comparison["paired"]["pairs"]]
-    pairs += [{**pair, "law": law} for law, by_law in analysis.comparison["laws"].items() for pair in by_law["pairs"]]
+    labels = {"law": "same sizes", "exponent": "local exponent", "identified": True}  # this comparison has no law
+    pairs = [pair | labels for pair in analysis.comparison["paired"]["pairs"]]
+    pairs += [pair | {"law": law} for law, tests in analysis.comparison["laws"].items() for pair in tests["pairs"]]
     columns = ["law", "a", "b", "exponent", *PAIR_COLUMNS, "identified"]
     return columns, [[pair[column] for column in columns] for pair in pairs]
 
 
 def summary(analysis: Directory) -> dict[str, Any]:
-    """The verdict, the exponents for its target and size, and the comparisons on which it is based.
+    """The verdict, the exponents of all laws for its target and its N, and the comparisons on which it is based.
 
     Keys are `verdict`, `exponent/<family>/<law>/<name>` and `comparison/<a>_vs_<b>/<column>`. The first exponent of a
     law has its interval under `.../ci_low` and `.../ci_high`, other exponents under `.../<name>_ci_low` and so on.
@@ -100,7 +99,7 @@ def summary(analysis: Directory) -> dict[str, Any]:
                 low, high = entry["ci95"][name]
                 quantities[f"{key}/{name}"] = entry["params"][name]
                 quantities |= {f"{key}/{prefix}ci_low": low, f"{key}/{prefix}ci_high": high}
-    # Rows of a pair share their keys. The first row (of the exponent used for ranking) is written last, and so stays.
+    # Rows of a pair have the same keys. Reversed, so that the first (of the ranking exponent) overwrites the others.
     for pair in reversed(analysis.comparison["verdict"]["pairs"]):
         a, b = (pair[side].replace("/", "_") for side in ("a", "b"))
         quantities |= {f"comparison/{a}_vs_{b}/{column}": pair[column] for column in PAIR_COLUMNS if column != "p"}

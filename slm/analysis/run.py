@@ -1,4 +1,4 @@
-"""Turn a table of runs into an analysis directory: read, audit, fit, compare, draw, report, track."""
+"""Turn a table of runs into an analysis directory: read, audit, fit and compare; then draw, report and log."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(f"output_dir={folder} holds files other than an analysis: choose another directory")
     try:
         earlier = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        earlier = {"best_of": None, **earlier}  # older analyses have no `best_of`
+        earlier = {"best_of": None, **earlier}  # the settings of older analyses have no `best_of`
         differing = [key for key in ("runs", *ROW_KEYS) if earlier[key] != config[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"output_dir={folder} holds an analysis of unknown rows: choose another output_dir") from None

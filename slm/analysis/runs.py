@@ -19,7 +19,7 @@ COLUMNS = (
 """The columns of a sweep's table before any cell has a result. A branch is a run that continues from a checkpoint of
 another run, its `trunk`. Only tuned learning rates have `lr_at_end` and `lr_tried`."""
 SAME_AS_TRUNK = ("family", "seed", "lr", "width", "depth", "params_total", "batch_tokens", "data_fingerprint")
-"""Columns in which a branch and its trunk agree."""
+"""Columns in which a branch and its trunk have the same values."""
 
 
 def collect_runs(directory: str | Path) -> pd.DataFrame:
@@ -40,7 +40,7 @@ def collect_runs(directory: str | Path) -> pd.DataFrame:
 
 
 def table_of_runs(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The rows as a table, with the column `trunk` only if a run is a branch or if there are no rows."""
+    """The rows as a table; without rows, an empty table of `COLUMNS`. `trunk` is left out if no run is a branch."""
     if not rows:
         return pd.DataFrame(columns=COLUMNS)
     has_branches = any(row["trunk"] is not None for row in rows)
@@ -48,9 +48,9 @@ def table_of_runs(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _trunk(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The `run_id` of the trunk of `row`; None if `row` is no branch. If the trunk is a branch itself, its own trunk.
+    """The `run_id` of the trunk of `row`, or of the trunk's own trunk if it is a branch; None if `row` is not a branch.
 
-    In `rows`, `trunk` is the name of a run. This name is returned if no run has the name and the settings of `row`.
+    `rows` hold the name of the trunk. This name is returned if no run has the name and the same settings as `row`.
     """
     others = [other for other in rows if other is not row]
     settings = [row[key] for key in SAME_AS_TRUNK]
@@ -58,7 +58,7 @@ def _trunk(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | N
     candidates = [other for other in candidates if [other[key] for key in SAME_AS_TRUNK] == settings]
     if row["trunk"] is None or not candidates:
         return row["trunk"]
-    # Of several runs with this name, prefer one that is no branch, then the longest.
+    # Of several runs with this name, prefer one that is not a branch; among these, the longest.
     trunk = max(candidates, key=lambda other: (other["trunk"] is None, other["tokens"]))
     return trunk["run_id"] if trunk["trunk"] is None else _trunk(trunk, others)
 
@@ -114,7 +114,7 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measurements(result: Mapping[str, Any]) -> dict[str, Any]:
-    val: Mapping[str, Any] = {}  # an interrupted run is scored on a part of the validation set, which does not compare
+    val: Mapping[str, Any] = {}  # empty for interrupted runs, which are scored on only a part of the validation set
     if result["status"] == "completed":
         val = result["val"] or {}
     scores = {name: val.get(name) for name in ("loss", "bits_per_byte", "perplexity")}

@@ -115,7 +115,9 @@ def test_a_family_that_was_given_more_learning_rates_is_named(column: str) -> No
     more[column] = np.where(wide(more), 9, 5)
     (violation,) = audit(more)["violations"]
     assert violation["families"] == {"deep": [5], "wide": [9]}
-    said = "Families were given different numbers of learning rates, and the best of more is lower: deep 5; wide 9."
+    said = (
+        "Families were given different numbers of learning rates, and the best of more rates is lower: deep 5; wide 9."
+    )
     assert violation["sentence"] == said
     more[column] = np.where(wide(more) == (more["params_total"] > 5e6), 9, 5)  # as many in all, not at each size
     assert what(audit(more), "violations") == ["rates tried"]
@@ -163,7 +165,7 @@ def test_a_rate_whose_best_was_not_found_is_not_matched_by_its_rule() -> None:
     assert not found["controlled"]
     (violation,) = found["violations"]
     assert violation["families"] == {"wide": [1.03e6]}
-    assert violation["sentence"].endswith("so a better one is likely, at these sizes: wide 1.03e+06.")
+    assert violation["sentence"].endswith("so a better rate is likely, at these sizes: wide 1.03e+06.")
 
 
 def test_one_family_says_what_varies_within_it() -> None:

@@ -1,4 +1,4 @@
-"""The section that compares families under a law: exponents, nested models, efficiency, pooling and ranking."""
+"""The section that compares families under one law: exponents, nested models, efficiency, pooling and ranking."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def comparison_section(analysis: Directory) -> Section:
     left_out = escape_markdown(join_names(comparison["left_out"] or []))
     return section.add(
         f"The law is {analysis.equation(law)} (`{law}`)."
-        + (f" Left out, because their fits failed or are not identified: {left_out}." if left_out else ""),
+        + (f" Left out, because their fits failed or do not identify an exponent: {left_out}." if left_out else ""),
         _equality_test(comparison),
         _pair_table(comparison),
         analysis.figure("differences", "Differences of exponents between families, from separate fits of each family."),
@@ -55,7 +55,7 @@ def comparison_section(analysis: Directory) -> Section:
         _models_explained(comparison),
         bullets(_efficiency(comparison, analysis.level)),
         _pooled(analysis, comparison),
-        folded(f"Test of equal exponents under {plural(len(others), 'other law')}", _other_laws(others)),
+        folded(f"Test of equal exponents under {plural(len(others), 'other law')}", _joint_tests(others)),
         *_ranking(analysis),
     )
 
@@ -108,16 +108,17 @@ def _models_explained(comparison: Entry) -> str:
         "LR is the likelihood ratio against separate laws. `calibrated p` comes from data simulated under the "
         "restricted model with each family's own scatter, because `chi-square p` is too small with few runs."
     )
-    test = next((t for t in comparison["tests"] if t["restricted"] == "one_law" and t["wider"] != "separate"), None)
-    if test is None:
+    tests = [test for test in comparison["tests"] if test["restricted"] == "one_law" and test["wider"] != "separate"]
+    if not tests:
         return words
+    test = tests[0]
     p = p_value(test["p"], test["replicates"], equals=True)
     ratio = format_number(test["statistic"], 3)
     return f"{words} One law for all families against one law with N (and D) rescaled per family: LR {ratio}, p {p}."
 
 
 def _efficiency(comparison: Entry, level: float) -> list[str]:
-    """Sentences on what a parameter or token of each family is worth, and whether the runs reject that model."""
+    """What a parameter or token of each family is worth, and whether the runs reject the model behind these factors."""
     sentences = []
     for row in comparison["efficiency"] or []:
         unit = UNITS.get(row["variable"], row["variable"])
@@ -147,12 +148,12 @@ def _pooled(analysis: Directory, comparison: Entry) -> str:
         "mean over families": lambda row: with_interval(row["mean"], [row["low"], row["high"]]),
         "spread between families (tau)": lambda row: with_interval(row["tau"], [0, row["tau_high"]], 3),
         "prediction for a new family": lambda row: interval([row["next_low"], row["next_high"]]),
-        "p of no spread": lambda row: p_value(row["q_p"]),
+        "p of zero spread": lambda row: p_value(row["q_p"]),
     }
     return f"{words}.\n\n{table_by_column(rows, columns)}" if rows else ""
 
 
-def _other_laws(comparisons: Sequence[Entry]) -> str:
+def _joint_tests(comparisons: Sequence[Entry]) -> str:
     rows = [
         [f"`{comparison['law']}`", name, escape_markdown(join_names(test["families"])), p_value(test["p"])]
         for comparison in comparisons
@@ -173,7 +174,7 @@ def _ranking(analysis: Directory) -> list[str]:
     pairs = {
         "steeper": lambda pair: escape_markdown(pair["steeper"]),
         "flatter": lambda pair: escape_markdown(pair["flatter"]),
-        "same order in": lambda pair: f"{pair['same']} of {pair['of']}",
+        "same order in": lambda pair: f"{pair['same']} of {pair['of']} fits",
     }
     orders = {
         "law": lambda row: f"`{row['law']}`",
@@ -183,7 +184,7 @@ def _ranking(analysis: Directory) -> list[str]:
         "order": lambda row: escape_markdown(" > ".join(row["order"])),
     }
     usable = [row for row in ranking["rankings"] if row["usable"]]
-    unused = _unused([row for row in ranking["rankings"] if not row["usable"]])
+    unused = _unused_text([row for row in ranking["rankings"] if not row["usable"]])
     content = f"{table_by_column(usable, orders)}\n\n{unused}"
     return [
         heading,
@@ -203,8 +204,7 @@ def _changes_of_order(survives_change_of: dict[str, bool]) -> str:
     return f"{kept_text} {lost_text}".strip()
 
 
-def _unused(rows: Sequence[Entry]) -> str:
-    """How many fits were not used to rank families, and why."""
+def _unused_text(rows: Sequence[Entry]) -> str:
     num_untenable = sum(not row.get("tenable", True) for row in rows)
     reasons = {
         "with an exponent that is not identified": len(rows) - num_untenable,

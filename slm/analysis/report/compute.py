@@ -11,8 +11,8 @@ from slm.scaling.describe import Entry, family_name
 
 MAX_RATIO_OF_LAWS = 2.0
 """If the answers of two laws differ by a larger factor, the report says that the laws contradict each other."""
-NOT_SIZES = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
-"""Labels of the quantities other than N for which a front is shown."""
+FRONT_LABELS = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
+"""Labels of the quantities other than N for which a Pareto front is shown."""
 COST_COLUMNS: Columns = {
     "device hours": lambda row: format_number(row.get("device_hours"), 3),
     "price": lambda row: format_number(row.get("price"), 3),
@@ -20,7 +20,7 @@ COST_COLUMNS: Columns = {
 
 
 def compute_section(analysis: Directory) -> Section | None:
-    """How to divide compute between size and data; None if the analysis has no results on it."""
+    """How to divide compute between size and data; None if the analysis has no results on compute."""
     section = Section("Compute").add(
         *isoflop_blocks(analysis),
         *_allocation(analysis.comparison["allocation"]),
@@ -28,7 +28,7 @@ def compute_section(analysis: Directory) -> Section | None:
     )
     fronts = analysis.comparison["pareto"]
     if fronts:
-        caption = "Large marks: the front. Runs that differ by less than the scatter between seeds are equally good."
+        caption = "Large marks: on the front. Runs that differ by less than the scatter between seeds are equally good."
         section.add(
             "**Pareto fronts.** A run is on a front if no other run is better in both quantities.",
             analysis.figure("pareto", caption),
@@ -49,8 +49,8 @@ def _allocation(rows: list[Entry]) -> list[str]:
         return contradictions
 
     def with_factor(text: str, name: str, row: Entry) -> str:
-        is_extrapolated = name in row["beyond"]
-        return f"{text} ({format_number(row['beyond'][name], 3)}x the largest)" if is_extrapolated else text
+        factor = row["beyond"].get(name)  # None within the runs
+        return text if factor is None else f"{text} ({format_number(factor, 3)}x the largest)"
 
     columns: Columns = {
         "family": family_name,
@@ -107,17 +107,17 @@ def _remark(row: Entry) -> str:
 
 
 def _front_table(analysis: Directory, front: Entry) -> str:
-    target, column = analysis.primary["target"], front["against"]
+    target, column = analysis.verdict_basis["target"], front["against"]
     columns: Columns = {
         "run": lambda row: escape_markdown(row["family"] + (f", {row['name']}" if row.get("name") else "")),
-        _label(column): lambda row: format_number(row[column], 3) if column in NOT_SIZES else count(row[column]),
+        _label(column): lambda row: format_number(row[column], 3) if column in FRONT_LABELS else count(row[column]),
         analysis.target_name: lambda row: format_number(row[target]),
     }
     return table_by_column(front["front"], columns)
 
 
 def _label(column: str) -> str:
-    return NOT_SIZES.get(column) or axis_name("N", column)
+    return FRONT_LABELS.get(column) or axis_name("N", column)
 
 
 def pareto_figure(analysis: Directory) -> Figure | None:
@@ -131,7 +131,7 @@ def pareto_figure(analysis: Directory) -> Figure | None:
     title = f"Pareto fronts: runs of {families} that no other run beats in both quantities"
     figure, axes = panels(len(fronts), title, columns=3, width=3.15, height=2.7, families=analysis.families)
     for axis, front in zip(axes, fronts, strict=True):
-        _draw_front(axis, analysis, front, analysis.primary["target"])
+        _draw_front(axis, analysis, front, analysis.verdict_basis["target"])
     axes[0].set_ylabel(analysis.target_label)
     return figure
 

@@ -1,4 +1,4 @@
-"""The section on fits under the law of the verdict, with its figures: curves, residuals, profile likelihoods."""
+"""The section on the fits on which the verdict is based, with its figures: curves, residuals, profile likelihoods."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ MAX_REFERENCE_RATIO = 2.0
 
 def curves_section(analysis: Directory) -> Section:
     """The figures of the fits."""
+    curves = (
+        "Marks: runs. Line: the law, dashed beyond the data. Bands: intervals of the law (dark) and of a new run "
+        "(light). Dotted line: the floor, if identified. Grey dashes: published laws with the same target and N."
+    )
+    residuals = "Residuals above 0 lie above the law. A pattern in all families is an effect that the law lacks."
+    profiles = "|t| of each value, with all other parameters refitted. In the interval, |t| is below the dotted line."
     return Section("Curves and residuals").add(
-        analysis.figure(
-            "curves",
-            "Marks: runs. Line: the law, dashed beyond the data. Dark band: interval of the law. Light band: interval "
-            "of one more run. Dotted: the floor, if identified. Grey dashes: published laws of the same target and N.",
-        ),
-        analysis.figure("residuals", "Positive: above the law. A pattern in all families is an effect the law lacks."),
-        analysis.figure("profiles", "|t| with all other parameters refitted. Interval: |t| below the dotted line."),
+        analysis.figure("curves", curves),
+        analysis.figure("residuals", residuals),
+        analysis.figure("profiles", profiles),
     )
 
 
@@ -37,21 +39,21 @@ def curves_figure(analysis: Directory) -> Figure | None:
     entries = [entry for entry in entries if has_complete_lists(entry.get("points"), "value", "residual")]
     if not entries:
         return None
-    has_several = len(entries) > 1
-    has_same_values = len({_held_values(entry) for entry in entries}) == 1
+    several_families = len(entries) > 1
     # Curves of different families compare only if each holds the other variables at the same values.
-    num_shared_panels = 1 if has_several and has_same_values else 0
-    width, height = (3.15, 2.7) if has_several else (6.8, 4.2)
+    same_held_values = len({_held_values(entry) for entry in entries}) == 1
+    num_shared_panels = 1 if several_families and same_held_values else 0
+    width, height = (3.15, 2.7) if several_families else (6.8, 4.2)
+    title = _title(analysis, entries, same_held_values)
     num_panels = num_shared_panels + len(entries)
-    title = _title(analysis, entries, has_same_values)
     figure, axes = panels(num_panels, title, columns=3, width=width, height=height, families=analysis.families)
     for axis, entry in zip(axes[num_shared_panels:], entries, strict=True):
         _draw_bands(axis, analysis, entry)
         _draw_line_and_points(axis, analysis, entry)
         _draw_published_laws(axis, analysis, entry)
         _draw_floor(axis, analysis, entry)
-        if has_several:
-            name = short_name(entry["family"]) + ("" if num_shared_panels else f" at {_held_values(entry)}")
+        if several_families:
+            name = short_name(entry["family"]) + ("" if same_held_values else f" at {_held_values(entry)}")
             axis.set_title(name, color=analysis.colour(entry["family"]), fontweight="bold")
     if num_shared_panels:
         axes[0].set_title("all families")
@@ -61,7 +63,7 @@ def curves_figure(analysis: Directory) -> Figure | None:
     return figure
 
 
-def _title(analysis: Directory, entries: list[Entry], has_same_values: bool) -> str:
+def _title(analysis: Directory, entries: list[Entry], same_held_values: bool) -> str:
     target, first = analysis.target_name.capitalize(), entries[0]
     variable, held_values = first["curve"]["variable"], _held_values(first)
     if len(entries) > 1:
@@ -73,9 +75,9 @@ def _title(analysis: Directory, entries: list[Entry], has_same_values: bool) -> 
         value = f" = {format_number(first['params'][name])} {interval(first['ci95'][name])}"
         outcome = value if is_identified(first, name) else " not identified"
         title = f"{target} of {short_name(first['family'])} against {variable}: {name}{outcome}"
-    title += f", under {_equation_text(analysis)}"
-    place = held_values if has_same_values else "values that differ by family, so compare only slopes"
-    return f"{title} (points moved along the law to {place})" if held_values else title
+    title += f", under {_verdict_equation(analysis)}"
+    moved_to = held_values if same_held_values else "values that differ by family, so compare only slopes"
+    return f"{title} (points moved along the law to {moved_to})" if held_values else title
 
 
 def _held_values(entry: Entry) -> str:
@@ -84,14 +86,13 @@ def _held_values(entry: Entry) -> str:
     return ", ".join(f"{variable} = {amount(variable, value)}" for variable, value in values.items())
 
 
-def _equation_text(analysis: Directory) -> str:
-    """The law of the verdict, with no-break spaces."""
-    return analysis.equation(analysis.primary["law"]).replace(" ", "\u00a0")
+def _verdict_equation(analysis: Directory) -> str:
+    return analysis.equation(analysis.verdict_basis["law"]).replace(" ", "\u00a0")  # no-break spaces
 
 
 def _draw_bands(axis: Axes, analysis: Directory, entry: Entry) -> None:
     curve = entry["curve"]
-    for prefix, alpha in (("run_", 0.12), ("", 0.28)):  # the interval of one more run, then of the law
+    for prefix, alpha in (("run_", 0.12), ("", 0.28)):  # the interval of a new run, then of the law
         low, high = (np.array(curve[prefix + end], float) for end in ("low", "high"))  # NaN where there is no band
         axis.fill_between(curve["x"], low, high, color=analysis.colour(entry["family"]), alpha=alpha, lw=0)
 
@@ -99,27 +100,27 @@ def _draw_bands(axis: Axes, analysis: Directory, entry: Entry) -> None:
 def _draw_line_and_points(axis: Axes, analysis: Directory, entry: Entry) -> None:
     curve, colour = entry["curve"], analysis.colour(entry["family"])
     x, y = np.array(curve["x"]), np.array(curve["centre"], float)
-    largest_run = max(entry["points"][curve["variable"]])
-    draw_law(axis, x, y, x <= largest_run * 1.001, colour)
+    largest_fitted = max(entry["points"][curve["variable"]])
+    draw_law(axis, x, y, x <= largest_fitted * 1.001, colour)
     plot_runs(axis, *_points(analysis, entry), colour, analysis.marker(entry["family"]))
 
 
 def _points(analysis: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of every run if the law has one variable; otherwise of the fitted points, moved to the held values."""
+    """x and y of the marks: every run if the law has one variable, else the fitted points moved to the held values."""
     curve, points = entry["curve"], entry["points"]
     x = np.array(points[curve["variable"]], float)
     if curve.get("held"):
         centre = np.interp(np.log(x), np.log(curve["x"]), np.log(curve["centre"]))
         return x, np.exp(centre + np.array(points["residual"], float))
     rows = analysis.family_rows(entry["family"])
-    columns = [column_of(curve["variable"], analysis.primary["size"]), entry["target"]]
-    if not {*columns} <= {*rows}:
+    columns = [column_of(curve["variable"], analysis.verdict_basis["size"]), entry["target"]]
+    if not set(columns).issubset(rows.columns):
         return x, np.array(points["value"], float)
     return rows[columns[0]].to_numpy(float), rows[columns[1]].to_numpy(float)
 
 
 def _draw_published_laws(axis: Axes, analysis: Directory, entry: Entry) -> None:
-    """Draw published laws of the same target and N over the same sizes, with their names at the right edge."""
+    """Draw published laws with the same target and definition of N, with their names at the right edge."""
     curve = entry["curve"]
     if curve.get("held") or curve["variable"] != "N":
         return
@@ -131,9 +132,9 @@ def _draw_published_laws(axis: Axes, analysis: Directory, entry: Entry) -> None:
         if not is_same or not row["same_size_definition"] or not row["curve"]:
             continue
         sizes = np.array(row["curve"]["N"])
-        log_y = np.log(row["curve"]["value"])
+        log_values = np.log(row["curve"]["value"])
         x = np.unique(sizes)
-        y = np.exp([log_y[sizes == size].mean() for size in x])  # runs of one size may differ in tokens
+        y = np.exp([log_values[sizes == size].mean() for size in x])  # runs of one size may differ in tokens
         if abs(math.log(y[-1] / fitted_value)) > math.log(MAX_REFERENCE_RATIO):
             continue
         axis.plot(x, y, color=GREY, lw=1, ls="--", zorder=1.5)
@@ -144,11 +145,13 @@ def _draw_published_laws(axis: Axes, analysis: Directory, entry: Entry) -> None:
     highest, lowest = ends[0][0], ends[-1][0]
     is_above = highest > fitted_value  # the names go above or below the published laws, away from the fitted curve
     is_wide = axis.get_position().width * axis.get_figure().get_figwidth() > 4  # type: ignore[union-attr]
-    # Beside the curves in a wide panel; inside the right edge of a narrow one.
-    left, right_shift, x_unit, side = (largest, 8, "data", "left") if is_wide else (0.99, 0, "axes fraction", "right")
-    base, upward_shift, edge = (highest, 6, "bottom") if is_above else (lowest, -6, "top")
-    axis.annotate("\n".join(name for _, name in ends), (left, base), (right_shift, upward_shift), fontsize=7,
-                  xycoords=(x_unit, "data"), textcoords="offset points", ha=side, va=edge, color="#666666")  # fmt: skip
+    if is_wide:  # the names start to the right of the curves
+        text_x, x_unit, right_shift, ha = largest, "data", 8, "left"
+    else:  # the names end at the right edge of the panel
+        text_x, x_unit, right_shift, ha = 0.99, "axes fraction", 0, "right"
+    text_y, upward_shift, va = (highest, 6, "bottom") if is_above else (lowest, -6, "top")
+    axis.annotate("\n".join(name for _, name in ends), (text_x, text_y), (right_shift, upward_shift), fontsize=7,
+                  xycoords=(x_unit, "data"), textcoords="offset points", ha=ha, va=va, color="#666666")  # fmt: skip
 
 
 def _floor_value(entry: Entry) -> float | None:
@@ -169,7 +172,7 @@ def _draw_floor(axis: Axes, analysis: Directory, entry: Entry) -> None:
 
 def _set_same_limits(axes: list[Axes], analysis: Directory, entries: list[Entry]) -> None:
     """Give all panels the same limits, which include all points, curves, floors and published laws."""
-    variable, primary = entries[0]["curve"]["variable"], analysis.primary
+    variable, basis = entries[0]["curve"]["variable"], analysis.verdict_basis
     x = np.concatenate([entry["curve"]["x"] for entry in entries])
     y_arrays = [_points(analysis, entry)[1] for entry in entries]
     y_arrays += [np.array(entry["curve"]["centre"], float) for entry in entries]
@@ -179,9 +182,9 @@ def _set_same_limits(axes: list[Axes], analysis: Directory, entries: list[Entry]
     for axis in axes:
         log_axis(axis.xaxis, x.min(), x.max(), counts=variable != "C")
         log_axis(axis.yaxis, np.nanmin(y) / 1.04, np.nanmax(y) * 1.04)
-        axis.set_xlabel(axis_name(variable, primary["size"]))
+        axis.set_xlabel(axis_name(variable, basis["size"]))
     for axis in axes[::3]:
-        axis.set_ylabel(TARGET_UNITS[primary["target"]])
+        axis.set_ylabel(TARGET_UNITS[basis["target"]])
 
 
 def residuals_figure(analysis: Directory) -> Figure | None:
@@ -189,21 +192,21 @@ def residuals_figure(analysis: Directory) -> Figure | None:
     entries = [entry for entry in analysis.verdict_fits if has_complete_lists(entry.get("points"), "value", "residual")]
     if not entries:
         return None
-    values_of: dict[str, np.ndarray] = {}
+    values_by_variable: dict[str, np.ndarray] = {}
     for variable in entries[0]["variables"]:
         if variable in entries[0]["points"]:
             values = np.concatenate([np.array(entry["points"][variable], float) for entry in entries])
             if values.max() > values.min() * 1.001:  # otherwise the variable is constant
-                values_of[variable] = values
-    is_single = len(entries) == 1
+                values_by_variable[variable] = values
+    one_family = len(entries) == 1
     worst = max(entries, key=lambda entry: entry["rmse_log"] or 0.0)
     rmse = percent(worst["rmse_log"])
-    rmse_text = rmse if is_single else f"at most {rmse}, largest for {short_name(worst['family'])}"
-    title = f"Residuals of {_equation_text(analysis)}: root mean square {rmse_text}"
-    width = 6.2 if len(values_of) == 1 else 4.7
-    figure, axes = panels(len(values_of), title, columns=2, width=width, families=analysis.families)
+    rmse_text = rmse if one_family else f"at most {rmse}, largest for {short_name(worst['family'])}"
+    title = f"Residuals of {_verdict_equation(analysis)}: root mean square {rmse_text}"
+    width = 6.2 if len(values_by_variable) == 1 else 4.7
+    figure, axes = panels(len(values_by_variable), title, columns=2, width=width, families=analysis.families)
     sigmas = [entry["sigma_log"] for entry in entries if is_number(entry["sigma_log"])]
-    for axis, (variable, values) in zip(axes, values_of.items(), strict=True):
+    for axis, (variable, values) in zip(axes, values_by_variable.items(), strict=True):
         if sigmas:
             two_sigma = 200 * max(sigmas)  # percent
             axis.axhspan(-two_sigma, two_sigma, color="#F3F3F3", lw=0, zorder=0)
@@ -216,15 +219,15 @@ def residuals_figure(analysis: Directory) -> Figure | None:
         axis.set_xlabel(analysis.axis_name(variable))
     axes[0].set_ylabel("residual (%)")
     if sigmas:
-        text = "grey: ±2 sigma" + ("" if is_single else " (of the family with the largest)")
+        text = "grey: ±2 sigma" + ("" if one_family else " (of the family with the largest sigma)")
         axes[-1].text(1, 1.01, text, ha="right", fontsize=7.5, color="#666666", transform=axes[-1].transAxes)
     return figure
 
 
 def profiles_figure(analysis: Directory) -> Figure | None:
-    """|t| of the exponents of the verdict's law and, for a power law, also of the same law with a floor."""
-    main_law = analysis.primary["law"]
-    law_with_floor = main_law.replace("power", "power_floor")  # no entries if the main law has a floor itself
+    """|t| against each exponent of the law of the verdict and, for a power law, of the same law with a floor."""
+    main_law = analysis.verdict_basis["law"]
+    law_with_floor = main_law.replace("power", "power_floor")  # no fit has this name if the main law has a floor
     profiles = [
         (entry, name)
         for law in dict.fromkeys([main_law, law_with_floor])

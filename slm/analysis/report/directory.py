@@ -54,27 +54,27 @@ class Directory:
         return pd.read_csv(path, low_memory=False) if path.exists() else pd.DataFrame()
 
     @cached_property
-    def primary(self) -> Entry:
-        """What the verdict, which opens the report, is about: `law`, `target`, `size`, `loss` (of the fit), `level`."""
+    def verdict_basis(self) -> Entry:
+        """The settings of the fits on which the verdict is based: `law`, `target`, `size`, `loss`, `level`."""
         return dict(self.comparison["primary"])
 
     @property
     def target_name(self) -> str:
         """The target of the verdict as used in sentences: `bits per byte`."""
-        return TARGET_NAMES[self.primary["target"]]
+        return TARGET_NAMES[self.verdict_basis["target"]]
 
     @property
     def target_label(self) -> str:
         """The target of the verdict with its unit, as the label of an axis."""
-        return TARGET_UNITS[self.primary["target"]]
+        return TARGET_UNITS[self.verdict_basis["target"]]
 
     def axis_name(self, variable: str) -> str:
         """A law's variable as the label of an axis."""
-        return axis_name(variable, self.primary["size"])
+        return axis_name(variable, self.verdict_basis["size"])
 
     @cached_property
     def families(self) -> list[str]:
-        """The families, in the order of the table."""
+        """The families, in the order of results.csv."""
         return list(self.comparison["families"])
 
     def colour(self, family: str) -> str:
@@ -88,24 +88,24 @@ class Directory:
     @property
     def level(self) -> float:
         """The coverage of all intervals, as a fraction."""
-        return float(self.primary["level"] or 0.95)
+        return float(self.verdict_basis["level"] or 0.95)
 
     @property
     def verdict_fits(self) -> list[Entry]:
         """The fits that the verdict is based on, one per family."""
-        return self.entries(law=self.primary["law"])
+        return self.entries(law=self.verdict_basis["law"])
 
     @property
     def verdict_comparison(self) -> Entry | None:
-        """The comparison of families under the law of the verdict; None if there is none."""
-        return self.comparison["laws"].get(self.primary["law"])
+        """The comparison of families under the law of the verdict; None if the families were not compared."""
+        return self.comparison["laws"].get(self.verdict_basis["law"])
 
     def entries(self, *, law: str | None = None, target: str | None = None, size: str | None = None) -> list[Entry]:
         """The fits under one law or all laws, with the loss, target and size of the verdict unless others are given."""
-        target_and_loss = {"target": target or self.primary["target"], "loss": self.primary["loss"]}
-        sizes = (None, "", size or self.primary["size"])  # laws without N have no size
-        fits = [entry for entry in self.fits if law in (None, entry["law"]) and entry["size"] in sizes]
-        return [entry for entry in fits if target_and_loss.items() <= entry.items()]
+        loss, target = self.verdict_basis["loss"], target or self.verdict_basis["target"]
+        sizes = (size or self.verdict_basis["size"], None, "")  # a law without N has no size
+        fits = [entry for entry in self.fits if law is None or entry["law"] == law]
+        return [e for e in fits if e["loss"] == loss and e["target"] == target and e["size"] in sizes]
 
     def equation(self, law: str) -> str:
         """The equation of a fitted law: `L = A N^-alpha`."""

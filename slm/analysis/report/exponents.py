@@ -30,10 +30,10 @@ from slm.scaling.forms import VARIABLES
 
 def exponents_section(analysis: Directory) -> Section:
     """The fits under the law of the verdict, followed by fits with another law, another N or another target."""
-    primary = analysis.primary
-    other_laws = [entry for entry in analysis.entries() if entry["law"] != primary["law"]]
+    basis = analysis.verdict_basis
+    other_laws = [entry for entry in analysis.entries() if entry["law"] != basis["law"]]
     section = Section("Exponents").add(
-        f"Fits of {analysis.target_name}, where N counts {size_words(primary['size'])}, with {analysis.level:.0%} "
+        f"Fits of {analysis.target_name}, where N counts {size_words(basis['size'])}, with {analysis.level:.0%} "
         "intervals. A steeper law has a larger exponent. Compare exponents only within one law: an exponent of a law "
         "with a floor and one of a law without a floor are different quantities, and so are exponents in N, D and C.",
         fit_table(analysis.verdict_fits),
@@ -41,15 +41,15 @@ def exponents_section(analysis: Directory) -> Section:
         _without_smallest(analysis.verdict_fits),
         _other_fits("Exponents of other laws", other_laws, visible=VISIBLE_ROWS),
     )
-    for size in dict.fromkeys(e["size"] for e in analysis.fits if e["size"] and e["size"] != primary["size"]):
+    for size in dict.fromkeys(fit["size"] for fit in analysis.fits if fit["size"] not in (None, "", basis["size"])):
         entries = [entry for entry in analysis.entries(size=size) if entry["size"] == size]
         section.add(_other_fits(f"Exponents where N counts {size_words(size)}", entries))
-    for target in dict.fromkeys(e["target"] for e in analysis.fits if e["target"] != primary["target"]):
+    for target in dict.fromkeys(fit["target"] for fit in analysis.fits if fit["target"] != basis["target"]):
         if target == "perplexity":
             section.add(*_perplexity(analysis))
         else:
             section.add(_other_fits(f"Exponents of {TARGET_NAMES[target]}", analysis.entries(target=target)))
-    caption = "Exponents with intervals. Grey and hollow: not identified. Diamonds: published laws over the same sizes."
+    caption = "Exponents with intervals. Grey: not identified. Diamonds: published laws over the same sizes."
     return section.add(analysis.figure("exponents", caption))
 
 
@@ -59,7 +59,7 @@ def _other_fits(heading: str, entries: Sequence[Entry], visible: int = VISIBLE_R
 
 
 def _perplexity(analysis: Directory) -> list[str]:
-    law = analysis.primary["law"]
+    law = analysis.verdict_basis["law"]
     warning = (
         f"**Perplexity** is the exponential of loss. Its exponents do not compare with those of {analysis.target_name} "
         "above, nor with published exponents of loss. The published laws below are converted to perplexity."
@@ -81,14 +81,14 @@ def _without_smallest(entries: Sequence[Entry]) -> str:
 
 
 def references_section(analysis: Directory) -> Section | None:
-    """The exponents that published laws imply at this table's own sizes."""
+    """The exponents that published laws imply at the sizes of the runs."""
     rows = analysis.comparison["references"]
     if not rows:
         return None
     section = Section("Published laws over the same sizes").add(
-        "Each published law is evaluated at this table's sizes (and tokens), in the N it was fitted with. The slope of "
-        "a straight line in logs through these values is the exponent that `power` would find if these models followed "
-        "the published law. Compare only slopes: the level depends on the text and the tokenizer."
+        "Each published law is evaluated at the sizes (and tokens) of these runs, in the N it was fitted with. The "
+        "slope of a straight line in logs through these values is the exponent that `power` would find if these models "
+        "followed the published law. Compare only slopes: the level depends on the text and the tokenizer."
     )
     used = [row for row in rows if not row["left_out"]]
     left_out = [row for row in rows if row["left_out"]]
@@ -104,7 +104,7 @@ def references_section(analysis: Directory) -> Section | None:
     for target in dict.fromkeys(row["target"] for row in used):
         same_target = [row for row in used if row["target"] == target]
         label = TARGET_NAMES[target] + (" (not comparable with loss)" if target == "perplexity" else "")
-        visible = VISIBLE_ROWS if target == analysis.primary["target"] else VISIBLE_ROWS // 2
+        visible = VISIBLE_ROWS if target == analysis.verdict_basis["target"] else VISIBLE_ROWS // 2
         content = table_by_column(same_target, columns)
         section.add(folded_if_long(f"Exponents of {label}", content, len(same_target), visible))
     has_other_size = any(not row["same_size_definition"] for row in used)
@@ -139,7 +139,7 @@ class Panel(NamedTuple):
 
     title: str
     rows: list[tuple[Entry, str]]  # a fit, and the name of one of its exponents
-    references: list[tuple[str, float]]  # the name of a published law, and the exponent that it implies
+    references: list[tuple[str, float]]  # the name of a published law, and the exponent of `power` that it implies
 
     @property
     def height(self) -> float:
@@ -173,7 +173,7 @@ def exponents_figure(analysis: Directory) -> Figure | None:
 
 
 def _panels(analysis: Directory) -> list[Panel]:
-    main_target, main_size = analysis.primary["target"], analysis.primary["size"]
+    main_target, main_size = analysis.verdict_basis["target"], analysis.verdict_basis["size"]
     sizes = dict.fromkeys([main_size, *(entry["size"] for entry in analysis.fits if entry["size"])])
     variables = [*VARIABLES, *(variable for entry in analysis.fits for variable in entry["variable_of"].values())]
     quantities = [(main_target, "N", size) for size in sizes]
@@ -192,7 +192,7 @@ def _panels(analysis: Directory) -> list[Panel]:
 
 
 def _reference_exponents(analysis: Directory, target: str, size: str) -> list[tuple[str, float]]:
-    """The exponents that published laws imply at this table's sizes, as means over families, whose sizes may differ."""
+    """The exponents that published laws imply at the sizes of the runs, as means over families (sizes may differ)."""
     exponents_of_law: dict[str, list[float]] = {}
     for row in analysis.comparison["references"]:
         is_comparable = row["target"] == target and row["size"] == size and row["same_size_definition"]
@@ -214,7 +214,8 @@ def _draw_panel(axis: Axes, analysis: Directory, panel: Panel) -> None:
         for entry, name in group:
             _draw_exponent(axis, analysis, entry, name, y, limits)
             y += 1
-        for reference, value in panel.references if law == "power" else ():
+        references = panel.references if law == "power" else []
+        for reference, value in references:
             axis.plot(value, y, ls="", marker="d", color=GREY, ms=4.5)
             text_beside(axis, y, f"{reference}: {format_number(value, 3)}", color="#666666")
             y += 1
@@ -234,7 +235,7 @@ def _limits(panel: Panel) -> tuple[float, float]:
         return 0.0, 1.0
     centres = [entry["params"][name] for entry, name in identified] + [value for _, value in panel.references]
     lows, highs = ([entry["ci95"][name][end] for entry, name in identified] for end in (0, 1))
-    # Intervals widen the limits to at most twice the largest exponent, and half of this below 0.
+    # Intervals extend the upper limit to at most twice the largest exponent, and the lower one to no less than -upper/2.
     high = max(centres + [min(end, 2 * max(centres)) for end in highs if is_number(end)])
     low = min([0.0, *(max(end, -0.5 * high) for end in lows if is_number(end))])
     return low - 0.03 * high, 1.06 * high
@@ -249,9 +250,10 @@ def _draw_exponent(axis: Axes, analysis: Directory, entry: Entry, name: str, y: 
     low, high = (end if is_number(end) else limit for end, limit in zip(entry["ci95"][name], limits, strict=True))
     line_style = "-" if identified else ":"
     axis.plot(np.clip([low, high], left, right), [y, y], color=colour, lw=1.5, ls=line_style, clip_on=False)
-    for is_beyond, limit, arrow in ((low <= left, left, "<"), (high >= right, right, ">")):
-        if is_beyond:
-            axis.plot(limit, y, marker=arrow, color=colour, ms=4, clip_on=False)
+    if low <= left:
+        axis.plot(left, y, marker="<", color=colour, ms=4, clip_on=False)
+    if high >= right:
+        axis.plot(right, y, marker=">", color=colour, ms=4, clip_on=False)
     value = entry["params"].get(name)
     if identified:
         axis.plot(value, y, marker=marker, color=colour, ms=5, zorder=3)

@@ -12,16 +12,16 @@ from slm.scaling.describe import Entry, family_name
 
 PROFILES = (
     "**IsoFLOP profiles** (approach 2): a parabola is fitted around the lowest loss of each budget, and a power law to "
-    "the minima. The interval comes from the deviations of the minima from the power law (t with two degrees of "
-    "freedom fewer than budgets), so it is wide with three budgets; `error by scatter` is the standard error that the "
-    "noise of runs alone would cause. A parabola is symmetric and the true curve is not: `bias` is the error of "
-    "approach 2 on data that follow the fitted `chinchilla` law at the same sizes, and is not part of the interval."
+    "the minima. The t interval is computed from the deviations of the minima from the power law. With n budgets it "
+    "has n - 2 degrees of freedom, so it is wide if n = 3. `error by scatter` is the standard error that the noise of "
+    "runs alone would cause. A parabola is symmetric, and the true curve is not: `bias` is the error of approach 2 on "
+    "data that follow the fitted `chinchilla` law at the same sizes, and is not part of the interval."
 )
 GIVEN = (
     "**Given optima**: each row is taken as the optimum of its budget (`analysis.optima=true`). Power laws are fitted "
     "to N and D. The error of a row is unknown, so intervals come from the deviations of rows from the power law."
 )
-CAPTION = "Runs of each budget, with parabolas over the fitted sizes. Stars: minima. Crosses: those of dropped budgets."
+CAPTION = "Runs of each budget, with parabolas over the fitted sizes. Stars: minima. Crosses: dropped minima."
 
 
 def isoflop_blocks(analysis: Directory) -> list[str]:
@@ -60,7 +60,7 @@ def isoflop_blocks(analysis: Directory) -> list[str]:
 
 
 def _is_used(budget: Entry) -> bool:
-    return budget["reason"] is None  # otherwise the reason why the budget is dropped
+    return budget["reason"] is None  # otherwise `reason` says why the budget is dropped
 
 
 def _without_exponent(rows: list[Entry], are_given: bool) -> str:
@@ -82,11 +82,11 @@ def _budget_row(row: Entry, budget: Entry) -> list[str]:
 
 
 def _disagreement(rows: list[Entry]) -> str:
-    """A warning if the best N by the law lies outside the interval of the best N by approach 2."""
+    """A warning if the best N by `chinchilla` lies outside the interval of the best N by approach 2."""
     budgets = [budget | {"family": row["family"]} for row in rows for budget in row["budgets"]]
-    needed = ("parametric_params", "low", "high")
+    compared_keys = ("parametric_params", "low", "high")
     used = [budget for budget in budgets if _is_used(budget)]
-    compared = [budget for budget in used if all(is_number(budget.get(key)) for key in needed)]
+    compared = [budget for budget in used if all(is_number(budget.get(key)) for key in compared_keys)]
     outside = [budget for budget in compared if not budget["low"] <= budget["parametric_params"] <= budget["high"]]
     families = join_names(list(dict.fromkeys(map(family_name, outside))))
     if not outside:
@@ -144,8 +144,8 @@ def _draw_profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
 def _parabola(budget: Entry, params: np.ndarray) -> np.ndarray:
     """The target at these sizes by the parabola of a budget, which is fitted to log target in log N."""
     height, slope, curvature = budget["parabola"]
-    z = np.log(params) - budget["centre"]
-    return np.exp(np.asarray(height + slope * z + curvature * z**2))
+    centred_log_n = np.log(params) - budget["centre"]
+    return np.exp(np.asarray(height + slope * centred_log_n + curvature * centred_log_n**2))
 
 
 def _draw_optima(axis: Axes, analysis: Directory, row: Entry) -> None:

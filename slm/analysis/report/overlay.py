@@ -25,7 +25,7 @@ from slm.runtime.words import (
 )
 from slm.scaling.describe import Entry, family_name
 
-MAX_VISIBLE_MODELS = 4
+MAX_VISIBLE_MODELS = 4  # if there are several families, longer tables are folded
 WITHIN = "within"
 
 
@@ -46,9 +46,9 @@ def overlay_figure(analysis: Directory) -> Figure | None:
     for point in overlay["points"]:
         axis.annotate(short_name(point["name"]), (point["N"], point["value"]), (-7, 5), textcoords="offset points",
                       ha="right", fontsize=7.5, color=INK, zorder=4)  # fmt: skip
-    curve = [point for family in families for point in family["curve"]]
-    x = [point["N"] for point in curve]
-    y = np.array([*values, *(point["value"] for point in curve), *analysis.results[overlay["target"]]], float)
+    curve_points = [point for family in families for point in family["curve"]]
+    x = [point["N"] for point in curve_points]
+    y = np.array([*values, *(point["value"] for point in curve_points), *analysis.results[overlay["target"]]], float)
     log_axis(axis.xaxis, min(x), max(x))
     log_axis(axis.yaxis, y.min() / 1.06, y.max() * 1.06)
     axis.set_xlabel(axis_name("N", overlay["size"]))
@@ -57,7 +57,6 @@ def overlay_figure(analysis: Directory) -> Figure | None:
 
 
 def _draw_family(axis: Axes, analysis: Directory, family: Entry) -> None:
-    """Draw the runs of a family, its law (dashed beyond the runs), and the interval of one more run."""
     name = family["family"]
     colour = analysis.colour(name)
     keys = ("N", "value", "low", "high")
@@ -77,12 +76,12 @@ def overlay_section(analysis: Directory) -> Section | None:
     tokens = next((family["held"] for family in overlay["families"] if family.get("held")), None)
     curves_at = f" Curves are drawn at D = {amount('D', tokens)}." if tokens else ""
     caption = "Stars: models from elsewhere. Other marks: runs. Line: the law, dashed beyond the runs. "
-    caption += f"Band: interval of one more run.{curves_at}"
+    caption += f"Band: prediction interval of a new run.{curves_at}"
     return Section("Models from elsewhere").add(
         f"The models of `{escape_markdown(overlay['source'])}` are compared by {TARGET_NAMES[overlay['target']]} "
         f"(column `{escape_markdown(overlay['column'])}`) with the law `{overlay['law']}`, where N counts "
-        f"{size_words(overlay['size'])}. The law of a family predicts the result of one more run of this family at "
-        f"the size of the model, with a {overlay['level']:.0%} interval.",
+        f"{size_words(overlay['size'])}. The law of a family predicts the result of a new run of this family at the "
+        f"size of the model, with a {overlay['level']:.0%} interval.",
         "**This is not a controlled comparison.** What differs:",
         bullets(map(escape_markdown, overlay["caveats"])),
         analysis.figure("overlay", caption),
@@ -113,7 +112,8 @@ def overlay_lines(analysis: Directory) -> list[str]:
     for family in overlay["families"]:
         if family["refused"]:
             lines.append(f"  {family['family']}: no law. {family['refused']}.")
-        for point, model in zip(overlay["points"], family["models"] or [], strict=False):
+            continue
+        for point, model in zip(overlay["points"], family["models"], strict=True):
             name, _, N, _, value, predicted, deviation, beyond = _cells(point, model)
             where = f"{beyond} the runs" if beyond == WITHIN else f"{beyond} beyond the runs"
             lines.append(f"  {name}, N = {N}: {value}; {family['family']}: {predicted}, off by {deviation}, {where}")

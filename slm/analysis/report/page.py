@@ -33,28 +33,28 @@ METHODS = {
     "Intervals of laws that are straight in logs": "Student's t. Exact if the law holds and the scatter about it is "
     "normal, independent and equal at all sizes.",
     "Intervals of other laws": "profile likelihood (Bates & Watts 1988): the values that a t test does not reject "
-    "when all other parameters are refitted. Nearly exact if the curvature is small. `open` means that the data do not "
-    "bound this end.",
+    "when all other parameters are refitted. Nearly exact if the curvature of the law is small. `open` means that the "
+    "data do not bound this end.",
     "Cluster bootstrap": "resamples whole runs, so that checkpoints of one run stay together. Used for Huber's loss "
     "and if several rows belong to one run, otherwise as a cross-check. Too narrow with few runs.",
     "Wild bootstrap": "a cross-check, with residuals times random weights (Webb's six points) at the same sizes.",
     "Bands, predictions, gain of doubling": "t for laws that are straight in logs, profile likelihood for the others. "
     "An interval for a new run includes the scatter of one run. Each interval assumes that its law is true; only the "
     "range over all laws that the data do not reject makes no such assumption.",
-    "Not identified": "an exponent whose interval is open or spans more than a set factor, whose estimate is at a "
-    "bound, or whose fit has too few sizes. Such an exponent is never shown as a number.",
+    "Not identified": "an exponent whose interval is open or too wide (the ratio of its ends exceeds a set factor), "
+    "whose estimate is at a bound, or whose fit has too few sizes. Such an exponent is never shown as a number.",
     "Lack of fit": "an F test that compares the deviations from the law with the scatter between seeds. If it is "
     "significant, the means over seeds are fitted.",
     "Calibrated p of nested models": "compares the likelihood ratio with the ratios of data simulated under the "
     "restricted model (parametric bootstrap), because the chi-square limit is inaccurate with few runs. The smallest "
     "possible p is 1 / (number of simulations + 1).",
     "Pairs": "Welch's method, in which each family keeps its own scatter, adjusted over all pairs by Holm (1979).",
-    "Mixed-effects summary": "REML, interval of Hartung & Knapp. The families are treated as a random sample.",
+    "Mixed-effects summary": "REML, with the interval of Hartung & Knapp. The families are treated as a random sample.",
     "Choice of law": "AICc and BIC of least-squares fits to single runs (Burnham & Anderson 2002), and the error of "
     "predicting the largest size, which AICc does not measure.",
     "IsoFLOP profiles": "approach 2 of Hoffmann et al. 2022. Budgets are given, or found as groups of runs with equal "
-    "FLOPs. Each parabola is fitted to the sizes within a factor of 5 of the best (wide grids bias it: Czech et al. "
-    "2026). A budget whose minimum lies outside its runs is dropped. Exponents have t intervals over budgets.",
+    "FLOPs. Each parabola is fitted to the sizes within a factor of 5 of the best (a wider range biases the minimum: "
+    "Czech et al. 2026). A budget whose minimum lies outside its sizes is dropped. Exponents have t intervals.",
     "Allocation": "equation 4 of Hoffmann et al. 2022 for `chinchilla`, a numeric minimum for other laws in N and D.",
 }
 
@@ -84,7 +84,6 @@ SECTIONS = (
     predictions.predictions_section, predictions.given_section, predictions.doubling_section, compute.compute_section,
     rates.rates_section, methods_section, reproduce_section, selection.convergence_section,
 )  # fmt: skip
-"""The sections of the report, in their order."""
 
 
 def write_report(directory: Path) -> None:

@@ -22,17 +22,17 @@ def paired_section(analysis: Directory) -> Section | None:
     if not pairs:
         return None
     farthest = max((pair["farthest"] for pair in pairs if is_number(pair["farthest"])), default=0.0)
-    moved = f" (sizes that differ by up to {farthest:.1%} are moved to one size)" if farthest > 1e-3 else ""
+    moved = f" (sizes that differ by up to {farthest:.1%} are moved to a common size)" if farthest > 1e-3 else ""
     unmatched = [f"{pair_name(row)}: {row['reason']}" for row in paired["unmatched"]]
     return Section("Families at the same sizes").add(
-        f"Each pair is compared at the sizes that both families have{moved}. What they share at a size cancels in the "
-        "ratio of their losses. Under any law, the slope of the log ratio against log N is the difference of the local "
-        "exponents -dlog L / dlog N, and its height is the difference of level. Families under one law with a floor "
-        "that differ only by a constant factor on N can have a slope too: `p, any floor` tests this explanation and is "
-        "the largest p over all floors that the runs do not reject. p-values are adjusted over the pairs (Holm).",
+        f"Each pair is compared at the sizes that both families have{moved}. Effects that both families have at a "
+        "size cancel in the ratio of losses. Under any law, the slope of the log ratio against log N is the difference "
+        "of the local exponents -dlog L / dlog N, and its height is the difference in level. One law with a floor and "
+        "a constant factor on N between the families can also cause a slope: `p, any floor` tests this explanation and "
+        "is the largest p over all floors that the runs do not reject. p-values are adjusted over the pairs (Holm).",
         _slope_table(pairs),
         _above_floor(pairs),
-        analysis.figure("ratios", "Points: means over seeds. Line and band: the fit of the ratio and its interval."),
+        analysis.figure("ratios", "Points: means over seeds. Line and band: the fitted ratio and its interval."),
         _level_table(pairs, analysis.target_name),
         "Not paired:" if unmatched else "",
         bullets(unmatched),
@@ -58,7 +58,7 @@ def _slope_table(pairs: Sequence[Entry]) -> str:
 
 
 def _above_floor(pairs: Sequence[Entry]) -> str:
-    """A table of differences of exponents above a shared floor, for pairs whose runs reject straight lines."""
+    """A table of differences of exponents above a shared floor, for pairs whose runs reject straight lines in logs."""
     rows = _pairs_above_floor(pairs)
     columns: Columns = {
         "pair": pair_name,
@@ -68,7 +68,7 @@ def _above_floor(pairs: Sequence[Entry]) -> str:
         "detectable difference": lambda row: format_number(row["detectable"], 3),
     }
     words = (
-        "The runs reject straight lines, so exponents are compared above a floor that both families of a pair share. "
+        "The runs reject straight lines in logs, so exponents are compared above a floor that both families share. "
         "The interval and p hold for every floor that the runs do not reject."
     )
     return f"{words}\n\n{table_by_column(rows, columns)}" if rows else ""
@@ -79,7 +79,7 @@ def _pairs_above_floor(pairs: Sequence[Entry]) -> list[Entry]:
 
 
 def _level_table(pairs: Sequence[Entry], target: str) -> str:
-    """A table of the ratios at the middle size, and of the factors on N that would have the same effect."""
+    """A table of the ratios of losses at the middle size, and of the factors on N that have the same effect."""
 
     def factor_text(factor: Entry) -> str:
         return with_interval(factor["factor"], [factor["low"], factor["high"]], 3)
@@ -139,8 +139,8 @@ def power_section(analysis: Directory) -> Section | None:
     above_floor = _pairs_above_floor(pairs)
     comparisons = {"at the same sizes": pairs, "above a shared floor": above_floor, "under the law": pairs_under_law}
     rows = []
-    for kind, compared in comparisons.items():
-        rows += [[pair_name(row), kind, format_number(row["detectable"], 3)] for row in compared]
+    for comparison, compared_pairs in comparisons.items():
+        rows += [[pair_name(pair), comparison, format_number(pair["detectable"], 3)] for pair in compared_pairs]
     chance = f"{paired['power']:.0%}" if is_number(paired["power"]) else NO_VALUE
     advice = paired["advice"] if pairs else power_under_law.get("advice")
     return section.add(

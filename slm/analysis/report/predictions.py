@@ -17,26 +17,26 @@ from slm.scaling.describe import Entry, family_name, has_complete_lists
 
 def predictions_section(analysis: Directory) -> Section | None:
     """Predictions beyond the data: a range over the laws that are not rejected, and the prediction of each law."""
-    rows = [row for entry in analysis.entries() for row in _predictions(analysis, entry)]
+    rows = [row for entry in analysis.entries() for row in _prediction_rows(analysis, entry)]
     if not rows:
         return None
     target, ranges = analysis.target_name, analysis.comparison["envelopes"]
     columns = {
         "family": family_name,
         "point": lambda row: _point(row["at"]),
-        f"range of {target} of one run": lambda row: (
+        f"range of {target} of a new run": lambda row: (
             interval([row["low"], row["high"]]) if row["laws"] else "none: every law is rejected"
         ),
         "laws not rejected": lambda row: ", ".join(row["laws"]) or NO_VALUE,
     }
-    interval_name = f"{analysis.level:.0%} interval of one run, under this law"
+    interval_name = f"{analysis.level:.0%} interval of a new run, under this law"
     header = ("family", "law", "point", "beyond the data by", f"predicted {target}", interval_name)
     has_range = any(row["laws"] for row in ranges)
     no_range = "The data reject every law here that predicts these sizes, so there is no range to quote."
     return Section("Predictions").add(
         "No run here tests whether a law still holds at these sizes, which lie beyond the data. Quote the range over "
         "all laws that the data do not reject. The range is from the lowest to the highest end of the "
-        f"{analysis.level:.0%} intervals of these laws for one more run; `open` means that there is no such end.",
+        f"{analysis.level:.0%} intervals of these laws for a new run; `open` means that the range has no such end.",
         " ".join(_refusals(analysis.entries())),
         table_by_column(ranges, columns) if has_range else no_range,
         folded("Prediction of each law", table(header, rows)),
@@ -57,7 +57,7 @@ def prediction_lines(analysis: Directory) -> list[str]:
     return ["Predictions, if the law of the verdict still holds at these points:", *lines] if lines else []
 
 
-def _predictions(analysis: Directory, entry: Entry) -> list[list[str]]:
+def _prediction_rows(analysis: Directory, entry: Entry) -> list[list[str]]:
     assessment = analysis.comparison["weighed"].get(entry["law"]) or {}
     doubts = [] if entry["identified"] else ["not identified"]
     if assessment.get("tenable") is False:  # None: the law was not assessed
@@ -79,7 +79,7 @@ def _refusals(entries: Sequence[Entry]) -> list[str]:
 
 
 def _predicted_point(entry: Entry, row: Entry) -> str:
-    """The point of a prediction; names the given variables that the law does not have."""
+    """The point of a prediction, followed by the given variables that the law does not have."""
     ignored = f" ({join_names(row['ignored'])} is not in this law)" if row["ignored"] else ""
     return _point({variable: row[variable] for variable in entry["range"] if variable in row}) + ignored
 
@@ -89,7 +89,7 @@ def _point(values: Mapping[str, Any]) -> str:
 
 
 def _factors_beyond(row: Entry) -> str:
-    """The factor by which a prediction lies beyond the fitted rows, for each variable: `N 2.00x`; empty within them."""
+    """The factor by which a prediction lies beyond the data, for each variable: `N 2.00x`; empty within the data."""
     factors = ((variable, factor) for variable, factor in row["beyond"].items() if is_number(factor))
     return ", ".join(f"{variable} {format_number(factor, 3)}x" for variable, factor in factors if factor > 1 + 1e-7)
 
@@ -109,7 +109,7 @@ def given_section(analysis: Directory) -> Section | None:
     }
     return Section("Given parameters").add(
         f"Each test compares the best fit with {_given_values(rows)} to the fit with all parameters free. The "
-        "likelihood ratio is twice the difference of their log likelihoods. Residuals are assumed to be normal under "
+        "likelihood ratio is twice the difference of the two log likelihoods. Residuals are assumed to be normal under "
         "least squares, and to have a density proportional to exp(-loss/s) under Huber's loss, with a scale per fit.",
         table_by_column(rows, columns),
         *_dependence_warning(rows),
@@ -162,8 +162,8 @@ def doubling_section(analysis: Directory) -> Section | None:
         f"No gain is given for {join_names(names_without)}, whose fit has no band." if names_without else "",
         analysis.figure(
             "doubling",
-            "Gain of doubling N from each size that was trained, with its band. Hollow: twice the size lies beyond the "
-            "data. Crosses: gains measured between two sizes that differ by a factor of about two.",
+            "Gain of doubling N from each size that was trained, with its band. Hollow marks: twice the size lies "
+            "beyond the data. Crosses: gains measured between two sizes that differ by a factor of about two.",
         ),
     )
 

@@ -1,4 +1,4 @@
-"""The section and figure on tuned learning rates (tuning.csv and runs.csv of a sweep with `sweep.lr.rule=tuned`)."""
+"""The section and figure on tuned learning rates, from tuning.csv and runs.csv of a sweep (`sweep.lr.rule=tuned`)."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from slm.report.style import GREY, INK, PALETTE, Axes, Figure, log_axis, panels,
 from slm.runtime.words import count, format_number, percent
 from slm.scaling.describe import family_name
 
-SHAPE = ["family", "width", "depth", "budget"]
+SHAPE_COLUMNS = ["family", "width", "depth", "budget"]
 
 
 def rates_figure(analysis: Directory) -> Figure | None:
-    """Loss against learning rate: one panel per family, one line per shape, with the optima and the design's rate."""
+    """Loss against learning rate: one panel per family, one line per shape; dotted at `sweep.lr.value`."""
     tuning, runs = map(analysis.sweep_table, ("tuning.csv", "runs.csv"))
     if tuning.empty:
         return None
     families = list(dict.fromkeys(tuning["family"]))
-    has_several = len(families) > 1
+    several_families = len(families) > 1
     num_shapes = len(tuning.drop_duplicates(["width", "depth"]))
     title = f"Loss against learning rate, {len(tuning)} shapes: crosses are fitted optima"
-    figure, axes = panels(len(families), title, columns=3, width=3.7 if has_several else 6.0)
+    figure, axes = panels(len(families), title, columns=3, width=3.7 if several_families else 6.0)
     for axis, family in zip(axes, families, strict=True):
         _draw_family(axis, runs[runs["family"] == family], tuning[tuning["family"] == family])
-        axis.set_title(short_name(family) + ("" if has_several else f", {num_shapes} shapes"))
+        axis.set_title(short_name(family) + ("" if several_families else f", {num_shapes} shapes"))
     axes[0].set_ylabel("loss (nats per token)")
     return figure
 
 
 def _draw_family(axis: Axes, runs: pd.DataFrame, optima: pd.DataFrame) -> None:
     for index, (_, optimum) in enumerate(optima.sort_values("params_total").iterrows()):
-        is_same_shape = (runs[SHAPE] == optimum[SHAPE]).all(axis=1)
+        is_same_shape = (runs[SHAPE_COLUMNS] == optimum[SHAPE_COLUMNS]).all(axis=1)
         means = runs[is_same_shape].groupby("lr")["loss"].mean()
         axis.plot(means.index, means, "o-", color=PALETTE[index % len(PALETTE)], ms=4, lw=1.4, label=_shape(optimum))
         axis.plot(optimum["lr"], optimum["loss"], "x", color=INK, ms=6, mew=1.5)
@@ -66,7 +66,7 @@ def rates_section(analysis: Directory) -> Section | None:
         "fitted to the rates whose losses cannot be distinguished from the lowest loss, given the noise. The minimum "
         "of noisy losses is too low on average, so the loss at the optimum is corrected for this; the analysis uses "
         "the corrected loss. The last column compares trained runs: it is the relative excess of the loss at the rate "
-        "of the design (`sweep.lr.value`) over the lowest loss.",
+        "of the design (`sweep.lr.value`) over the lowest loss of the shape.",
         table_by_column((row for _, row in tuning.iterrows()), columns),
         analysis.figure("rates", "Means over seeds. Where a curve is flat, the learning rate hardly matters."),
     )

@@ -57,7 +57,7 @@ def selection_section(analysis: Directory) -> Section:
 
 def _law_table(analysis: Directory, rows: Sequence[Entry]) -> str:
     header = ("law", "families that identify it", "largest rmse", "largest extrapolation error",
-              "smallest lack-of-fit p", "inside, 1 size ahead", "2 sizes ahead", "3 sizes ahead")  # fmt: skip
+              "smallest lack-of-fit p", "inside, 1 size ahead", "inside, 2 sizes", "inside, 3 sizes")  # fmt: skip
     by_law = {law: [row for row in rows if row["law"] == law] for law in fitted_laws(analysis.fits)}
     return table(header, [_law_row(analysis, law, law_rows) for law, law_rows in by_law.items() if law_rows])
 
@@ -71,7 +71,7 @@ def _law_row(analysis: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
     steps = [step for entry in entries for step in _steps(entry)]
     steps_by_distance = [[step for step in steps if step["sizes_ahead"] == distance] for distance in (1, 2, 3)]
     return [
-        f"**{law}** (law of the verdict)" if law == analysis.primary["law"] else law,
+        f"**{law}** (law of the verdict)" if law == analysis.verdict_basis["law"] else law,
         f"{sum(row['identified'] for row in rows)} of {len(rows)}",
         percent(max(rmses, default=None)),
         percent(max(errors, key=abs, default=None), sign=True),
@@ -92,7 +92,7 @@ def _steps(entry: Entry) -> list[Entry]:
     return (entry.get("extrapolation") or {}).get("steps") or []
 
 
-def _next_sizes(entry: Entry) -> list[Entry]:
+def _steps_to_next_size(entry: Entry) -> list[Entry]:
     """The predictions one size ahead whose errors and limits are all present."""
     steps = [step for step in _steps(entry) if step["sizes_ahead"] == 1]
     return [step for step in steps if has_complete_lists(step, "errors_log", "low_log", "high_log")]
@@ -100,11 +100,11 @@ def _next_sizes(entry: Entry) -> list[Entry]:
 
 def extrapolation_figure(analysis: Directory) -> Figure | None:
     """Errors of predicting each held-out size from all smaller sizes, with intervals: one panel per law."""
-    entries = [entry for entry in analysis.entries() if _next_sizes(entry)]
+    entries = [entry for entry in analysis.entries() if _steps_to_next_size(entry)]
     if not entries:
         return None
     laws = fitted_laws(entries)
-    steps = [step for entry in entries for step in _next_sizes(entry)]
+    steps = [step for entry in entries for step in _steps_to_next_size(entry)]
     interval = f"{analysis.level:.0%} interval"
     title = f"Next size predicted from all smaller sizes: {_count_inside(steps)} results inside the {interval}"
     figure, axes = panels(
@@ -119,13 +119,13 @@ def extrapolation_figure(analysis: Directory) -> Figure | None:
 
 
 def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) -> None:
-    """Draw one law. Points of the same size are shifted sideways, by family and by row, so that they do not overlap."""
+    """Draw one law. Marks of one size are shifted sideways, by family and by row, so that they do not overlap."""
     variable = entries[0]["extrapolation"]["variable"]
     marks = []  # x, absolute error, half the width of the interval
     for entry in entries:
         colour, marker = analysis.colour(entry["family"]), analysis.marker(entry["family"])
         family_shift = analysis.families.index(entry["family"]) - (len(analysis.families) - 1) / 2  # 0 on average
-        for step in _next_sizes(entry):
+        for step in _steps_to_next_size(entry):
             log_errors = zip(step["errors_log"], step["low_log"], step["high_log"], strict=True)
             for row_index, log_error_and_limits in enumerate(log_errors):
                 error, low, high = (100 * number for number in log_error_and_limits)  # percent
@@ -136,7 +136,7 @@ def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) 
                 marks.append((x, abs(error), (high - low) / 2))
     positions, errors, half_widths = zip(*marks, strict=True)
     axis.axhline(0, color=INK, lw=0.8)
-    # The median, because one interval with a single degree of freedom would squeeze all others into a strip.
+    # The median half width, because one very wide interval would squeeze all others into a strip.
     reach = 1.25 * max(max(errors), float(np.median(half_widths)))
     axis.set_ylim(-reach, reach)
     log_axis(axis.xaxis, min(positions) / 1.2, max(positions) * 1.2, counts=variable != "C")
@@ -148,7 +148,7 @@ def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) 
 
 
 def fit_table(entries: Sequence[Entry]) -> str:
-    """A table with one row per fit, followed by the fits that were refused."""
+    """A table with one row per fit, followed by paragraphs on the fits that were refused."""
     columns: Columns = {
         "family": family_name,
         "law": itemgetter("law"),

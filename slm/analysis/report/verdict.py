@@ -18,7 +18,7 @@ MAX_LINE_CHARACTERS = 300  # longer lines are broken in the terminal
 
 
 def verdict_section(analysis: Directory) -> Section:
-    """The answer, with the conditions under which it holds."""
+    """The verdict: whether the families scale differently, and the conditions under which this holds."""
     verdict = analysis.comparison["verdict"]
     return Section("Verdict").add(
         f"**{escape_markdown(verdict['headline'])}**",
@@ -37,23 +37,23 @@ def _audit_label(analysis: Directory) -> str:
 
 def analysed_section(analysis: Directory) -> Section:
     """The table that was analysed, and the law that the verdict uses."""
-    primary, comparison = analysis.primary, analysis.comparison
+    basis, comparison = analysis.verdict_basis, analysis.comparison
     name = comparison["table"]
-    residuals = "" if primary["loss"] == "linear" else " of log residuals"
-    why = f" It is the law of the verdict because {escape_markdown(primary['why'])}." if primary.get("why") else ""
+    residuals = "" if basis["loss"] == "linear" else " of log residuals"  # `linear` fits no logs
+    why = f" It is the law of the verdict because {escape_markdown(basis['why'])}." if basis.get("why") else ""
     skipped = [f"`{row['law']}`: {escape_markdown(row['reason'])}" for row in comparison["skipped"]]
     columns: Columns = {
         "family": family_name,
         "runs": lambda entry: str(entry["n_runs"]),
         "cells": lambda entry: str(entry["n_cells"]),
-        "range": _range,
+        "range": _ranges_text,
     }
     return Section("What was analysed").add(
         (f"Table `{escape_markdown(name)}`: " if name else "")
         + f"{_counts(analysis)}. The runs of a cell have the same family, size and budget, and differ in seed.",
-        f"The verdict is about **{analysis.equation(primary['law'])}** (`{primary['law']}`), where L is "
-        f"{analysis.target_name} and N counts {size_words(primary['size'])}, fitted by "
-        f"{LOSS_NAMES[primary['loss']]}{residuals}.{why}",
+        f"The verdict is about **{analysis.equation(basis['law'])}** (`{basis['law']}`), where L is "
+        f"{analysis.target_name} and N counts {size_words(basis['size'])}, fitted by "
+        f"{LOSS_NAMES[basis['loss']]}{residuals}.{why}",
         table_by_column(analysis.verdict_fits, columns),
         bullets(map(escape_markdown, comparison["notes"])),
         f"Not fitted: {'; '.join(skipped)}." if skipped else "",
@@ -65,7 +65,7 @@ def _counts(analysis: Directory) -> str:
     return f"{rows} of {runs} in {cells}, of {plural(len(analysis.families), 'family', 'families')}"
 
 
-def _range(entry: Entry) -> str:
+def _ranges_text(entry: Entry) -> str:
     ranges = entry["range"].items()
     return "; ".join(f"{name} from {amount(name, low)} to {amount(name, high)}" for name, (low, high) in ranges)
 
@@ -129,12 +129,12 @@ def print_summary(analysis: Directory) -> None:
 
 
 def _fit_lines(analysis: Directory, has_one_family: bool) -> str:
-    """The fits under the verdict's law. For a single family, the fits under all laws, and of `power` to perplexity."""
-    shown = analysis.entries() if has_one_family else analysis.verdict_fits
-    if has_one_family and analysis.primary["target"] != "perplexity":
-        shown = shown + analysis.entries(law="power", target="perplexity")
-    lines = [f"  {entry['family']}, {entry['target']}, {entry['law']}: {_fit_text(entry)}" for entry in shown]
-    lines.append(f"  {plural(len(analysis.fits) - len(shown), 'more fit')} in the report")
+    """The fits under the law of the verdict; for one family, under all laws, and of perplexity under the power law."""
+    fits = analysis.entries() if has_one_family else analysis.verdict_fits
+    if has_one_family and analysis.verdict_basis["target"] != "perplexity":
+        fits = fits + analysis.entries(law="power", target="perplexity")
+    lines = [f"  {entry['family']}, {entry['target']}, {entry['law']}: {_fit_text(entry)}" for entry in fits]
+    lines.append(f"  {plural(len(analysis.fits) - len(fits), 'more fit')} in the report")
     lines += [f"  {row['law']}: skipped, {row['reason']}" for row in analysis.comparison["skipped"]]
     return "\n".join(lines)
 
