@@ -128,7 +128,7 @@ def _fetch(repository: str, revision: str | None) -> Path:
     for name in TOKENIZER_FILES:
         try:
             return Path(hf_hub_download(repository, name, revision=revision, local_files_only=True)).parent
-        except EntryNotFoundError:
+        except EntryNotFoundError:  # not downloaded yet
             continue
     require_network(f"tokenizer.path={repository!r} does not exist locally and must be downloaded from the hub")
     for name in (*CONFIGS, *TOKENIZER_FILES):  # the tokenizer last, so that a cache with it has the configs too

@@ -1,8 +1,7 @@
-"""The decoder: embedding, blocks in the order of `block_uses`, final norm, head; and its cache.
+"""The decoder (embedding, blocks in the order of `block_uses`, final norm, head) and its cache.
 
 Notable: state-dict names are Llama's without the `model.` prefix; `self_attn` is a block's mixer, attention or not. The
-loss never holds full logits. A shared block is one module that a forward pass uses several times; each use has its own
-memory of earlier tokens. With `documents_BT`, tokens of different documents do not see each other.
+loss never holds full logits. A shared block is one module, used several times in a forward pass; each use has a memory.
 
 Legend: B batch, T tokens, D hidden, V vocabulary.
 """
@@ -160,7 +159,8 @@ class Decoder(nn.Module):
             block_mask = document_block_mask(starts_BT)  # shared by all blocks
         for use, block in enumerate(self.config.block_uses):
             layer: Any = self.layers[block]
-            documents = block_mask if block_mask is not None and layer.self_attn.takes_block_mask else starts_BT
+            takes_mask = block_mask is not None and layer.self_attn.takes_block_mask
+            documents = block_mask if takes_mask else starts_BT
             memory = cache.memories[use] if cache else None
             inputs = x_BTD, rotary, memory, documents
             if self.activation_checkpointing and torch.is_grad_enabled():

@@ -72,7 +72,7 @@ class ChunkDocuments(NamedTuple):
     reads_Bnc: Tensor
     """Whether the token's document began before the chunk, so that the state before the chunk is of this document."""
     writes_Bnc: Tensor
-    """Whether the token's document is still open at the chunk's end, so that the state after the chunk has it."""
+    """Whether the token's document is still open at the chunk's end, so that the state there includes the token."""
     carries_Bn: Tensor
     """Whether one document spans the chunk, so that the state before the chunk is part of the state after the chunk."""
 

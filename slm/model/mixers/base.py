@@ -30,7 +30,7 @@ class Memory:
         raise NotImplementedError
 
     def select(self, source: Any, rows: Tensor) -> None:
-        """Copy row `rows[r]` of `source`, a memory of the same mixer and at most the same length, to row r."""
+        """Copy row `rows[r]` of `source`, which is not longer than this memory, to row r."""
         raise NotImplementedError
 
     def past_at(self, length: Tensor) -> tuple[Tensor, ...]:

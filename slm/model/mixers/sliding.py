@@ -78,7 +78,7 @@ class SlidingAttention(SoftmaxAttention):
         return sliding_attention(q_BHTC, k_BKSC, v_BKSC, self.window, scale, slopes, starts_BT)
 
     @classmethod
-    def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
+    def num_pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
         return num_causal_pairs(T) - num_causal_pairs(max(T - config.windows[layer], 0))
 
     @classmethod

@@ -50,7 +50,7 @@ def causal_attention(
     """Return softmax(scale q k^T - slope distance) v, (B, H, T, C), where query t sees keys 0 .. S - T + t.
 
     `slopes` has one number per query head, or is empty for scores without bias. `starts_BT`, only for T = S, has the
-    first key that each query sees. Without slopes, their `document_block_mask` may be given instead.
+    first key that each query sees. Without slopes, the `document_block_mask` of the starts may be given instead.
     """
     T, S = q_BHTC.shape[2], k_BKSC.shape[2]
     if starts_BT is not None and not isinstance(starts_BT, Tensor):
@@ -134,7 +134,7 @@ def matmul_attention(
         q = q_BKGTC[:, :, :, start : start + block_size]
         t = q.shape[3]
         stop = S - T + start + t  # one past the last query's own key
-        first = max(0, stop - t - window + 1) if window else 0
+        first = max(0, stop - t - window + 1) if window else 0  # the first query's first key
         k, v = k_BKSC[:, :, first:stop], v_BKSC[:, :, first:stop]
         s = stop - first
         scores = (q.reshape(B, K, G * t, C) @ k.transpose(-2, -1)).view(B, K, G, t, s)  # G queries share a matmul
@@ -216,7 +216,7 @@ class KeysAndValues(Memory):
 
 
 class SoftmaxAttention(Projections):
-    """Attention to all tokens so far. Subclasses override `mix`, `pairs`, `num_cached_tokens` and `memory`."""
+    """Attention to all tokens so far. Subclasses override `mix`, `num_pairs`, `num_cached_tokens` and `memory`."""
 
     memory = KeysAndValues
 
@@ -262,14 +262,14 @@ class SoftmaxAttention(Projections):
         return self.o_proj(mixed.flatten(1)[:, None]), k_BK1C, v_BK1C
 
     @classmethod
-    def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
+    def num_pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
         """Return the number of (query, key) pairs of T tokens in which the query sees the key."""
         return num_causal_pairs(T)
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:
         """Count two multiply-adds per channel for each pair and head: one in the score, one in the mixed value."""
-        return 4 * config.num_heads * config.head_width * cls.pairs(config, layer, T)
+        return 4 * config.num_heads * config.head_width * cls.num_pairs(config, layer, T)
 
     @classmethod
     def num_cached_tokens(cls, config: ModelConfig, layer: int, T: int) -> int:

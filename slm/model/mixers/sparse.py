@@ -31,23 +31,23 @@ from slm.model.positions import split_starts
 class ColumnsAndBlock(KeysAndValues):
     """Keeps the columns of finished blocks, then the current block, which is reduced to its columns when it is full."""
 
-    def columns_at(self, length: Any) -> Any:
+    def num_columns_at(self, length: Any) -> Any:
         """Return the number of columns in finished blocks after `length` tokens (an int or a tensor)."""
         return length // self.config.sparse_block * (self.config.sparse_block // self.config.sparse_stride)
 
     def end_at(self, length: Any) -> Any:
-        return self.columns_at(length) + length % self.config.sparse_block
+        return self.num_columns_at(length) + length % self.config.sparse_block
 
     def distances(self) -> Tensor:
-        in_block = self.length % self.config.sparse_block
-        column_numbers = torch.arange(self.columns_at(self.length), device=self.store.device)
+        num_in_block = self.length % self.config.sparse_block
+        column_numbers = torch.arange(self.num_columns_at(self.length), device=self.store.device)
         column_positions = (column_numbers + 1) * self.config.sparse_stride - 1
-        block_positions = torch.arange(self.length - in_block, self.length, device=self.store.device)
+        block_positions = torch.arange(self.length - num_in_block, self.length, device=self.store.device)
         return self.length - torch.cat([column_positions, block_positions])
 
     def append(self, new: Sequence[Tensor]) -> None:
         block, stride = self.config.sparse_block, self.config.sparse_stride
-        num_columns = self.columns_at(self.length)
+        num_columns = self.num_columns_at(self.length)
         super().append(new)
         if self.length % block == 0:
             full_block = self.store[:, :, :, num_columns : num_columns + block]
@@ -56,17 +56,17 @@ class ColumnsAndBlock(KeysAndValues):
     def append_at(self, new: Sequence[Tensor], length: Tensor) -> None:
         block, stride = self.config.sparse_block, self.config.sparse_stride
         super().append_at(new, length)
-        # A graph has no branches: unless the block ends here, its first places are copied onto themselves.
+        # A graph has no branches: unless the block ends here, the block's first places are copied onto themselves.
         i = torch.arange(block // stride, device=self.store.device)
-        block_start = self.columns_at(length)
-        target = (block_start + i).clamp(max=self.store.shape[3] - 1)
-        source = torch.where((length + 1) % block == 0, block_start + (i + 1) * stride - 1, target)
+        first_place = self.num_columns_at(length)
+        target = (first_place + i).clamp(max=self.store.shape[3] - 1)
+        source = torch.where((length + 1) % block == 0, first_place + (i + 1) * stride - 1, target)
         self.store.index_copy_(3, target, self.store.index_select(3, source))
 
     def extend(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         # Returns the columns, the current block's earlier tokens and the T new tokens, in this order.
         block, stride = self.config.sparse_block, self.config.sparse_stride
-        num_columns = self.columns_at(self.length)
+        num_columns = self.num_columns_at(self.length)
         new_2BKTC = torch.stack((k_BKTC, v_BKTC))
         all_2BKSC = torch.cat([self.store[:, :, :, : self.num_kept], new_2BKTC], dim=3)
         block_start = self.length // block * block
@@ -90,21 +90,21 @@ class SparseAttention(SoftmaxAttention):
         return sparse_attention(q_BHTC, k_BKSC, v_BKSC, pattern, past, scale, slopes, starts_BT)
 
     @classmethod
-    def pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
-        blocks, rest = divmod(T, config.sparse_block)
+    def num_pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
+        num_blocks, num_rest = divmod(T, config.sparse_block)
         columns_per_block = config.sparse_block // config.sparse_stride
-        # Earlier blocks that a query sees, summed over all queries.
-        num_earlier_blocks = config.sparse_block * num_causal_pairs(blocks - 1) + rest * blocks
+        # Summed over all queries. A query in block b, counted from 0, has b earlier blocks.
+        num_earlier_blocks = config.sparse_block * num_causal_pairs(num_blocks - 1) + num_rest * num_blocks
         return causal_pairs_in_blocks(T, config.sparse_block) + columns_per_block * num_earlier_blocks
 
     @classmethod
     def num_cached_tokens(cls, config: ModelConfig, layer: int, T: int) -> int:
-        # The store is fullest at T, or when the last full block was not yet reduced to columns.
-        blocks, rest = divmod(T, config.sparse_block)
+        # The store is fullest at T, or just before the last full block was reduced to columns.
+        num_blocks, num_rest = divmod(T, config.sparse_block)
         columns_per_block = config.sparse_block // config.sparse_stride
-        num_at_end = blocks * columns_per_block + rest
-        num_before_reduction = (blocks - 1) * columns_per_block + config.sparse_block
-        return max(num_at_end, num_before_reduction) if blocks > 0 else num_at_end
+        num_at_end = num_blocks * columns_per_block + num_rest
+        num_before_reduction = (num_blocks - 1) * columns_per_block + config.sparse_block
+        return max(num_at_end, num_before_reduction) if num_blocks > 0 else num_at_end
 
 
 def sparse_attention(

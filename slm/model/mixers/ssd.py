@@ -188,7 +188,7 @@ def chunkwise(
 
     decay = log_between.masked_fill(masked, -torch.inf).exp()
     scores = ((q @ k.transpose(-2, -1))[:, :, :, None] * decay).type_as(v)
-    within = scores @ v  # (B, K, n, R, c, C)
+    from_chunk = scores @ v  # (B, K, n, R, c, C)
 
     v_at_end = (decay_to_end[..., None].type_as(v) * v).permute(0, 1, 2, 4, 3, 5).reshape(B, K, n, c, R * C)
     written = (k.transpose(-2, -1) @ v_at_end).unflatten(-1, (R, C)).to(log_from_start.dtype)  # (B, K, n, N, R, C)
@@ -199,5 +199,5 @@ def chunkwise(
         h = h * chunk_decay[:, :, None, :, None] + chunk_written
     from_state = q @ torch.stack(h_before, dim=2).flatten(-2).type_as(q)  # (B, K, n, c, R C)
     from_state = from_state.unflatten(-1, (R, C)).transpose(3, 4) * decay_from_start[..., None]
-    y = (within + from_state).type_as(v).permute(0, 2, 4, 1, 3, 5).reshape(B, n * c, K, R, C)[:, :T]
+    y = (from_chunk + from_state).type_as(v).permute(0, 2, 4, 1, 3, 5).reshape(B, n * c, K, R, C)[:, :T]
     return y, h.transpose(2, 3)
