@@ -61,8 +61,8 @@ def why_not_compiled(device: str) -> str | None:
     else:
         language, variable = "C++", "CXX"
         compilers = [{"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")]
-    if given := os.environ.get(variable):
-        compilers = [given]
+    if chosen_compiler := os.environ.get(variable):
+        compilers = [chosen_compiler]
     if not any(map(shutil.which, compilers)):
         return f"there is no {language} compiler ({' or '.join(compilers)}) on PATH"
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists() and sys.platform != "darwin":

@@ -84,18 +84,18 @@ def _over_common_range(fits: Fits, law: Law, settings: Settings) -> tuple[Fits, 
     """
     log_sizes = {name: fit.sample.log_x[:, 0] for name, (fit, _) in fits.items()}
     lows, highs = np.array([(x.min(), x.max()) for x in log_sizes.values()]).T
-    low, high, slack = lows.max(), highs.min(), np.log1p(SAME_SIZE)
-    have_same_range = max(low - lows.min(), highs.max() - high) <= slack
+    shared_low, shared_high, slack = lows.max(), highs.min(), np.log1p(SAME_SIZE)
+    have_same_range = max(shared_low - lows.min(), highs.max() - shared_high) <= slack
     if not law.is_linear or have_same_range:
         return fits, None
     refits: Fits = {}
     for name, (fit, _) in fits.items():
-        kept = fit.sample.subset((log_sizes[name] >= low - slack) & (log_sizes[name] <= high + slack))
+        kept = fit.sample.subset((log_sizes[name] >= shared_low - slack) & (log_sizes[name] <= shared_high + slack))
         if len(kept.log_y) < 4 or refusal(law, kept):
             return fits, {"range": None}
         refit = fit_sample(law, kept, loss=fit.loss)
         refits[name] = refit, uncertainty(refit, replicates=0, rng=np.random.default_rng(0), level=settings.level)
-    return refits, {"range": np.exp([low, high]).tolist()}
+    return refits, {"range": np.exp([shared_low, shared_high]).tolist()}
 
 
 def _curves(fits: Fits, law: Law, level: float) -> dict[str, dict[str, Curve]]:

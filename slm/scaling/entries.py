@@ -37,7 +37,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fit with its uncertainty and its entry; `fit` is None if the law was refused."""
+    """A fit with its uncertainty and its entry; `fit` is None if the law could not be fitted."""
 
     entry: Entry
     fit: Fit | None = None

@@ -83,10 +83,10 @@ def uncertainty(
         if not fit.sample.is_independent:
             method = "cluster_t"
         floor = [] if fit.law.floor is None else [names[fit.law.floor]]
-        profiled = names if profile_coefficients else [*fit.law.exponents, *floor]
+        profiled_names = names if profile_coefficients else [*fit.law.exponents, *floor]
         # Parameters without a profile, such as a ratio of coordinates, keep the interval of the bootstrap.
         for name in names:
-            if result := profile(fit, name, level=level, delta_method=name not in profiled):
+            if result := profile(fit, name, level=level, delta_method=name not in profiled_names):
                 profiles[name] = result
                 ci[name] = _profile_interval(fit, result)
     se_by_method = {kind: _bootstrap_errors(fit, ensemble) for kind, ensemble in ensembles.items()}

@@ -93,7 +93,7 @@ def new_run_sigma(fit: Fit, runs: Sample) -> float:
     if len(fit.sample.log_y) != len(means) or pure_df < 1:  # not a fit to means, or no cell has two seeds
         return fit.sigma
     pure_variance, seeds_of_cell = squares / pure_df, np.bincount(cell_of_run)
-    return float(np.sqrt(fit.sigma**2 + pure_variance * (1 - (1 / seeds_of_cell).mean())))
+    return float(np.sqrt(fit.sigma**2 + pure_variance * (1 - (1 / seeds_of_cell).mean())))  # sigma^2 has pure^2 / k
 
 
 def band(
@@ -157,14 +157,14 @@ def _profile_distances(fit: Fit, curve: Curve, x: Floats, critical: Floats) -> t
             break
         offset, target = offsets[active], critical[point[active]]
         reached, t, slope = pull(active, point[active], side[active] * offset)
-        low = np.where(t < target, np.maximum(inner[active], offset), inner[active])
-        high = np.where(t >= target, np.minimum(outer[active], offset), outer[active])
-        inner[active], outer[active] = low, high
+        inner_offset = np.where(t < target, np.maximum(inner[active], offset), inner[active])
+        outer_offset = np.where(t >= target, np.minimum(outer[active], offset), outer[active])
+        inner[active], outer[active] = inner_offset, outer_offset
         distance[active] = np.where(t >= target * (1 - T_TOLERANCE), reached, np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
             newton = offset * (1 + (target - t) / slope / reached)  # takes `reached` as proportional to `offset`
-        bisected = np.where(np.isfinite(high), (low + high) / 2, 2 * offset)
-        is_valid = (newton > low) & (newton < high) & (newton < 4 * offset)
+        bisected = np.where(np.isfinite(outer_offset), (inner_offset + outer_offset) / 2, 2 * offset)
+        is_valid = (newton > inner_offset) & (newton < outer_offset) & (newton < 4 * offset)
         offsets[active] = np.where(is_valid, newton, bisected)
         active = active[abs(t - target) > T_TOLERANCE * target]
     return distance[:M], distance[M:]
