@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-VERSION = 1  # part of the key: change it when the same files would give different text
+VERSION = 1  # part of `key`: change it when the same files would give different text
 
 Part = tuple[str, str]  # the heading and the text of one docstring
 
@@ -157,7 +157,7 @@ def is_prose(text: str) -> bool:
 
     In torch, numpy, scipy, pandas and matplotlib, 99.9% of docstring characters are in docstrings that pass.
     """
-    # A word is lower-case letters, the first of either case, between white space, brackets, quotes or punctuation.
+    # A word is letters between white space, brackets, quotes or punctuation; all but the first must be lower-case.
     words = re.findall(r"(?<![^\s(\[`'\"*:])[A-Za-z][a-z']*(?=[\s.,:;)\]`'\"*?!]|$)", text)
     return sum(map(len, words)) / len(re.sub(r"\s+", "", text)) > _MIN_WORD_SHARE
 

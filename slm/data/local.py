@@ -46,7 +46,7 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 
 def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a copy of the config for each group of files, with `files`, `split` and the config key `option`."""
+    """Return a copy of the config for each group of `files`, with their `split` and their config key `option`."""
     paths_by_option = {option: _files(data, option).paths for option in ("val_paths", "paths")}
     total_bytes = sum(path.stat().st_size for paths in paths_by_option.values() for path in paths)
     min_bytes = max(_MIN_PART_BYTES, total_bytes // _MAX_PARTS)

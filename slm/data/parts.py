@@ -136,7 +136,7 @@ def _do_in_workers(
                 try:
                     pickle.dump((*call, number, arguments), process.stdin)
                     process.stdin.flush()
-                    answers.put((number, *pickle.load(process.stdout)))
+                    answers.put((number, *pickle.load(process.stdout)))  # number, result, error
                 except (EOFError, OSError):
                     answers.put((number, None, ChildProcessError(_WORKER_DIED.format(process.wait()))))
 

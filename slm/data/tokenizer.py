@@ -28,7 +28,7 @@ LOSSY_NOTE = (
     "of tokenizers that keep all text."
 )
 """A warning for readers of bits per byte if `Tokenizer.keeps` is false."""
-_MAX_IDS = 1 << 24  # released vocabularies have under a million ids; an embedding has a row for every number below
+_MAX_IDS = 1 << 24  # released vocabularies have under a million ids; each id up to the largest is an embedding row
 
 
 class Tokenizer:

@@ -176,7 +176,7 @@ class ModelConfig:
             return tuple(block for block in blocks for _ in range(self.num_repeats))
         if self.layer_sharing == "reverse":
             there_and_back = blocks + blocks[::-1]
-            return (there_and_back * self.num_repeats)[: len(blocks) * self.num_repeats]
+            return (there_and_back * self.num_repeats)[: len(blocks) * self.num_repeats]  # `num_repeats` passes
         return blocks * self.num_repeats
 
 
