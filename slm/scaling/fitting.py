@@ -14,8 +14,8 @@ from slm.scaling.solver import FINE_TOLERANCE, Block, Loss, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts
 from slm.scaling.tables import Table
 
-ROUNDING = 1e-9  # scatter of log targets below this comes from rounding, not from runs
-AGREEMENT = 1e-6  # two starts agree if the relative difference of their objectives is below this
+ROUNDING = 1e-9  # a smaller scatter of log targets is rounding error, not noise of runs
+AGREEMENT = 1e-6  # a start reaches the best objective if the relative difference is at most this
 BOUND_MARGIN = 1e-6  # a coordinate ended at a bound if its distance from the bound is at most this
 
 
@@ -25,7 +25,7 @@ class Certificate:
 
     objective: float  # sum of the losses of the log residuals
     starts: int  # number of starts
-    starts_agreeing: float  # share of starts that reach the objective
+    starts_agreeing: float  # share of starts that reach this objective
     gradient_norm: float  # of the objective at the optimum, scaled to the data (0 is exact)
     condition_number: float  # of the curvature, after scaling its diagonal to 1
     converged: bool
@@ -71,7 +71,7 @@ class Fit:
 
     @property
     def is_exact(self) -> bool:
-        """Whether all rows lie on the law to rounding, so that there is no scatter for an interval."""
+        """Whether all rows lie on the law up to rounding error, so that there is no scatter to compute intervals."""
         return bool(np.sqrt(self.sse / len(self.sample.log_y)) < ROUNDING)
 
     @property
@@ -93,10 +93,10 @@ class Fit:
 
     @property
     def covariance(self) -> Floats:
-        """sigma^2 times the inverse curvature of the squared loss [P, P]: exact for linear laws, else the delta method.
+        """Covariance of the coordinates [P, P]: sigma^2 times the inverse curvature of the squared loss.
 
-        It is NaN for coordinates at a bound. If the curvature is not positive, as it may be away from the least-squares
-        optimum, only its first-order part is used.
+        It is exact for linear laws, approximate (delta method) for others, and NaN for coordinates at a bound. If the
+        curvature is not positive, as it may be away from the optimum, only its first-order part is used.
         """
         free = np.ix_(self.is_free, self.is_free)
         _, gradient_RPI, curvature = self.law.derivatives(self.theta[None], self.sample.centred)
@@ -127,9 +127,9 @@ def minimise_held(
     Vectors are from `Law.projection`; `values` is [H] or [R, H]. Returns coordinates [R, P] and objectives [R].
     """
     P = vectors.shape[1]
-    held = np.argmax(np.abs(vectors) > 0.5, axis=1)  # the first nonzero entry is a 1, at the parameter's own coordinate
+    # Solve for coordinates `held`, where vectors have their first entry of 1: theta = offset + matrix @ theta[free].
+    held = np.argmax(np.abs(vectors) > 0.5, axis=1)
     free = np.setdiff1d(np.arange(P), held)
-    # Solve for the held coordinates: theta = offset + matrix @ theta[free].
     inverse = np.linalg.inv(vectors[:, held])
     matrix = np.eye(P)[:, free]
     matrix[held] = -inverse @ vectors[:, free]
@@ -168,7 +168,7 @@ def fit_sample(law: Law, sample: Sample, *, loss: Loss = Loss()) -> Fit:  # noqa
     optimum = minimise([block], sample.log_y, starts, (low, high), loss=loss, tolerance=FINE_TOLERANCE)
     best = optimum.best
     theta, objective = optimum.phi[best], float(optimum.objective[best])
-    max_objective = objective * (1 + AGREEMENT) + 1e-20  # of starts that agree; 1e-20 for objectives of 0
+    max_objective = objective * (1 + AGREEMENT) + 1e-20  # of starts that agree; 1e-20 allows for objectives of 0
     is_at_bound = (theta <= low + BOUND_MARGIN) | (theta >= high - BOUND_MARGIN)
     _, gradient_RPI, _ = law.derivatives(theta[None], sample.centred)
     certificate = Certificate(
@@ -188,8 +188,8 @@ def _condition_number(gradient: Floats) -> float:
     lengths = np.linalg.norm(gradient, axis=1, keepdims=True)
     if not (len(gradient) and np.isfinite(lengths).all() and (lengths > 0).all()):
         return np.inf
-    singular = np.linalg.svd(gradient / lengths, compute_uv=False)
-    return float((singular[0] / singular[-1]) ** 2) if singular[-1] > 0 else np.inf
+    singular_values = np.linalg.svd(gradient / lengths, compute_uv=False)
+    return float((singular_values[0] / singular_values[-1]) ** 2) if singular_values[-1] > 0 else np.inf
 
 
 def fit(
@@ -216,9 +216,9 @@ class LackOfFit:
     """F test of the law against a free mean per cell (Draper & Smith 1998, section 2.1)."""
 
     pure_sigma: float  # standard deviation of log targets between seeds of one cell
-    pure_df: int
+    pure_df: int  # runs minus cells
     f: float
-    df: int
+    df: int  # cells minus parameters
     p: float
 
 

@@ -1,10 +1,10 @@
 """The interface of a law, and the form that most laws have: a sum of powers.
 
-A sum of powers is, in logs and about the centre of the data,
+The log of a sum of powers, with variables centred at the means `log ref_k` of the data, is
 
     log L = logsumexp_k(log c_k - e_k (log x_k - log ref_k))
 
-which is smooth, with a softmax as gradient and a closed form of the Hessian.
+This is smooth. Its gradient is a softmax, and its Hessian has a closed form.
 
 Axes, as letters in shapes and after the names of arrays (`x_IV`): R parameter vectors fitted at once, I rows of data,
 V variables, P coordinates (K of coefficients, then S others). I comes last where possible, because sums over the data
@@ -59,7 +59,7 @@ class Law(ABC):
     variable_of: Mapping[str, str]  # exponent -> its variable or variables, in words
     not_logged: frozenset[str]
     """Parameters that are their own coordinates. All others are above 0, and their coordinates are logarithms."""
-    is_uncentred = False  # whether the law takes log variables that are not centred (`refs` are then 0)
+    is_uncentred = False  # whether the law takes log variables that are not centred; the argument `refs` is then 0
 
     def prepared_for(self, log_x: Floats) -> Law:
         """The law prepared for a table with log variables [I, V]; `self` if it needs no preparation."""
@@ -67,9 +67,9 @@ class Law(ABC):
 
     def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
         """Lower and upper bounds [S] and starts [R, S] of the S coordinates that are not coefficients."""
-        count = len(self.exponents)
-        low, high = (np.full(count, end) for end in EXPONENT_BOUNDS)
-        return low, high, np.array(list(product(GRIDS[count], repeat=count)))
+        S = len(self.exponents)
+        low, high = (np.full(S, bound) for bound in EXPONENT_BOUNDS)
+        return low, high, np.array(list(product(GRIDS[S], repeat=S)))
 
     @abstractmethod
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
@@ -81,10 +81,10 @@ class Law(ABC):
 
     @abstractmethod
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
-        """For exponents [R, S]: basis [R, I, K] @ coefficients approximates target [R, I], both divided by the data."""
+        """Basis [R, I, K] and target [R, I], divided by the data: basis @ coefficients approximates the target."""
 
     def log_slopes(self, refs: Floats) -> Floats:
-        """Derivatives [K, S] of the logs of quoted coefficients with respect to the other coordinates."""
+        """Derivatives [K, S] of the logs of quoted coefficients with respect to the S coordinates that follow them."""
         return np.zeros((self.num_coefficients, len(self.parameters) - self.num_coefficients))
 
     def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:
@@ -106,10 +106,10 @@ class Law(ABC):
         theta[: self.num_coefficients] -= self.log_slopes(refs) @ theta[self.num_coefficients :]
         return theta
 
-    def recentred(self, theta: Floats, old: Floats, new: Floats) -> Floats:
-        """Coordinates [R, P] of the same curves with log variables centred at `new` instead of `old`, both [V]."""
+    def recentred(self, theta: Floats, old_refs: Floats, new_refs: Floats) -> Floats:
+        """Coordinates [R, P] of the same curves centred at `new_refs` [V] instead of `old_refs` [V]."""
         moved, K = theta.copy(), self.num_coefficients
-        moved[:, :K] += theta[:, K:] @ (self.log_slopes(old) - self.log_slopes(new)).T
+        moved[:, :K] += theta[:, K:] @ (self.log_slopes(old_refs) - self.log_slopes(new_refs)).T
         return moved
 
     def projection(self, name: str, refs: Floats) -> Floats | None:
@@ -165,21 +165,22 @@ class SumOfPowers(Law):
         return log_sum(self._log_terms(theta, x_IV))[0]
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        K, powers = self.num_coefficients, self._power_indices
+        K, power_terms = self.num_coefficients, self._power_indices
         value, share_KRI = log_sum(self._log_terms(theta, x_IV))
         gradient = np.empty((*theta.shape, len(x_IV)))
         gradient[:, :K] = share_KRI.transpose(1, 0, 2)
-        by_exponent = gradient[:, K:]  # a view, so the next line fills `gradient`
-        np.multiply(gradient[:, powers], -x_IV.T, out=by_exponent)
+        exponent_gradient = gradient[:, K:]  # a view, so the next line fills `gradient`
+        np.multiply(gradient[:, power_terms], -x_IV.T, out=exponent_gradient)
 
         def curvature(weights: Floats) -> Floats:
+            # sum_k share_k dz_k dz_k' - gradient gradient', where dz_k is 1 for coefficient k and -x for its exponent
             hessian = -gram(gradient, weights)
-            coefficients, exponents = np.arange(K), K + np.arange(len(powers))
+            coefficients, exponents = np.arange(K), K + np.arange(len(power_terms))
             weighted_gradient = moment(gradient, weights)
             hessian[:, coefficients, coefficients] += weighted_gradient[:, :K]
-            hessian[:, powers, exponents] += weighted_gradient[:, K:]
-            hessian[:, exponents, powers] += weighted_gradient[:, K:]
-            hessian[:, exponents, exponents] -= moment(by_exponent * x_IV.T, weights)
+            hessian[:, power_terms, exponents] += weighted_gradient[:, K:]
+            hessian[:, exponents, power_terms] += weighted_gradient[:, K:]
+            hessian[:, exponents, exponents] -= moment(exponent_gradient * x_IV.T, weights)
             return hessian
 
         return value, gradient, curvature

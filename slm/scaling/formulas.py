@@ -24,11 +24,11 @@ _KEYS = ("formula", "exponents", "real", "floor", "source")
 
 
 def _smallest(first: Any, second: Any, *more: Any) -> Any:
-    return reduce(lambda a, b: sp.Piecewise((a, a <= b), (b, True)), (first, second, *more))
+    return reduce(lambda x, y: sp.Piecewise((x, x <= y), (y, True)), (first, second, *more))
 
 
 def _largest(first: Any, second: Any, *more: Any) -> Any:
-    return reduce(lambda a, b: sp.Piecewise((a, a >= b), (b, True)), (first, second, *more))
+    return reduce(lambda x, y: sp.Piecewise((x, x >= y), (y, True)), (first, second, *more))
 
 
 _FUNCTIONS = {"exp": sp.exp, "log": sp.log, "sqrt": sp.sqrt, "min": _smallest, "max": _largest}
@@ -36,13 +36,13 @@ _FUNCTIONS = {"exp": sp.exp, "log": sp.log, "sqrt": sp.sqrt, "min": _smallest, "
 
 @dataclass(frozen=True)
 class _ParsedFormula:
-    """A formula of a user. Which names are variables depends on the columns of a table, which are not known yet."""
+    """A formula of a user, before the columns of a table decide which of its names are variables."""
 
     text: str
     expression: sp.Expr
     names: tuple[str, ...]  # of variables and parameters, in order of appearance
-    exponents: tuple[str, ...]
-    real: tuple[str, ...]
+    exponents: tuple[str, ...]  # as declared in the entry; empty if they are to be found
+    real: tuple[str, ...]  # parameters that may also be negative
     floor: str | None
     source: str
 
@@ -56,7 +56,7 @@ def check_formula(name: str, entry: Any) -> None:
 
 
 def read_formula(name: str, entry: Any, columns: Iterable[str]) -> Formula:
-    """Make a law of an entry of `analysis.formulas`: a formula, or a mapping with the keys `_KEYS`.
+    """Make a law from an entry of `analysis.formulas`: the text of a formula, or a mapping with keys from `_KEYS`.
 
     `columns` are the columns of the table. Raises a `ValueError` of one sentence for an entry that cannot be a law.
     """
@@ -67,16 +67,16 @@ def read_formula(name: str, entry: Any, columns: Iterable[str]) -> Formula:
 
 
 def _parse_entry(entry: Any) -> _ParsedFormula:
-    keys = dict(entry) if isinstance(entry, Mapping) else {"formula": entry}
-    for key in keys:
+    fields = dict(entry) if isinstance(entry, Mapping) else {"formula": entry}
+    for key in fields:
         if key not in _KEYS:
             raise NotComputable(f"has the key {key}; the keys are {', '.join(_KEYS)}")
-    text, floor = keys.get("formula"), keys.get("floor")
+    text, floor = fields.get("formula"), fields.get("floor")
     if not isinstance(text, str) or not text.strip():
         raise NotComputable("must be text, a formula such as 'E + A*N**-a'")
     if floor is not None and not isinstance(floor, str):
         raise NotComputable("must have the name of one parameter as floor")
-    exponents, real = _as_names(keys.get("exponents"), "exponents"), _as_names(keys.get("real"), "real")
+    exponents, real = _as_names(fields.get("exponents"), "exponents"), _as_names(fields.get("real"), "real")
     names: dict[str, None] = {}  # an ordered set
 
     def symbol(name: str) -> sp.Symbol:
@@ -88,23 +88,23 @@ def _parse_entry(entry: Any) -> _ParsedFormula:
     try:
         expression = sp.sympify(evaluate(parse(text, MAX_CHARACTERS), symbol, _FUNCTIONS, _apply))
     except (NotComputable, RecursionError) as error:
-        hint = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         if "^" in text:
-            hint = "it has ^: a power is written **"
+            reason = "it has ^: a power is written **"
         allowed = f"only numbers, names, + - * / ** and {', '.join(_FUNCTIONS)} are allowed"
-        raise NotComputable(f"is not a formula: {hint} ({allowed})") from None
-    except (ArithmeticError, TypeError, ValueError):
+        raise NotComputable(f"is not a formula: {reason} ({allowed})") from None
+    except (ArithmeticError, TypeError, ValueError):  # such as 1/0: refused below
         expression = sp.nan
     if expression.has(sp.oo, -sp.oo, sp.zoo, sp.nan, sp.I):
         raise NotComputable("has a number that is not finite")
-    # The exponent 2.0 becomes 2, which sympy simplifies.
+    # sympy simplifies the exponent 2, but not 2.0.
     integer_of = {number: sp.Integer(int(number)) for number in expression.atoms(sp.Float) if number == int(number)}
-    source = str(keys.get("source") or "a formula of analysis.formulas")
+    source = str(fields.get("source") or "a formula of analysis.formulas")
     return _ParsedFormula(text, expression.xreplace(integer_of), tuple(names), exponents, real, floor, source)
 
 
 def _apply(operation: Callable[..., Any], *operands: Any) -> Any:
-    """Apply an operation to numbers as floats: in sympy's exact arithmetic, 9**9**9**9 would never end."""
+    """Apply an operation with numbers as floats, because 9**9**9**9 in sympy's exact arithmetic would never end."""
     result = operation(*(float(operand) if isinstance(operand, float) else operand for operand in operands))
     return float(result) if getattr(result, "is_Number", False) else result
 
@@ -154,7 +154,7 @@ def _to_law(law_name: str, parsed: _ParsedFormula, column_names: set[str]) -> Fo
     bases = bases_of_exponents(expression, variables)
 
     def sort_key(exponent: str) -> tuple[int, int]:
-        first_variable_in_base = min(variables.index(v) for v in bases[exponent])
+        first_variable_in_base = min(variables.index(v) for v in bases[exponent])  # variables are in standard order
         return first_variable_in_base, len(bases[exponent])
 
     exponents = parsed.exponents or tuple(sorted((name for name in parsed.names if name in bases), key=sort_key))
@@ -163,10 +163,10 @@ def _to_law(law_name: str, parsed: _ParsedFormula, column_names: set[str]) -> Fo
     others = [name for name in parameters if name not in exponents]
     slopes = {symbol.name: sp.diff(expression, symbol) for symbol in expression.free_symbols}
     coefficients: list[str] = []  # the expression is linear in all of them together
-    for name in [name for name in others if name not in parsed.real]:
+    for name in others:
         # The slope in a coefficient depends neither on the coefficient itself nor on those found so far.
         symbols = [symbol for symbol in expression.free_symbols if symbol.name in (name, *coefficients)]
-        if all(vanishes(sp.diff(slopes[name], symbol)) for symbol in symbols):
+        if name not in parsed.real and all(vanishes(sp.diff(slopes[name], symbol)) for symbol in symbols):
             coefficients.append(name)
     constant_terms = [name for name in coefficients if slopes[name] == 1]
     floor = parsed.floor or next(iter(constant_terms), None)

@@ -1,8 +1,9 @@
 """The registry of laws, and Kaplan's joint law, which is not a sum of powers.
 
-Laws are fitted in coordinates in which they are well-behaved: coefficients as logarithms, centred at the geometric mean
-of the data. In A N^-alpha, A is the value at N = 1, so far from any data that A and alpha could hardly be estimated
-separately. `Law.canonical` converts coordinates to quoted parameters. Axes as in `slm.scaling.forms`.
+A coordinate of a coefficient is the log of its term at the geometric mean of the data. In A N^-alpha, A itself is the
+value at N = 1. That is so far from the data that A and alpha could hardly be estimated separately. `Law.canonical`
+converts coordinates to the parameters that papers quote.
+Axes after names (`u_KRI`): K log terms, R parameter vectors, I rows of data, V variables (see `slm.scaling.forms`).
 """
 
 from __future__ import annotations
@@ -47,21 +48,22 @@ class KaplanJoint(Law):
         g = theta[:, [3]]  # alpha_D
         u_KRI = self._log_terms(theta, x_IV)
         total, share_KRI = log_sum(u_KRI)
-        u, s = u_KRI[0], share_KRI[0]  # the first log term and its share; the second has the share 1 - s
+        u, s = u_KRI[0], share_KRI[0]  # the first log term and its share; the share of the second is 1 - s
         x = np.broadcast_to(x_IV[:, 0], u.shape)
         zero = np.zeros_like(u)
         # The gradient of `total` is that of the two log terms, weighted by their shares.
-        du = np.stack([1 / g + zero, zero, -x / g, -u / g], axis=1)
+        du = np.stack([np.broadcast_to(1 / g, u.shape), zero, -x / g, -u / g], axis=1)
         dtotal = s[:, None, :] * du
         dtotal[:, 1] += 1 - s
         gradient = g[:, :, None] * dtotal
         gradient[:, 3] += total
 
         def curvature(weights: Floats) -> Floats:
-            # g d2total + d(g) dtotal' + dtotal d(g)', where d2total = sum_k s_k (du du' + d2u) - dtotal dtotal'.
+            # log L = g total has the Hessian g d2total + dg dtotal' + dtotal dg', where the sum over both log terms
+            # gives d2total = sum_k share_k (du_k du_k' + d2u_k) - dtotal dtotal'.
             hessian = gram(du, g * weights * s) - gram(dtotal, g * weights)
             hessian[:, 1, 1] += (g * weights * (1 - s)).sum(1)
-            # g d2u/dtheta dg, but half of it for (g, g), to which both the row and the column of g are added.
+            # The row and the column of g both get g d2u/dtheta dg, so (g, g) gets its element twice: it is halved here.
             ws = weights * s
             g_times_d2u = np.stack([-ws / g, zero, ws * x / g, ws * u / g], axis=1).sum(2)
             row_of_g = moment(dtotal, weights) + g_times_d2u
@@ -83,10 +85,10 @@ class KaplanJoint(Law):
         n, d = alpha_n * (np.log(params["N_c"]) - refs[0]), np.log(params["D_c"]) - refs[1]
         return np.array([n, d, alpha_n, alpha_d])
 
-    def recentred(self, theta: Floats, old: Floats, new: Floats) -> Floats:
+    def recentred(self, theta: Floats, old_refs: Floats, new_refs: Floats) -> Floats:
         moved = theta.copy()
-        moved[:, 0] += theta[:, 2] * (old[0] - new[0])
-        moved[:, 1] += old[1] - new[1]
+        moved[:, 0] += theta[:, 2] * (old_refs[0] - new_refs[0])
+        moved[:, 1] += old_refs[1] - new_refs[1]
         return moved
 
     def projection(self, name: str, refs: Floats) -> Floats | None:
@@ -163,5 +165,5 @@ def get_law(name: str, formulas: Mapping[str, Any] | None = None, columns: Itera
 
 
 def seed_of_law(name: str) -> int:
-    """A number unique to this law, with which its random generators are seeded."""
+    """The seed of the random generators of this law, unique to it."""
     return _BUILT_IN.index(name) if name in _BUILT_IN else 1000 + crc32(name.encode())

@@ -22,15 +22,15 @@ class Criteria(NamedTuple):
     aicc: float
     bic: float
     aic: float
-    parameters: int
+    parameters: int  # number of parameters
 
 
-def information_criteria(deviance: float, rows: int, parameters: int) -> Criteria:
+def information_criteria(deviance: float, num_rows: int, num_parameters: int) -> Criteria:
     """Criteria of a model from its deviance, -2 log likelihood (Burnham & Anderson 2002, section 7.4)."""
-    aic = deviance + 2 * parameters
-    denominator = rows - parameters - 1
-    aicc = aic + 2 * parameters * (parameters + 1) / denominator if denominator > 0 else np.nan
-    return Criteria(float(aicc), float(deviance + parameters * np.log(rows)), aic, parameters)
+    aic, bic = deviance + 2 * num_parameters, deviance + num_parameters * np.log(num_rows)
+    denominator = num_rows - num_parameters - 1
+    correction = 2 * num_parameters * (num_parameters + 1) / denominator if denominator > 0 else np.nan
+    return Criteria(float(aic + correction), float(bic), aic, num_parameters)
 
 
 def criteria(fits: Sequence[Fit]) -> Criteria:
@@ -39,18 +39,18 @@ def criteria(fits: Sequence[Fit]) -> Criteria:
     Criteria can be compared only between fits to the same rows and target under the same loss, because the loss
     defines the likelihood (see `deviance`). The scatter and the correlation within clusters count as parameters.
     """
-    rows = sum(len(fit.sample.log_y) for fit in fits)
+    num_rows = sum(len(fit.sample.log_y) for fit in fits)
     num_correlations = 0 if all(fit.sample.is_independent for fit in fits) else 1
-    parameters = sum(len(fit.theta) for fit in fits) + 1 + num_correlations
-    return information_criteria(deviance(fits), rows, parameters)
+    num_parameters = sum(len(fit.theta) for fit in fits) + 1 + num_correlations
+    return information_criteria(deviance(fits), num_rows, num_parameters)
 
 
 def deviance(fits: Sequence[Fit]) -> float:
     """-2 log likelihood of the residuals with the best common scatter for all fits; NaN if all residuals are 0.
 
-    Least squares: Gaussian, with equal correlation between the rows of one cluster. Huber's loss: the density
-    proportional to exp(-loss / scale), which has the tails of Laplace's. If rows share clusters, Huber's deviance is
-    divided by the design effect of their correlation, so that it counts independent rows.
+    - Least squares: residuals are Gaussian, with equal correlation between the rows of one cluster.
+    - Huber's loss: their density is proportional to exp(-loss / scale), with the tails of Laplace's distribution.
+      If rows share clusters, this deviance is divided by the design effect of their correlation.
     """
     loss = fits[0].loss
     residuals = np.concatenate([loss.residuals(fit.residuals, fit.sample.log_y) for fit in fits])
@@ -98,24 +98,24 @@ def parameter_test(fit: Fit, given: Mapping[str, float]) -> Entry | None:
 
     The held fit is the best fit in which the parameters `given` are fixed; `params` are all its parameters. `statistic`
     is the deviance of the held fit minus the deviance of the free fit, each at its best scale:
-    - Least squares: n log(SSE_held / SSE_free). p is from an F test, which is exact for laws that are linear in logs,
-      and as accurate as profile intervals for others.
-    - Huber's loss: the difference of `huber_deviance`. p is from chi-squared.
-    If rows are not `independent`, p is too small. If there is no test, `refused` is the reason.
+    - Least squares: n log(SSE_held / SSE_free). p is from an F test, which is exact for laws that are linear in logs.
+    - Huber's loss: the difference of `huber_deviance`. p is from the chi-squared distribution.
+    If rows share clusters, `independent` is False, and p is too small. `refused` says why there is no test, or is None.
     """
     if not given or not set(given) <= set(fit.law.parameters):
         return None
     df, n = fit.degrees_of_freedom, len(fit.sample.log_y)
-    head = {"given": dict(given), "df": len(given), "refused": None}
+    common = {"given": dict(given), "df": len(given), "refused": None}
     if fit.is_exact or df < 1:
-        return head | {"refused": "there is no scatter to test against"}
+        return common | {"refused": "there is no scatter to test against"}
     theta = _held_coordinates(fit, given)
     if theta is None:
-        return head | {"refused": "some of these can be fixed only together with all others: give all parameters"}
+        return common | {"refused": "some of these parameters can be fixed only with all others: give all parameters"}
     held = Fit(fit.law, fit.sample, fit.loss, theta, fit.certificate)
     loss, log_y = fit.loss, fit.sample.log_y
     if np.isinf(loss.delta):
-        sse_held, sse_free = (float((loss.residuals(each.residuals, log_y) ** 2).sum()) for each in (held, fit))
+        sse_held = float((loss.residuals(held.residuals, log_y) ** 2).sum())
+        sse_free = float((loss.residuals(fit.residuals, log_y) ** 2).sum())
         statistic = n * float(np.log(sse_held / sse_free))
         f = np.expm1(statistic / n) * df / len(given)  # expm1(statistic / n) = SSE_held / SSE_free - 1
         p = float(stats.f.sf(f, len(given), df))
@@ -124,7 +124,7 @@ def parameter_test(fit: Fit, given: Mapping[str, float]) -> Entry | None:
     else:
         statistic = huber_deviance(held.residuals, loss) - huber_deviance(fit.residuals, loss)
         p, method = float(stats.chi2.sf(statistic, len(given))), "chi-squared"
-    return head | {
+    return common | {
         "statistic": statistic,
         "p": p,
         "method": method,

@@ -14,9 +14,9 @@ from slm.scaling.forms import Floats, Law
 from slm.scaling.tables import Table
 from slm.scaling.tables.columns import SIZES, group_numbers
 
-Unit = Literal["run", "cell"]
+Unit = Literal["run", "cell"]  # what a law is fitted to: single runs, or means of cells over seeds
 COLUMNS = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
-"""Variable of a law -> column of the table. N is the requested size; other variables are names of columns."""
+"""Variable of a law -> column of the table. N is the requested column of sizes; other variables are column names."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,12 @@ class Sample:
     def cell_means(self) -> Sample:
         """One row per cell, with the mean of its log targets over seeds.
 
-        With single runs, many seeds of few cells would look like much evidence for a law, but only cells are evidence.
+        A law is tested by how many cells it describes. Many seeds of few cells would only look like more evidence.
         """
         means, cell_of_row, _ = self.by_cell()
-        first = np.unique(cell_of_row, return_index=True)[1]
-        return replace(self.subset(first), log_y=means, clusters=connected_groups(cell_of_row, self.clusters)[first])
+        first_rows = np.unique(cell_of_row, return_index=True)[1]
+        clusters = connected_groups(cell_of_row, self.clusters)[first_rows]
+        return replace(self.subset(first_rows), log_y=means, clusters=clusters)
 
 
 def connected_groups(*groupings: np.ndarray) -> np.ndarray:
@@ -112,7 +113,7 @@ def take_sample(table: Table, law: Law, target: str, size: str, *, unit: Unit = 
         raise ValueError(f"{law.name} of {target} needs the column {', '.join(missing)}, which the table lacks")
     frame = table.frame
     log_x = np.log(np.stack([frame[column_of(v, size)].to_numpy(float) for v in law.variables], axis=1))
-    # The cells of the table do not know the columns that a formula has as variables.
+    # Rows of one cell of the table may differ in columns that only a formula uses, so these divide cells further.
     formula_columns = [v for v in law.variables if v != "N" and v not in COLUMNS]
     cells = group_numbers(frame, ["cell", *formula_columns]).to_numpy()
     # Models of one shape agree in all counts of parameters, width and depth.
@@ -121,7 +122,7 @@ def take_sample(table: Table, law: Law, target: str, size: str, *, unit: Unit = 
     groupings = [clusters]
     if unit == "cell":
         groupings.append(cells)
-    if shapes.max() > 0:  # several shapes
+    if shapes.max() > 0:  # the table has several shapes
         groupings.append(shapes)
     if len(groupings) > 1:
         clusters = connected_groups(*groupings)

@@ -1,12 +1,12 @@
 """Minimise a robust or squared loss of log residuals for many data sets at once, by a damped Newton method.
 
-Notable: R replicates (starts, bootstrap samples, points of a profile) share the data matrix and differ in targets,
-weights, starts or fixed offsets, so a thousand bootstrap fits are a few dozen array operations. The full Hessian, not
-Gauss-Newton's, makes convergence quadratic. Negative curvature is reversed and damped (Levenberg 1944; Dauphin
-et al. 2014, arXiv:1406.2572); an active set handles the bounds.
-
-Families are blocks: block f has coordinates theta_f = offset_f + M_f phi. A choice of matrices lets families share
-exponents but not coefficients, or fixes one linear function of the coordinates, as in a profile.
+Notable:
+- R replicates (starts, bootstrap samples, points of a profile likelihood) share the variables of the data. They differ
+  in targets, weights, starts or offsets, so a thousand bootstrap fits are a few dozen array operations.
+- The full Hessian, not Gauss-Newton's, makes convergence quadratic. Negative curvature is reversed and damped
+  (Levenberg 1944; Dauphin et al. 2014, arXiv:1406.2572). An active set handles the bounds.
+- Each family f is a block of rows with coordinates theta_f = offset_f + M_f phi. The matrices M_f let families share
+  exponents but not coefficients, or fix a linear function of the coordinates, as in a profile likelihood.
 
 Axes (`x_IV` is [I, V]): R replicates, I rows, V variables, Q free parameters phi, P coordinates of a block.
 """
@@ -23,14 +23,14 @@ from slm.scaling.forms import Curvature, Floats, gram, moment
 
 _Bounds = tuple[Floats, Floats]
 FINE_TOLERANCE = 1e-13
-"""Tolerance of fits whose parameters are quoted: they are then accurate to a millionth of their standard error."""
+"""Tolerance of fits whose parameters are reported. It makes these accurate to a millionth of their standard error."""
 
 
 @dataclass(frozen=True)
 class Loss:
     """Huber's loss (1964) of a log residual r: r^2/2 up to |r| = `delta`, then delta (|r| - delta/2).
 
-    An infinite delta is least squares. Hoffmann et al. 2022 (arXiv:2203.15556), appendix D.3, use 1e-3 on log losses.
+    An infinite delta gives least squares. Hoffmann et al. 2022 (arXiv:2203.15556), appendix D.3, use 1e-3.
     """
 
     delta: float = np.inf
@@ -48,7 +48,7 @@ class Loss:
         return np.asarray(-np.exp(log_y) * np.expm1(-r)) if self.linear else r
 
     def weight(self, log_y: Floats) -> Floats:
-        """The weight of each row: y^2 if `linear`, which turns the square of 1 - L/y into that of y - L."""
+        """The weight of each row: y^2 if `linear`, which turns the (1 - L/y)^2 of `value` into (y - L)^2."""
         return np.exp(2 * log_y) if self.linear else np.ones_like(log_y)
 
     def value(self, r: Floats) -> Floats:
@@ -57,8 +57,8 @@ class Loss:
             return 0.5 * np.expm1(-r) ** 2
         if np.isinf(self.delta):
             return 0.5 * r * r
-        size = np.abs(r)
-        return np.where(size <= self.delta, 0.5 * r * r, self.delta * (size - 0.5 * self.delta))
+        distance = np.abs(r)
+        return np.where(distance <= self.delta, 0.5 * r * r, self.delta * (distance - 0.5 * self.delta))
 
     def first_derivative(self, r: Floats) -> Floats:
         """Derivative of `value`."""
@@ -100,7 +100,7 @@ class Block:
     offset: Floats  # [P], or [R, P] if it differs between replicates
 
     def theta(self, phi: Floats, replicates: np.ndarray) -> Floats:
-        """Coordinates [R, P] for free parameters `phi` [R, Q] of some replicates, given by their indices [R]."""
+        """Coordinates [R, P] for free parameters `phi` [R, Q]; `replicates` [R] are indices into `offset`."""
         offset = self.offset if self.offset.ndim == 1 else self.offset[replicates]
         return offset + phi @ self.matrix.T
 
@@ -137,8 +137,8 @@ def minimise(
     `log_y` is [I] or [R, I], `weights` [R, I]. A replicate has converged when Newton's decrement is below `tolerance`
     times its objective.
     """
-    # Beyond delta the second derivative is 0, so with a small delta Newton's method must start near the minimum. Rough
-    # minimisations with larger deltas lead there (continuation).
+    # Where |r| > delta, the second derivative is 0, so with a small delta Newton's method must start near the minimum.
+    # Rough minimisations with larger deltas find such a start (continuation).
     deltas = [loss.delta]
     while deltas[-1] < 0.03:
         deltas.append(4 * deltas[-1])
@@ -165,7 +165,7 @@ class _Problem(NamedTuple):
     weights: Floats | None
 
     def state_at(self, phi: Floats, replicates: np.ndarray) -> _State:
-        """The state at points [R, Q] of some replicates, given by their indices [R]."""
+        """The state at points `phi` [R, Q]; `replicates` [R] are indices of targets, weights and offsets."""
         R, Q = phi.shape
         state = _State(phi, np.zeros(R), np.zeros((R, Q)), np.zeros((R, Q, Q)), np.zeros((R, Q)))
         for block in self.blocks:
@@ -181,7 +181,7 @@ class _Problem(NamedTuple):
             state.gradient[:] -= moment(jacobian, slope) @ M
             state.hessian[:] += M.T @ (gram(jacobian, w * self.loss.second_derivative(r)) - curvature(slope)) @ M
             state.damping_scale[:] += moment(jacobian**2, w * self.loss.scale(r)) @ M**2
-        state.value[~np.isfinite(state.value)] = np.inf  # a formula that is not above 0 has no log
+        state.value[~np.isfinite(state.value)] = np.inf  # a formula may be 0 or negative, which has no log
         return state
 
 
@@ -192,8 +192,7 @@ def _newton(problem: _Problem, start: Floats, bounds: _Bounds, max_steps: int, t
     phi, objective = np.clip(start, low, high), np.zeros(R)
     decrement, gradient_norm, converged = np.full(R, np.inf), np.full(R, np.inf), np.zeros(R, dtype=bool)
     replicates = np.arange(R)  # the replicates that still improve; `state` and `damping` have only these
-    # Objectives below this consist of the rounding errors of log_y.
-    rounding = 1e-26 * max(1, problem.log_y.shape[-1])
+    rounding = 1e-26 * max(1, problem.log_y.shape[-1])  # smaller objectives consist of rounding errors of log_y
     with np.errstate(all="ignore"):
         state = problem.state_at(phi.copy(), replicates)
         damping = np.full(R, 1e-3)
@@ -205,7 +204,7 @@ def _newton(problem: _Problem, start: Floats, bounds: _Bounds, max_steps: int, t
             phi[replicates], objective[replicates] = state.phi, state.value
             is_finite, is_stuck = np.isfinite(state.value), damping >= 1e12
             is_finished = is_finite & (decrement_now <= tolerance * state.value + rounding)
-            # If no step lowers the objective any more, only rounding errors are left, even above `tolerance`.
+            # If no step lowers the objective any more, a decrement above `tolerance` may be due to rounding errors.
             converged[replicates] = is_finished | (is_stuck & (decrement_now <= 1e-9 * state.value))
             is_active = is_finite & ~is_finished & ~is_stuck
             if not is_active.any():

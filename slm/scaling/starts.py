@@ -29,7 +29,7 @@ def grid_starts(law: Law, sample: Sample) -> Floats:
 
 
 def raise_small_terms(law: Law, sample: Sample, theta: Floats) -> Floats:
-    """Raise small terms of starts. The gradient of a term is its share of the loss, so a tiny term would not move."""
+    """Raise small terms of starts: the gradient of a term is its share of the loss, so a tiny term would not move."""
     raised = theta.copy()
     if (K := law.num_coefficients) > 1:
         raised[..., :K] = np.maximum(theta[..., :K], sample.log_y.min() + np.log(MIN_STARTING_SHARE))
@@ -41,12 +41,12 @@ def coordinate_bounds(law: Law, sample: Sample) -> tuple[Floats, Floats]:
     P = len(law.parameters)
     if law.is_linear:  # a straight line in logs needs no bound, and may slope either way
         return np.full(P, -np.inf), np.full(P, np.inf)
-    low, high, _ = law.bounds_and_starts(sample.log_y)
+    low, high, _ = law.bounds_and_starts(sample.log_y)  # of the last coordinates; the first are of coefficients
     lowest, highest = sample.log_y.min() + np.log(MIN_TERM_SHARE), sample.log_y.max() + 5.0
-    if law.num_coefficients == 0:  # as in Kaplan's joint law, whose log terms are not in units of the target
+    if law.num_coefficients == 0:  # Kaplan's joint law: its log terms are not in units of the target
         lowest, highest = -60.0, 60.0
-    num_others = P - len(low)
-    return np.append(np.full(num_others, lowest), low), np.append(np.full(num_others, highest), high)
+    num_first = P - len(low)
+    return np.append(np.full(num_first, lowest), low), np.append(np.full(num_first, highest), high)
 
 
 def _non_negative(basis: Floats, target: Floats) -> Floats:
@@ -54,13 +54,13 @@ def _non_negative(basis: Floats, target: Floats) -> Floats:
     R, _, K = basis.shape
     gram = np.matmul(basis.transpose(0, 2, 1), basis)
     moment = np.einsum("rik,ri->rk", basis, target)
-    # The value of a solution is its sum of squared residuals minus that of the zero solution.
+    # A value is the sum of squared residuals of a solution, minus the sum of squares of the target.
     best, best_value = np.zeros((R, K)), np.zeros(R)
-    for size in range(1, K + 1):
-        for columns in combinations(range(K), size):
+    for num_columns in range(1, K + 1):
+        for columns in combinations(range(K), num_columns):
             gram_of_columns = gram[np.ix_(range(R), columns, columns)]
             moment_of_columns = moment[:, list(columns)]
-            ridge = 1e-12 * np.trace(gram_of_columns, axis1=1, axis2=2)[:, None, None] * np.eye(size)
+            ridge = 1e-12 * np.trace(gram_of_columns, axis1=1, axis2=2)[:, None, None] * np.eye(num_columns)
             solution = np.linalg.solve(gram_of_columns + ridge, moment_of_columns[:, :, None])[:, :, 0]
             value = -(solution * moment_of_columns).sum(axis=1)
             is_better = (solution >= 0).all(axis=1) & (value < best_value)

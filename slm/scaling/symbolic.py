@@ -1,8 +1,8 @@
 """A law made of a sympy expression, with derivatives by sympy. `slm.scaling.formulas` reads such laws from text.
 
-Notable: the variables of a formula keep their units, because it may compare them with numbers (max(N, 1e6)). So the
-law takes log variables that are not centred (`Law.is_uncentred`). Its coefficients are centred all the same, at the
-centre of the table, which all families share. Axes as in `slm.scaling.forms`.
+Notable: a formula may compare variables with numbers, as in max(N, 1e6), so variables keep their units and are not
+centred (`Law.is_uncentred`). Coordinates of coefficients are centred all the same: at the mean of the log variables
+of the table, which all families share. Axes as in `slm.scaling.forms`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sympy.core.relational import Relational
 
 from slm.scaling.forms import EXPONENT_BOUNDS, GRIDS, Curvature, Floats, Law, gram
 
-MAX_LOG_DISTANCE = 25.0  # bound of |log(parameter / typical size)|, except for coefficients and exponents
+MAX_LOG_DISTANCE = 25.0  # bound of |log(parameter / usual size)|, except for coefficients and exponents
 SCATTERED_STARTS = 400  # for laws that would need too large a grid
 TYPICAL_EXPONENT = 0.4
 
@@ -81,13 +81,11 @@ class Formula(Law):
     @cached_property
     def variable_of(self) -> Mapping[str, str]:  # type: ignore[override]
         bases = bases_of_exponents(self.expression, self.variables)
-        return {
-            name: " and ".join(v for v in self.variables if v in bases[name]) if name in bases else "no variable"
-            for name in self.exponents
-        }
+        variables_of = {name: [v for v in self.variables if v in bases.get(name, ())] for name in self.exponents}
+        return {name: " and ".join(variables) or "no variable" for name, variables in variables_of.items()}
 
     def _typical_values(self, scales: Iterable[float]) -> dict[sp.Symbol, float]:
-        """The centre of the table for variables, a typical value for exponents, and `scales` for other parameters."""
+        """The centre of the table for variables, `TYPICAL_EXPONENT` for exponents, `scales` for other parameters."""
         values = {positive(v): float(np.exp(c)) for v, c in zip(self.variables, self.centre, strict=True)}
         return values | {
             symbol: TYPICAL_EXPONENT if symbol.name in self.exponents else scale
@@ -116,12 +114,12 @@ class Formula(Law):
         return self._uncentring[: self.num_coefficients, self.num_coefficients :]
 
     def _arguments(self, theta: Floats, x_IV: Floats) -> list[Floats]:
-        """The coordinates [R, 1], not centred, and log variables [1, I] that compiled functions take."""
+        """The arguments of compiled functions: uncentred coordinates, each [R, 1], and log variables, each [1, I]."""
         q_RP = theta @ self._uncentring.T
         return [*q_RP.T[:, :, None], *x_IV.T[:, None, :]]
 
     def _value_and_gradient(self, theta: Floats, x_IV: Floats) -> list[Floats]:
-        """L and its derivative with respect to each coordinate of `_in_coordinates`, all [R, I]."""
+        """L, and its derivative with respect to each coordinate q of `_in_coordinates`; all are [R, I]."""
         with np.errstate(all="ignore"):
             parts = _compiled(*self._in_coordinates)[0](*self._arguments(theta, x_IV))
         return [np.broadcast_to(np.asarray(part, float), (len(theta), len(x_IV))) for part in parts]
@@ -132,7 +130,7 @@ class Formula(Law):
             return np.asarray(np.log(self._value_and_gradient(theta, x_IV)[0]))
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        value, *value_by_q = self._value_and_gradient(theta, x_IV)
+        value, *gradient_of_value = self._value_and_gradient(theta, x_IV)
 
         def curvature(weights: Floats) -> Floats:
             hessian = -gram(slope, weights)
@@ -144,15 +142,15 @@ class Formula(Law):
             return np.asarray(self._uncentring.T @ hessian @ self._uncentring)
 
         with np.errstate(all="ignore"):
-            slope = np.stack([derivative / value for derivative in value_by_q], axis=1)
+            slope = np.stack([derivative / value for derivative in gradient_of_value], axis=1)
             return np.log(value), np.matmul(self._uncentring.T, slope), curvature
 
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
         theta = np.concatenate([np.zeros((len(exponents), self.num_coefficients)), exponents], axis=1)
-        value, *value_by_q = (part / np.exp(log_y) for part in self._value_and_gradient(theta, x_IV))
-        # np.stack needs at least one array, but a law may have no coefficients: stack zeros as well, and cut them off.
-        basis = np.stack([*value_by_q[: self.num_coefficients], np.zeros_like(value)], axis=2)[:, :, :-1]
-        # At coefficients of 1, the part of L that is not linear in them is value - basis.sum.
+        value, *gradient = (part / np.exp(log_y) for part in self._value_and_gradient(theta, x_IV))
+        # np.stack needs an array even if the law has no coefficients: stack zeros last, and cut them off.
+        basis = np.stack([*gradient[: self.num_coefficients], np.zeros_like(value)], axis=2)[:, :, :-1]
+        # `value` is L at coefficients of 1. Minus the sum of the basis, it is the part of L without coefficients.
         return np.nan_to_num(basis), np.nan_to_num(1 - (value - basis.sum(axis=2)))
 
     def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
@@ -164,12 +162,12 @@ class Formula(Law):
         return np.array(lows), np.array(highs), np.stack([rng.permutation(values) for values in starts], axis=1)
 
     def _bounds_and_values(self, symbol: sp.Symbol, log_y: Floats) -> tuple[float, float, Floats]:
-        """Bounds of the coordinate of a parameter that is no coefficient, and starts spread over plausible values."""
+        """Bounds of the coordinate of a parameter (not of a coefficient), and starts spread over a plausible range."""
         fraction = (np.arange(SCATTERED_STARTS) + 0.5) / SCATTERED_STARTS
         if symbol.name in self.exponents:
             if not symbol.is_positive:
-                return -EXPONENT_BOUNDS[1], EXPONENT_BOUNDS[1], 3 * fraction - 1.5
-            return *EXPONENT_BOUNDS, np.exp(np.log(0.03) + fraction * np.log(2.0 / 0.03))
+                return -EXPONENT_BOUNDS[1], EXPONENT_BOUNDS[1], 3 * fraction - 1.5  # from -1.5 to 1.5
+            return *EXPONENT_BOUNDS, np.exp(np.log(0.03) + fraction * np.log(2.0 / 0.03))  # from 0.03 to 2
         scale = self._scales[self._symbols.index(symbol)]
         if symbol.name in self.not_logged:
             size = max(scale, float(np.exp(log_y.mean())))
@@ -215,9 +213,9 @@ def bases_of_exponents(expression: sp.Expr, variables: Sequence[str]) -> dict[st
 
 
 def _usual_size(expression: sp.Expr, symbol: sp.Symbol, values: dict[sp.Symbol, float], names: Sequence[str]) -> float:
-    """A size of a parameter that fits the size of the variables `names`.
+    """A usual magnitude of a parameter, if the variables `names` have the given `values`.
 
-    In a sum or comparison with variables, its power then equals the rest; in a product, the whole product is 1.
+    In a sum or comparison with variables, its power is then as large as the rest; in a product, the product is 1.
     """
     usual_size = 1.0
     for node in sp.preorder_traversal(expression):
@@ -232,6 +230,8 @@ def _usual_size(expression: sp.Expr, symbol: sp.Symbol, values: dict[sp.Symbol, 
             continue
         rest_size = abs(complex(rest.subs(values).evalf()))
         if rest_size > 0:
-            solution = (rest_size if isinstance(node, sp.Add) else 1 / rest_size) ** (1 / float(power))
-            usual_size = float(solution) if 0 < solution < 1e200 else usual_size
+            size_of_power = rest_size if isinstance(node, sp.Add) else 1 / rest_size
+            solution = size_of_power ** (1 / float(power))
+            if 0 < solution < 1e200:
+                usual_size = float(solution)
     return usual_size

@@ -25,12 +25,12 @@ CELL = (
 """Columns that define a cell: rows of one cell agree in all of them, and differ only in seed and results."""
 CANONICAL_NAMES = dict.fromkeys(("run_id", "trunk", "seed", "status", *QUANTITIES, *CELL, "lr_rule", "eval_set"))
 LIKELY_NAMES = {"state": "status", "name": "name", "diverged": "diverged"}
-"""Header in lower case -> the column that it is read as, if this header occurs once. W&B exports `State` and `Name`."""
+"""Header in lower case -> column as which it is read, if the header occurs once. W&B exports `State` and `Name`."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of a table and of its columns, for messages."""
+    """The name of a table and the names of its columns, for messages."""
 
     table: str
     original: Mapping[str, str] = field(default_factory=dict)
@@ -92,20 +92,20 @@ def add_canonical_columns(
     original |= similar
     added = {name: computed[name] if name in computed else raw[source] for name, source in original.items()}
     renamed = {}
-    for name in (name for name in original if name in raw.columns):
+    for name in [name for name in original if name in raw.columns]:
         new_name = f"table_{name}"
         while new_name in raw.columns:
             new_name = f"table_{new_name}"
         renamed[name] = new_name
-        reason = f"{name} is {format_value(original[name])}"
-        notes.append(f"The table's own column {name} is {new_name} here, because {reason}.")
+        source_text = format_value(original[name])
+        notes.append(f"The table's own column {name} is {new_name} here, because {name} is {source_text}.")
     return raw.rename(columns=renamed).assign(**added), Columns(table, original)
 
 
 def _similar_headers(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> dict[str, str]:
     """Canonical name that the table lacks -> the header that differs from it only in case, spaces and hyphens."""
     existing = {*columns, *raw.columns}
-    canonical = {name: name for name in CANONICAL_NAMES} | {alias: name for name, alias in ALIASES.items()}
+    canonical_name = {name: name for name in CANONICAL_NAMES} | {alias: name for name, alias in ALIASES.items()}
     similar: dict[str, str] = {}
     normalised_headers = {
         header: re.sub(r"[\s-]+", "_", header.strip().lstrip("#").strip().lower())
@@ -113,17 +113,17 @@ def _similar_headers(raw: pd.DataFrame, columns: Mapping[str, str], table: str) 
         if header not in columns.values()
     }
     for header, normalised in normalised_headers.items():
-        name = canonical.get(normalised)
+        name = canonical_name.get(normalised)
         if name is None or header == normalised or name in existing or ALIASES.get(name) in existing:
             continue
         if name in similar:
             raise ValueError(f"{table} has columns {similar[name]} and {header}, both of which mean {name}: rename one")
         similar[name] = header
-    for likely, name in LIKELY_NAMES.items():
-        candidates = [header for header, text in normalised_headers.items() if text == likely and header != name]
+    for likely_header, name in LIKELY_NAMES.items():
+        candidates = [header for header, text in normalised_headers.items() if text == likely_header and header != name]
         # A column `state` may also describe the state of a recurrent model.
-        is_clear = len(candidates) == 1 and (name != "status" or has_statuses(raw[candidates[0]]))
-        if is_clear and name not in existing and name not in similar:
+        is_unambiguous = len(candidates) == 1 and (name != "status" or has_statuses(raw[candidates[0]]))
+        if is_unambiguous and name not in existing and name not in similar:
             similar[name] = candidates[0]
     return similar
 
@@ -174,11 +174,11 @@ def add_clusters_and_cells(frame: pd.DataFrame, notes: list[str]) -> pd.DataFram
 
 
 def group_numbers(frame: pd.DataFrame, names: Collection[str]) -> pd.Series:
-    """Number the combinations of values in the columns `names` (if they exist), from 0 in order of appearance."""
+    """Number the combinations of values in those of the columns `names` that exist, from 0 in order of appearance."""
     numbers = np.zeros(len(frame), dtype=np.int64)
     for name in (name for name in names if name in frame):
-        # As text, values of any kind can be compared, lists too, and numbers keep all their digits.
-        numbers_of_values = pd.factorize(frame[name].astype(object).map(repr))[0]
-        # Each pair of a number so far and the number of a value gets one number.
-        numbers = pd.factorize(numbers * (numbers_of_values.max(initial=0) + 1) + numbers_of_values)[0]
+        # `repr` makes values of any kind comparable, even lists, and keeps all digits of numbers.
+        value_numbers = pd.factorize(frame[name].astype(object).map(repr))[0]
+        # Number the pairs (number so far, number of the value in this column).
+        numbers = pd.factorize(numbers * (value_numbers.max(initial=0) + 1) + value_numbers)[0]
     return pd.Series(numbers, frame.index)

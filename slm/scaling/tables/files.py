@@ -22,7 +22,7 @@ from slm.scaling.tables.values import format_value, is_blank, parse_number
 
 
 def read_rows(source: str | Path, notes: list[str]) -> tuple[pd.DataFrame, str]:
-    """The rows of a file or of the shipped table, indexed from 1, with values as written; and the name of the table.
+    """Return the rows of a file or of the shipped table, indexed from 1, and the name of the table.
 
     Raises `ValueError` if the file cannot be read as a table. Adds a sentence on skipped lines to `notes`.
     """
@@ -42,9 +42,9 @@ def read_rows(source: str | Path, notes: list[str]) -> tuple[pd.DataFrame, str]:
     return reader(path, notes), name
 
 
-def from_records(values: Iterable[Sequence[Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Make a frame, with rows indexed from 1, of values that are not converted."""
-    rows = [list(row) for row in values]
+def from_records(records: Iterable[Sequence[Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """Make a frame with rows indexed from 1, without converting the values."""
+    rows = [list(record) for record in records]
     index = range(1, len(rows) + 1)
     # dtype=object keeps each value as it was written, so that messages can quote it.
     series = {name: pd.Series([row[i] for row in rows], index, dtype=object) for i, name in enumerate(columns)}
@@ -99,21 +99,21 @@ def _read_delimited(path: Path, delimiter: str, notes: list[str]) -> pd.DataFram
 def _without_comments(text: str, delimiter: str, path: Path, notes: list[str]) -> str:
     """The text from the header on. Lines above the header that begin with # are skipped, with a note.
 
-    The header may begin with # too (`# N,tokens,loss`): it does if the first line without # has a number.
+    If the first line without # has a number, it is data, and the line above it is the header (`# N,tokens,loss`).
     """
     lines = text.splitlines(keepends=True)
-    line_numbers = [i for i, line in enumerate(lines) if line.strip()]  # of lines that are not blank
-    is_comment = [lines[i].lstrip().startswith("#") for i in line_numbers]
+    filled_indices = [i for i, line in enumerate(lines) if line.strip()]  # of lines that are not blank
+    is_comment = [lines[i].lstrip().startswith("#") for i in filled_indices]
     num_comments = is_comment.index(False) if False in is_comment else 0
     if num_comments == 0:
         return text
-    (fields,) = csv.reader([lines[line_numbers[num_comments]]], delimiter=delimiter)
+    (fields,) = csv.reader([lines[filled_indices[num_comments]]], delimiter=delimiter)
     if any(parse_number(field) is not None and not is_blank(field) for field in fields):
-        num_comments -= 1  # the last of them is the header
+        num_comments -= 1  # the last line with # is the header
     if num_comments:
         skipped = plural(num_comments, "line was", "lines were")
         notes.append(f"{skipped} skipped above the header of {path}: comments with #.")
-    return "".join(lines[line_numbers[num_comments] :])
+    return "".join(lines[filled_indices[num_comments] :])
 
 
 def _check_header(header: list[str], path: Path) -> None:

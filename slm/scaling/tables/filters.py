@@ -22,7 +22,7 @@ TUNED_SETTINGS = (
 )  # fmt: skip
 """Settings that people tune: they try several values and keep the best."""
 NOT_SETTINGS = (*SIZES, *TARGETS, "family", "tokens", "flops", "seed", "run_id", "trunk", "status", "budget", "isoflop")
-DIVERGED_RATIO = 1.5  # of the loss of a diverged run to the loss at a lower learning rate; working runs differ less
+DIVERGED_RATIO = 1.5  # a run diverged if its loss is this many times that of a run with a lower learning rate
 
 
 def select_rows(raw: pd.DataFrame, where: str | None, columns: Columns, notes: list[str]) -> pd.DataFrame:
@@ -65,11 +65,11 @@ def keep_completed(raw: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.
         statuses = shortlist(sorted(set(incomplete)))
         raise ValueError(f"{columns.table} has no row whose status is completed: the statuses are {statuses}")
     if len(incomplete):
-        reasons = []
+        counts_text = []
         for word, rows in incomplete.groupby(incomplete, sort=False):
             noun = "row" if len(rows) == 1 else "rows"
-            reasons.append(f"{len(rows)} {shortened(word, 30)} ({noun} {shortlist(rows.index)})")
-        which = shortlist(reasons, 3, max_characters=90)
+            counts_text.append(f"{len(rows)} {shortened(word, 30)} ({noun} {shortlist(rows.index)})")
+        which = shortlist(counts_text, 3, max_characters=90)
         left_out = plural(len(incomplete), "row was", "rows were")
         notes.append(f"{left_out} left out because the run did not complete: {which}.")
     synonyms = sorted(set(status) - set(incomplete) - {"completed"})
@@ -83,23 +83,22 @@ def drop_duplicates(raw: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     is_repeat = group_numbers(raw, list(raw.columns)).duplicated()
     if is_repeat.any():
         left_out = plural(int(is_repeat.sum()), "row was", "rows were")
-        which = shortlist(raw.index[is_repeat])
-        notes.append(f"{left_out} left out as exact duplicates of rows above them: {which}.")
+        notes.append(f"{left_out} left out as exact duplicates of rows above them: {shortlist(raw.index[is_repeat])}.")
     return raw[~is_repeat]
 
 
 def rows_not_diverged(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.Index:
-    """The index of rows whose run did not diverge. A column `diverged` decides, or else the results do.
+    """The index of rows whose run did not diverge. If the table has a column `diverged` of true and false, it decides.
 
-    A run diverged if its loss is at least `DIVERGED_RATIO` times that of a run that differs only in a lower `lr`. In a
-    table with statuses, a run also diverged if its result in the file (`raw`) is `nan` or `inf`.
+    Otherwise a run diverged if its loss is at least `DIVERGED_RATIO` times that of a run that differs only in a lower
+    `lr`, or if the table has statuses and the result in the file (`raw`) is `nan` or `inf`.
     """
     result = _results(frame)
     if "diverged" in frame and all(value in (True, False) or is_blank(value) for value in frame["diverged"]):
         is_diverged = frame["diverged"].map(_is_true).astype(bool)
         reason = f"the column {columns.original_name('diverged')} says so"
     else:
-        is_diverged = _is_far_above_lower_rates(frame, result) | _has_no_finite_result(raw)
+        is_diverged = _is_far_above_lower_rates(frame, result) | _has_nan_or_infinite_result(raw)
         reason = (
             f"a loss that is not finite, or {DIVERGED_RATIO:g} times that of a lower lr at the same size and tokens; "
             "to keep them, add a column diverged that is false for them"
@@ -130,16 +129,16 @@ def _is_far_above_lower_rates(frame: pd.DataFrame, result: pd.Series) -> pd.Seri
     setting = group_numbers(frame, [name for name in CELL if name != "lr"])
     is_suspect = result >= DIVERGED_RATIO * result.groupby(setting).transform("min")
     has_suspect = is_suspect.groupby(setting).transform("any")
-    for _, rows in result[has_suspect].groupby(setting):
-        rates = frame.loc[rows.index, "lr"]
+    for _, results in result[has_suspect].groupby(setting):
+        rates = frame.loc[results.index, "lr"]
         # cummin gives the lowest result up to each rate, and shift moves it on to the next rate.
-        lowest_at_lower_rates = rows.groupby(rates).min().cummin().shift(1)
-        is_far_above[rows.index] = rows >= DIVERGED_RATIO * rates.map(lowest_at_lower_rates)
+        lowest_at_lower_rates = results.groupby(rates).min().cummin().shift(1)
+        is_far_above[results.index] = results >= DIVERGED_RATIO * rates.map(lowest_at_lower_rates)
     return is_far_above
 
 
-def _has_no_finite_result(raw: pd.DataFrame) -> pd.Series:
-    """Whether each row has `nan` or `inf` as a result in the file. Without `status`, such a result may be missing."""
+def _has_nan_or_infinite_result(raw: pd.DataFrame) -> pd.Series:
+    """Whether each row has a result `nan` or `inf`. Without `status`, none has: `nan` may then be a missing result."""
 
     def is_nan_or_infinite(value: Any) -> bool:
         return (isinstance(value, str) and value.strip().lower() == "nan") or math.isinf(parse_number(value) or 0.0)
@@ -167,7 +166,7 @@ def drop_worst_rows(frame: pd.DataFrame, drop_worst: int, notes: list[str]) -> p
 
 
 def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes: list[str]) -> pd.DataFrame:
-    """Of rows that differ only in the columns `names`, keep the setting with the lowest result, averaged over seeds.
+    """Of rows that differ only in the columns `names`, keep the setting whose result, averaged over seeds, is lowest.
 
     Runs with checkpoints are compared by their last rows, and all rows of the best run are kept. Raises `ValueError`
     for a name that is not a column or not a setting.
@@ -176,8 +175,9 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
     names = [canonical.get(name, name) for name in names]
     for name in names:
         if name not in frame:
-            existing = shortlist(frame.columns, 12)
-            raise ValueError(f"best_of={name}: {columns.table} has no such column; it has {existing}")
+            raise ValueError(
+                f"best_of={name}: {columns.table} has no such column; it has {shortlist(frame.columns, 12)}"
+            )
         if name in NOT_SETTINGS:
             raise ValueError(f"best_of={name} must be a setting of which several values were tried, such as lr")
     if not names:
@@ -189,8 +189,9 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
     group = group_numbers(last_rows, columns_held_fixed(names))
     setting = group_numbers(last_rows, names)
     means = last_rows[ranking_target(frame)].groupby([group, setting]).mean()
-    num_tried = means.groupby(level=0).size()  # settings in each group
-    max_tried, best_of = int(num_tried.max()), ",".join(names)
+    num_tried = means.groupby(level=0).size()  # of each group
+    max_tried = int(num_tried.max())
+    best_of = ",".join(names)
     if max_tried == 1:
         notes.append(f"best_of={best_of} had nothing to choose from: no rows differ only in this setting.")
         return frame
@@ -215,7 +216,7 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
 def columns_held_fixed(names: Sequence[str]) -> list[str]:
     """The columns in which rows must agree if only `names` may differ."""
     fixed = [name for name in dict.fromkeys((*CELL, *TUNED_SETTINGS)) if name not in names]
-    if any("batch" in name for name in names):  # other columns of the batch size, and numbers of steps, change with it
+    if any("batch" in name for name in names):  # other measures of the batch, and numbers of steps, change with it
         fixed = [name for name in fixed if "batch" not in name and not name.endswith("steps")]
     return fixed
 

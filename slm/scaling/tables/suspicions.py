@@ -10,26 +10,25 @@ from slm.scaling.tables.columns import CELL, SIZES, Columns, first_complete, gro
 from slm.scaling.tables.filters import TUNED_SETTINGS, columns_held_fixed, expected_luck, ranking_target
 from slm.scaling.tables.values import format_value
 
-MAX_PAIRED_CELLS = 1000  # at most so many cells of a family are compared, each with each
+MAX_PAIRED_CELLS = 1000  # of a family: every two of them are compared
 STEP_COLUMNS = ("step", "_step", "global_step", "checkpoint", "checkpoint_step", "ckpt", "iteration", "iter", "epoch")
 """Columns that may hold the training step at which a row was measured."""
-RUN_COLUMNS = ("run", "run_name", "run_number", "id", "wandb_id", "experiment", "exp")
-"""Columns that may name the run of a row."""
+RUN_COLUMNS = ("run", "run_name", "run_number", "id", "wandb_id", "experiment", "exp")  # may name the run of a row
 SMALL_TABLE = 50  # rows
 MIN_DECIMALS_SMALL, MIN_DECIMALS_LARGE = 4, 6  # in small tables and in larger ones
-"""If two families agree to so many decimals, the result was probably copied. In simulated honest tables (losses spread
-over 1 nat), families agree to 4 decimals in 5% of tables of 50 rows but 62% of 200 rows; to 6, in 1% of 200 rows."""
+"""Results of two families that agree to so many decimals were probably copied. In simulations without copies (losses
+spread over 1 nat), 4 decimals agree in 5% of tables of 50 rows, but in 62% of tables of 200 rows; 6 decimals in 1%."""
 
 
 def note_rising_results(frame: pd.DataFrame) -> list[str]:
-    """A sentence on families whose result rises with N in most pairs of sizes whose larger one saw as many tokens."""
+    """A sentence on families whose result mostly rises with N, in pairs whose larger model saw no fewer tokens."""
     target, size = ranking_target(frame), first_complete(frame, SIZES)
     families, num_rising, num_pairs = [], 0, 0
     for family, rows in frame.groupby("family", sort=False):
         budget = rows["tokens"] if is_complete(frame, "tokens") else pd.Series(1.0, rows.index)
-        cells = rows[target].groupby([rows[size], budget]).mean()
-        places = np.linspace(0, len(cells) - 1, min(len(cells), MAX_PAIRED_CELLS)).astype(int)
-        cells = cells.iloc[places]
+        cell_means = rows[target].groupby([rows[size], budget]).mean()
+        indices = np.linspace(0, len(cell_means) - 1, min(len(cell_means), MAX_PAIRED_CELLS)).astype(int)
+        cells = cell_means.iloc[indices]
         N, D = (cells.index.get_level_values(level).to_numpy(float) for level in (0, 1))
         is_pair = (N[:, None] < 0.95 * N) & (D[:, None] <= 1.01 * D)  # [smaller model, larger model]
         is_rising = is_pair & (cells.to_numpy()[:, None] < cells.to_numpy())
@@ -47,7 +46,7 @@ def note_rising_results(frame: pd.DataFrame) -> list[str]:
 
 
 def note_untuned_settings(frame: pd.DataFrame, columns: Columns) -> list[str]:
-    """A sentence if most sizes and budgets have runs with several values of a setting; it suggests `best_of`."""
+    """A sentence that suggests `best_of`, if most sizes and budgets have runs with several values of a setting."""
     settings = [name for name in TUNED_SETTINGS if name in frame and pd.api.types.is_numeric_dtype(frame[name])]
     group = group_numbers(frame, columns_held_fixed(settings))
     num_values = {name: frame[name].groupby(group).nunique() for name in settings}
@@ -67,7 +66,7 @@ def note_untuned_settings(frame: pd.DataFrame, columns: Columns) -> list[str]:
 def note_repeated_results(frame: pd.DataFrame, given_target: str) -> list[str]:
     """Sentences on rows of one cell, or of two families, whose results agree to all digits.
 
-    `given_target` is a target that the file has, not one that was computed: only its digits show its precision.
+    `given_target` is a target in the file: the digits of a computed target would not show the precision of the data.
     """
     target, notes = ranking_target(frame), []
     repeated = frame.index[frame.duplicated(["cell", target], keep=False)]
@@ -99,13 +98,15 @@ def note_checkpoints(frame: pd.DataFrame, columns: Columns) -> list[str]:
     if "run_id" in frame:
         return []
     normalised = {name: str(name).strip().lower().replace(" ", "_").rsplit("/", 1)[-1] for name in frame}
-    step = next((name for name in frame if normalised[name] in STEP_COLUMNS), None)
+    step_column = next((name for name in frame if normalised[name] in STEP_COLUMNS), None)
     # Columns with these names usually hold the length of a run, but may hold the step of a checkpoint.
-    order_column = step or next((name for name in frame if normalised[name] in ("steps", "iterations", "epochs")), None)
+    length_column = next((name for name in frame if normalised[name] in ("steps", "iterations", "epochs")), None)
+    order_column = step_column or length_column
     run_columns = RUN_COLUMNS if order_column is None else (*RUN_COLUMNS, "name")
     for run_column in (name for name in frame if normalised[name] in run_columns):
-        runs, order = _checkpointed_runs(frame, [run_column], order_column) or (None, None)
-        if runs is not None and runs.nunique() > 1:
+        checkpointed = _checkpointed_runs(frame, [run_column], order_column)
+        if checkpointed is not None and checkpointed[0].nunique() > 1:
+            runs, order = checkpointed
             first_run, num_rows = format_value(frame[run_column][runs.index[0]]), int((runs == runs.iloc[0]).sum())
             return [
                 f"Each row counts as a run, and by {run_column} and {order} the rows look like checkpoints of "
@@ -113,32 +114,32 @@ def note_checkpoints(frame: pd.DataFrame, columns: Columns) -> list[str]:
                 f"columns.run_id={columns.original_name(run_column)} makes the rows of a run one cluster; without it "
                 "intervals are too narrow."
             ]
-        if frame[run_column].is_unique:
+        if frame[run_column].is_unique:  # each row is a run of its own
             return []
-    checkpointed = None if step is None else _checkpointed_runs(frame, ["seed"], step)
+    checkpointed = None if step_column is None else _checkpointed_runs(frame, ["seed"], step_column)
     if checkpointed is None:
         return []
     run_of_row, _ = checkpointed
-    last_steps = frame[step].groupby(run_of_row).max()
-    condition = f"{step} == {format_value(last_steps.iloc[0])}"
+    last_steps = frame[step_column].groupby(run_of_row).max()
+    condition = f"{step_column} == {format_value(last_steps.iloc[0])}"
     filter_hint = f", or keep only the last rows by where='{condition}'" if last_steps.nunique() == 1 else ""
     return [
-        f"Each row counts as a run, and rows of one family and size differ in {step}, as checkpoints of "
+        f"Each row counts as a run, and rows of one family and size differ in {step_column}, as checkpoints of "
         f"{len(last_steps)} runs do: if so, name the column of the run, as in columns.run_id=NAME{filter_hint}; "
         "without it intervals are too narrow."
     ]
 
 
 def _checkpointed_runs(frame: pd.DataFrame, run_columns: list[str], step: str | None) -> tuple[pd.Series, str] | None:
-    """The run of each row that is one of several checkpoints of a run, and the column that orders the checkpoints.
+    """Find rows that are one of several checkpoints of a run. Returns their runs and the column that orders them.
 
-    None if at most half of the rows are checkpoints. Rows of a run agree in `run_columns`, family, size and settings,
-    and tokens do not fall as the step rises.
+    None if at most half of the rows are checkpoints. Checkpoints of a run agree in `run_columns`, family, size and
+    settings, and their tokens do not fall as `step` rises.
     """
     columns_of_checkpoint = ("tokens", "steps", "budget", "isoflop", step)
     run = group_numbers(frame, [*(name for name in CELL if name not in columns_of_checkpoint), *run_columns])
     runs_per_name = run.groupby(group_numbers(frame, run_columns)).nunique()
-    if run_columns != ["seed"] and runs_per_name.max() > 1:  # the columns do not name runs
+    if run_columns != ["seed"] and runs_per_name.max() > 1:  # rows with one name differ in settings: not one run
         return None
     order = step if step is not None and pd.api.types.is_numeric_dtype(frame[step]) else "tokens"
     if order not in frame:
@@ -148,7 +149,7 @@ def _checkpointed_runs(frame: pd.DataFrame, run_columns: list[str], step: str | 
     is_later = by_run[order].diff() > 0
     if is_complete(frame, "tokens"):
         is_later &= by_run["tokens"].diff() >= 0
-    is_ordered = (is_later | ~rows["run_"].duplicated()).groupby(rows["run_"]).transform("all")
+    is_ordered = (is_later | ~rows["run_"].duplicated()).groupby(rows["run_"]).transform("all")  # or is the first
     is_checkpoint = is_ordered & (by_run["run_"].transform("size") > 1)
     checkpoints = run[is_checkpoint.reindex(run.index)]
     return (checkpoints, order) if 2 * len(checkpoints) > len(frame) else None

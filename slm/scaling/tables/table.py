@@ -5,8 +5,8 @@
 >>> table.families, table.sizes, table.targets
 (['MobileLLM'], ['params_total', 'params_non_embedding'], ['loss', 'perplexity'])
 
-Notable: nothing is repaired silently. The table has a note on each row that is left out and each column that is
-computed, and the report shows these notes. An impossible value is an error that names file, row, column and value.
+Nothing is repaired silently: the report shows a note on each row that is left out and each column that is computed.
+An impossible value is an error that names file, row, column and value.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Options(TypedDict, total=False):
     best_of: str | Sequence[str] | None
     """Columns of tuned settings, such as `lr`: of rows that differ only in these columns, the best are kept."""
     drop_worst: int
-    """The number of rows to leave out: those with the highest loss."""
+    """How many rows to leave out: those with the highest result."""
 
 
 def read_table(source: str | Path, **options: Unpack[Options]) -> Table:
@@ -91,17 +91,17 @@ def table_from_frame(frame: pd.DataFrame, *, name: str = "table", **options: Unp
 def _checked_table(rows: pd.DataFrame, source: str, name: str, notes: list[str], **options: Unpack[Options]) -> Table:
     if rows.empty:
         raise ValueError(f"{source} has no rows: it needs one for each run")
-    raw, names = columns.add_canonical_columns(rows, options.get("columns") or {}, source, notes)
-    checks.check_columns(raw, names)
-    raw = filters.select_rows(raw, options.get("where"), names, notes)
+    raw, column_names = columns.add_canonical_columns(rows, options.get("columns") or {}, source, notes)
+    checks.check_columns(raw, column_names)
+    raw = filters.select_rows(raw, options.get("where"), column_names, notes)
     # The query may use a column under the table's own name; from here on only the canonical copy is needed.
-    copied = set(names.original.values()) - set(names.original)
+    copied = set(column_names.original.values()) - set(column_names.original)
     raw = raw.drop(columns=sorted(copied), errors="ignore")
-    raw = filters.drop_duplicates(filters.keep_completed(raw, names, notes), notes)
+    raw = filters.drop_duplicates(filters.keep_completed(raw, column_names, notes), notes)
     frame = columns.convert_types(raw)
-    kept_rows = filters.rows_not_diverged(raw, frame, names, notes)
+    kept_rows = filters.rows_not_diverged(raw, frame, column_names, notes)
     raw, frame = raw.loc[kept_rows], frame.loc[kept_rows]
-    checks.check_values(raw, frame, names)
+    checks.check_values(raw, frame, column_names)
     if "family" not in frame:
         frame.insert(0, "family", "all")
         notes.append("The table has no column family: all rows are one family.")
@@ -109,17 +109,17 @@ def _checked_table(rows: pd.DataFrame, source: str, name: str, notes: list[str],
         frame = frame.drop(columns="N")
         notes.append("The column N was left out, because other columns of size say which parameters they count.")
     frame = columns.derive_columns(frame, notes)
-    settings = options.get("best_of") or []
-    frame = filters.keep_best(frame, [settings] if isinstance(settings, str) else settings, names, notes)
+    best_of = options.get("best_of") or []
+    frame = filters.keep_best(frame, [best_of] if isinstance(best_of, str) else best_of, column_names, notes)
     frame = filters.drop_worst_rows(frame, options.get("drop_worst", 0), notes)
-    checks.check_units(frame, names, loss_was_given="loss" in raw, flops_were_given="flops" in raw)
+    checks.check_units(frame, column_names, loss_was_given="loss" in raw, flops_were_given="flops" in raw)
     frame = columns.add_clusters_and_cells(frame, notes)
     given_target = next(name for name in TARGETS if name in raw)
     suspicious = [
         *suspicions.note_rising_results(frame),
-        *suspicions.note_checkpoints(frame, names),
-        *checks.note_units(frame, names, flops_were_given="flops" in raw),
-        *suspicions.note_untuned_settings(frame, names),
+        *suspicions.note_checkpoints(frame, column_names),
+        *checks.note_units(frame, column_names, flops_were_given="flops" in raw),
+        *suspicions.note_untuned_settings(frame, column_names),
         *suspicions.note_repeated_results(frame, given_target),
     ]
     return Table(frame.reset_index(drop=True), (*suspicious, *notes), name)

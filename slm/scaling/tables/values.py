@@ -1,8 +1,4 @@
-"""Parse values as users write them: numbers, booleans, statuses of runs, and arithmetic of columns.
-
-Arithmetic (`columns.N="params - vocab*width"`) is parsed without `eval`. `slm.scaling.formulas` reads laws with the
-same parser.
-"""
+"""Parse values as users write them: numbers, booleans, statuses of runs, and arithmetic (without `eval`)."""
 
 from __future__ import annotations
 
@@ -65,9 +61,10 @@ def parse_number(value: Any) -> float | None:
 
 
 def parse_booleans(values: pd.Series) -> pd.Series | None:
-    """Convert a column of true and false in any case to booleans (None where blank); None if it has other values."""
+    """Convert true and false, in any case, to booleans (None if blank); None if there are others, or only blanks."""
     words = [None if is_blank(value) else str(value).strip().lower() for value in values]
-    if set(words) <= {None} or not set(words) <= {None, "true", "false"}:
+    distinct_words = {word for word in words if word is not None}
+    if not distinct_words or not distinct_words <= {"true", "false"}:
         return None
     booleans = [None if word is None else word == "true" for word in words]
     return pd.Series(booleans, values.index, dtype=object if None in words else bool)
@@ -104,7 +101,7 @@ def evaluate(
     functions: Mapping[str, Callable[..., Any]],
     apply: Callable[..., Any] = lambda operation, *operands: operation(*operands),
 ) -> Any:
-    """The value of a tree of numbers, names, + - * / ** and calls of `functions`; `NotComputable` for anything else.
+    """The value of a syntax tree of numbers, names, + - * / ** and `functions`; `NotComputable` for anything else.
 
     `value_of` returns the value of a name; `apply(operation, *operands)` performs each operation.
     """
