@@ -43,7 +43,7 @@ def ratio_errors(
     if K < 2:
         return np.full(denominators_KM.shape[1], np.nan)
     rng = np.random.default_rng(seed)
-    sums_KM = np.column_stack([numerator_K, denominators_KM]).astype(np.float64)
+    sums_KM = np.column_stack([numerator_K, denominators_KM]).astype(np.float64)  # numerator first
     chunk_draws = max(1, _MAX_COUNTS // K)
     drawn = [
         rng.multinomial(K, np.full(K, 1 / K), size=min(chunk_draws, replicates - num_done)) @ sums_KM

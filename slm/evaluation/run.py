@@ -68,12 +68,12 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     if text is not None:
         for note in text.notes:
             say(note)
-    if settings["device"] == "auto" and (why := why_no_gpu()):
-        say(f"WARNING: this evaluation runs on the CPU, but {why}")
+    if settings["device"] == "auto" and (reason := why_no_gpu()):
+        say(f"WARNING: this evaluation runs on the CPU, but {reason}")
     with ledger.lock():
         say(f"results go to {folder}")
-        for plan_number, (name, provenance, precision, measurements) in enumerate(plans, start=1):
-            say(f"[{plan_number}/{len(plans)}] {name}")
+        for position, (name, provenance, precision, measurements) in enumerate(plans, start=1):
+            say(f"[{position}/{len(plans)}] {name}")
             entry = ledger.find_or_add(_describe(name, provenance, precision))
             _measure(entry, measurements, provenance, precision, ledger)
         ledger.arrange(settings["checkpoints"])
@@ -196,14 +196,14 @@ def _sample(settings: Mapping[str, Any]) -> int:
     new_ids = list(kept_tokens)
     seconds = time.perf_counter() - start
     print(flush=True)
-    reason = ""
+    ending = ""
     if len(new_ids) < options["max_new_tokens"]:
-        reason = ", then the model ended the text or its context was full"
+        ending = ", then the model ended the text or its context was full"
         tokens_1T = torch.tensor([[*ids, *new_ids][-max_length:]], device=decoder.head_weight.device)
         with torch.inference_mode():
             if not decoder.hidden(tokens_1T)[:, -1].isfinite().all():
                 raise ValueError(f"checkpoint={provenance.checkpoint} gives logits that are not finite: it diverged")
-    say(f"{len(new_ids)} tokens in {seconds:.1f} s, seed {seed}{reason}")
+    say(f"{len(new_ids)} tokens in {seconds:.1f} s, seed {seed}{ending}")
     return 0
 
 
@@ -217,7 +217,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 def text_pieces(tokenizer: Tokenizer, ids: list[int], new_ids: Iterable[int]) -> Iterator[str]:
     """Yield the text that each of `new_ids` adds to `ids`. A character is held back until it is complete."""
-    context = ids[-8:]  # a token can decode differently at the start of a text
+    context = ids[-8:]  # some tokens, because a token can decode differently at the start of a text
     pending: list[int] = []  # tokens whose text has not been yielded
     for token in new_ids:
         pending.append(token)

@@ -24,7 +24,7 @@ from slm.model.counts import kv_cache_bytes, state_bytes
 from slm.model.decoding import NextLogits, compiled_logits, eager_logits
 from slm.runtime import machine
 
-MAX_SECONDS = 120.0  # no repetition begins later than this, because a repetition without a cache can take minutes
+MAX_SECONDS = 120.0  # no repetition begins after this time, because a repetition without a cache can take minutes
 
 
 @torch.inference_mode()
@@ -72,7 +72,7 @@ def measure_speed(
         "model_bytes": model_bytes,
         "kv_bytes_per_token": kv_cache_bytes(config, 1, bytes_per_value=weight.element_size()),
         "kv_cache_bytes": kv_cache_bytes(config, config.max_position_embeddings, bytes_per_value=weight.element_size()),
-        "state_bytes": state_bytes(config, bytes_per_value=max(4, weight.element_size())),
+        "state_bytes": state_bytes(config, bytes_per_value=max(4, weight.element_size())),  # float32 or wider
     }
 
 
@@ -113,9 +113,9 @@ class _Timer:
         """Prefill and decode once; store the seconds if `keep`."""
         device = self.decoder.head_weight.device
         cache = self._cache(self.settings["prompt_tokens"] + self.settings["new_tokens"])
-        if self.is_compiled:  # let a GPU capture the decoding step before the clock starts; then clear the cache
+        if self.is_compiled:  # let a GPU capture the decoding step of this cache before the clock starts
             self.next_logits(self.prompt_1T[:, :1], cache)
-            cache.select(self._cache(1), torch.zeros(1, dtype=torch.long, device=device))
+            cache.select(self._cache(1), torch.zeros(1, dtype=torch.long, device=device))  # empties the cache
         start = _now(device)
         token = self.next_logits(self.prompt_1T, cache).argmax()
         prefill_end = _now(device)

@@ -70,21 +70,21 @@ def quality_section(results: Results) -> Section | None:
         "Lower is better in all three.",
         *(f"**Caution:** {line}" for line in warnings(results) + caveats),
     )
-    all_differences = ""
+    tables_text = ""  # all tables of differences
     for measure in results.measures:
         rows = results.scores_under(measure)
         names = [entry["name"] for entry, _ in rows]
         missing = [name_of(e) for e in results.entries if e["perplexity_results"] and e["name"] not in names]
         differences_table = _differences_table(results, measure)
-        all_differences += differences_table
+        tables_text += differences_table
         section.add(
             f"**{words.escape_markdown(measure.title)}**",
             table_by_column([entry | score for entry, score in rows], COLUMNS),
             f"Checkpoints without a loss under this measure: {words.join_names(missing)}." if missing else "",
             differences_table,
         )
-    notes = [note for words_in_cell, note in NOTES.items() if words_in_cell in all_differences]
-    section.add(" ".join([TEXT_NOTE, *notes]) if all_differences else "")
+    notes = [note for words_in_cell, note in NOTES.items() if words_in_cell in tables_text]
+    section.add(" ".join([TEXT_NOTE, *notes]) if tables_text else "")
     caption = "Bars are 2 standard errors."
     if results.laws:
         caption += " Grey lines are the power laws of families with three sizes or more, with 95% bands."

@@ -62,7 +62,7 @@ def measure_of(score: Entry) -> Measure:
 
 
 class Results:
-    """All entries in their given order, with the evaluation directory and the fitted laws. All names are unique."""
+    """The entries in their given order, with unique names; the evaluation directory; and the fitted laws."""
 
     def __init__(self, entries: Sequence[Entry], folder: Path = Path(), laws: Sequence[Entry] = ()) -> None:
         """`folder` is the evaluation directory; `laws` comes from `slm.evaluation.report.scaling.fit_laws`."""

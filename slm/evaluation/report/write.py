@@ -105,13 +105,14 @@ def _best(results: Results) -> str:
     ranking = rank_checkpoints(results, results.primary)
     if not ranking or results.primary is None:
         return ""
-    (entry, best), *others = ranking
+    (best_entry, best_score), *others = ranking
     target = results.target_for(results.primary)
-    name, measure, target_name = name_of(entry), escape_markdown(results.primary.title), TARGET_NAMES[target]
-    value = with_error(best[target], target_error(best, target))
+    name, target_name = name_of(best_entry), TARGET_NAMES[target]
+    measure = escape_markdown(results.primary.title)
+    value = with_error(best_score[target], target_error(best_score, target))
     if not others:
         return f"{name} has {value} {target_name} on {measure}."
-    similar = [name_of(e) for e, score in others if compare(best, score, target).is_significant is False]
+    similar = [name_of(e) for e, score in others if compare(best_score, score, target).is_significant is False]
     tail = _not_distinguishable(similar, "the standard errors of the differences")
     return f"Lowest {target_name} on {measure}: {name}, {value}{tail}."
 

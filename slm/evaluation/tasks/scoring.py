@@ -166,11 +166,11 @@ class Scorer:
         pass_tokens = PASS_TOKENS_CPU if self.device.type == "cpu" else PASS_TOKENS_GPU
         counts = Counter(requests)  # equal requests are scored once
         scores: dict[Request, Score] = {}
-        done = 0
+        num_done = 0
         for groups in plan(list(counts), self.batch_tokens, pass_tokens):
             scores |= self._score_batch(groups)
-            done += sum(counts[request] for group in groups for request in group.requests)
-            progress(done)
+            num_done += sum(counts[request] for group in groups for request in group.requests)
+            progress(num_done)
         return [scores[request] for request in requests]
 
     @torch.inference_mode()
