@@ -18,18 +18,18 @@ MAX_SPAN = 1_000_000
 class Advice:
     """Three ways to detect `difference`: change only the seeds, only the number of sizes, or only the span of sizes.
 
-    A change is None if its maximum does not suffice. `seeds` is the least number of runs per size (None if `noise` is
-    unknown), `sizes` the least number of sizes in the same span, and `span` the least span of as many sizes as now.
+    `seeds` is the least number of runs per size (None if `noise` is unknown), `sizes` the least number of sizes in the
+    same span, and `span` the least span of as many sizes as now. A field is None if its maximum does not suffice.
     """
 
     difference: float
     seeds: int | None
     sizes: int | None
     span: float | None
-    seeds_now: int
+    seeds_now: int  # `..._now` are of the present design
     sizes_now: int
     span_now: float
-    noise: float | None
+    noise: float | None  # noise and misfit as in `slm.scaling.power.PairedDesign`
     misfit: float
 
     @property
@@ -60,12 +60,12 @@ class Advice:
 
 
 def _rounded(value: float) -> str:
-    """Write three significant digits as people do: 2,000 and not 2e+03."""
+    """Write three significant digits, as in 2,000 (not 2e+03)."""
     return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def advise(suffices: Callable[..., bool], difference: float, design: Any, log_span: float) -> Advice:
-    """Find the least changes of `design` (a class of `slm.scaling.power`) that suffice.
+    """Find the least changes of `design` (a design of `slm.scaling.power`) that suffice.
 
     `suffices` takes one change as a keyword: `seeds`, `sizes`, or `stretch`, a factor on the log of the span.
     """
@@ -73,10 +73,10 @@ def advise(suffices: Callable[..., bool], difference: float, design: Any, log_sp
     return Advice(
         difference=difference,
         seeds=_least(lambda n: suffices(seeds=n), design.seeds, MAX_SEEDS) if design.noise else None,
-        sizes=_least(lambda n: suffices(sizes=n), design.sizes, MAX_SIZES) if log_span > 0 else None,
+        sizes=_least(lambda n: suffices(sizes=n), design.num_sizes, MAX_SIZES) if log_span > 0 else None,
         span=None if stretch is None else math.exp(stretch * log_span),
         seeds_now=design.seeds,
-        sizes_now=design.sizes,
+        sizes_now=design.num_sizes,
         span_now=math.exp(log_span),
         noise=design.noise,
         misfit=design.misfit,
@@ -87,7 +87,7 @@ def _least(suffices: Callable[[int], bool], low: int, high: int) -> int | None:
     """Return the least whole number from `low` to `high` that suffices; None if `high` does not suffice."""
     if low > high or not suffices(high):
         return None
-    return low + bisect_left(range(low, high), True, key=suffices)  # False up to some number, then True
+    return low + bisect_left(range(low, high), True, key=suffices)  # the tests are False up to some number, then True
 
 
 def _least_stretch(suffices: Callable[[float], bool], log_span: float) -> float | None:

@@ -10,43 +10,42 @@ from typing import Any
 from slm.runtime.words import MAX_ITEMS, count, join_names, plural, shortlist
 
 Entry = dict[str, Any]
-MAX_LEVEL_SENTENCES = 3  # most pairs whose difference of level gets a sentence
+MAX_LEVEL_SENTENCES = 3  # maximum number of pairs whose difference of level gets a sentence
 
 
 @dataclass(frozen=True)
 class Case:
-    """A comparison, and what the sentences about it need."""
+    """The content of comparison.json, and what sentences need about the law of the verdict."""
 
     comparison: Entry
     fits: list[Entry]  # entries of the law of the verdict, one per family
     law_name: str
-    law: Entry  # the comparison of families under that law; empty if there is none
-    target: str
-    equation: str
-    """The target, and the law with its target, in words."""
+    law_comparison: Entry  # the comparison of families under that law; empty if there is none
+    target: str  # in words
+    equation: str  # the law and its target in words
 
     def is_significant(self, p: float) -> bool:
         """Whether p is below the level of the analysis."""
         return bool(p < 1 - self.comparison["primary"]["level"])
 
     def assessment(self, law_name: str) -> Entry:
-        """Whether a law is tenable, and why not (a row of `selection.assess_laws`); empty if it was not assessed."""
+        """A law's row of `selection.assess_laws` (`tenable`, `why` not, ...); empty if the law was not assessed."""
         return self.comparison["weighed"].get(law_name, {})
 
 
 def list_briefly(names: Iterable[str]) -> str:
-    """`a, b and c`; if there are many, `a, b, c and 9 more`."""
+    """List names as `a, b and c`; if there are many, as `a, b, c and 9 more`."""
     names = list(names)
     return shortlist(names) if len(names) > MAX_ITEMS + 1 else join_names(names)
 
 
 def family_pairs(pairs: Iterable[Entry]) -> set[tuple[str, str]]:
-    """The two families of each pair."""
+    """The names (a, b) of the families of each pair."""
     return {(pair["a"], pair["b"]) for pair in pairs}
 
 
 def levels(case: Case) -> list[str]:
-    """Sentences on which family of a pair has the lower target at equal size, and how many parameters that is worth."""
+    """Sentences on which family of a pair has the lower target at equal size, and how many parameters this is worth."""
     if pairs := case.comparison["paired"]["pairs"]:
         rows = [row for row in pairs if case.is_significant(row["level_p_adjusted"])]
         rows.sort(key=lambda row: -abs(row["level_log_ratio"]))
@@ -55,11 +54,13 @@ def levels(case: Case) -> list[str]:
         if num_more > 0:
             sentences.append(f"{plural(num_more, 'more pair')} {'differs' if num_more == 1 else 'differ'} in level.")
         return sentences or [f"No two families differ significantly in {case.target} at the middle size."]
-    tests = [t for t in case.law.get("tests", []) if t["restricted"] == "one_law" and t["wider"] != "separate"]
-    if not tests or not tests[0]["replicates"]:
+    # Without pairs at the same sizes: does the law fit better if each family has a factor on size of its own?
+    nested_tests = [test for test in case.law_comparison.get("tests", []) if test["restricted"] == "one_law"]
+    test = next((test for test in nested_tests if test["wider"] != "separate"), None)
+    if test is None or not test["replicates"]:
         return []
-    differ = "differ" if case.is_significant(tests[0]["p"]) else "do not differ significantly"
-    return [f"In level (a constant factor on size), the families {differ} (p = {tests[0]['p']:.2g})."]
+    differ = "differ" if case.is_significant(test["p"]) else "do not differ significantly"
+    return [f"In level (a constant factor on size), the families {differ} (p = {test['p']:.2g})."]
 
 
 def _level(case: Case, row: Entry) -> str:
@@ -77,12 +78,12 @@ def _level(case: Case, row: Entry) -> str:
 
 
 def detectable(case: Case) -> list[str]:
-    """Sentences on the smallest difference that the design would have detected, and on what would detect half of it."""
+    """Sentences on the smallest difference that the design would have detected, and on a design for half of that."""
     matched = case.comparison["paired"]
-    power = case.law.get("power", {"by_pair": []})
+    power = case.law_comparison.get("power", {"by_pair": []})
     # The verdict uses the test above a shared floor if there is one, else the test of slopes unless laws are curved.
     compared = [row for row in matched["pairs"] if row["above_floor"] or not matched["curved"]]
-    rows = [row | (row["above_floor"] or {}) for row in compared]
+    rows = [row | (row["above_floor"] or {}) for row in compared]  # a test above a floor has its own `detectable`
     rows = [row for row in rows if row["detectable"]]
     advice = matched["advice"]
     if not rows:
@@ -95,16 +96,18 @@ def detectable(case: Case) -> list[str]:
     if worst["detectable"] < 1.5 * best["detectable"]:
         differences = f"a difference of exponents of {worst['detectable']:.3g}"
     else:
-        ends = [f"{row['detectable']:.3g} between {row['a']} and {row['b']}" for row in (best, worst)]
-        differences = f"these differences of exponents: {', '.join(ends)} (the best and the worst pair)"
+        both = [f"{row['detectable']:.3g} between {row['a']} and {row['b']}" for row in (best, worst)]
+        differences = f"these differences of exponents: {', '.join(both)} (the best and the worst pair)"
     is_above_floor = any(row.get("above_floor") for row in rows)
     floor = ", if the families share a floor, which the runs do not reject" if is_above_floor else ""
     sentences = [f"In {matched['power']:.0%} of cases this design would have detected {differences}{floor}."]
-    return sentences + ([f"To detect {worst['detectable'] / 2:.3g} takes {advice['text']}."] if advice else [])
+    if advice:
+        sentences.append(f"To detect {worst['detectable'] / 2:.3g} takes {advice['text']}.")
+    return sentences
 
 
 def not_compared(case: Case, pairs: Sequence[Entry]) -> list[str]:
-    """Sentences on pairs without a comparison, exponents that are not identified, and ranges of sizes that differ."""
+    """Sentences on pairs that were not compared, exponents that are not identified, and ranges of sizes that differ."""
     sentences = []
     unmatched = case.comparison["paired"]["unmatched"]
     unmatched = [row for row in unmatched if (row["a"], row["b"]) not in family_pairs(pairs)]
@@ -115,7 +118,7 @@ def not_compared(case: Case, pairs: Sequence[Entry]) -> list[str]:
         exponents = f"{'exponent' if len(families) == 1 else 'exponents'} of {list_briefly(families)}"
         left_out = f"The comparison under {case.law_name} leaves out the {exponents}"
         sentences.append(f"{left_out}, which the runs do not identify.")
-    if common := case.law.get("common_range"):
+    if common := case.law_comparison.get("common_range"):
         effect = "with too few sizes in common, and the exponent of a law without a floor depends on the range"
         if common["range"]:
             low, high = map(count, common["range"])
@@ -154,7 +157,7 @@ def _tokens(case: Case) -> list[str]:
 
 
 def _misfit(case: Case) -> list[str]:
-    """Sentences on what speaks against the law of the verdict: lack of fit, its rejection, and other tenable laws."""
+    """Sentences on what speaks against the law of the verdict: misfit, rejection, other tenable laws, refused laws."""
     sentences = []
     tests = {fit["family"]: fit["lack_of_fit"] for fit in case.fits if fit.get("lack_of_fit")}
     deviating = [family for family, test in tests.items() if test["p"] * len(case.fits) < 0.05]  # Bonferroni
@@ -165,12 +168,12 @@ def _misfit(case: Case) -> list[str]:
     assessment = case.assessment(case.law_name)
     if "aicc" in assessment and not assessment["tenable"]:
         sentences.append(f"The runs reject {case.law_name}: {assessment['why']}.")
-    others = [name for name, law in weighed.items() if law["tenable"] and name != case.law_name]
+    others = [name for name, row in weighed.items() if row["tenable"] and name != case.law_name]
     if others:
         either = " either" if assessment.get("tenable") else ""
         sentences.append(f"The runs do not reject {list_briefly(others)}{either}.")
-    for name, law in weighed.items():
-        if law["refused"] and law["families"]:
-            reason = next(iter(law["refused"].values())).removeprefix("not fitted: ")
-            sentences.append(f"{name} cannot be fitted to {list_briefly(list(law['refused']))} ({reason}).")
+    for name, row in weighed.items():
+        if row["refused"] and row["families"]:
+            reason = next(iter(row["refused"].values())).removeprefix("not fitted: ")
+            sentences.append(f"{name} cannot be fitted to {list_briefly(row['refused'])} ({reason}).")
     return sentences

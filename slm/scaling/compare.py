@@ -202,7 +202,7 @@ def _power(fits: Fits, law: Law, fitted: Mapping[str, Fitted], settings: Setting
     }
     pairs = {(a, b): UnpairedDesigns(designs[a], designs[b]) for a, b in combinations(designs, 2)}
     num_tests = len(law.exponents) * len(fitted) * (len(fitted) - 1) // 2  # p-values are adjusted over all of them
-    options: Entry = {"power": settings.power, "level": 1 - settings.level, "pairs": num_tests}
+    options: Entry = {"power": settings.power, "level": 1 - settings.level, "num_tests": num_tests}
     detectable_by_pair = {names: pair.detectable(**options) for names, pair in pairs.items()}
     largest, advice = None, None
     if len(designs) == len(fits) and None not in detectable_by_pair.values():
@@ -210,7 +210,7 @@ def _power(fits: Fits, law: Law, fitted: Mapping[str, Fitted], settings: Setting
         largest = detectable_by_pair[worst_pair]
         if largest:
             advice = pairs[worst_pair].advice(largest / 2, **options).entry()
-    return options | {
+    return {"power": settings.power, "level": 1 - settings.level, "pairs": num_tests} | {
         "exponent": exponent,
         "detectable": largest,
         "by_pair": [{"a": a, "b": b, "detectable": value} for (a, b), value in detectable_by_pair.items()],
@@ -230,4 +230,4 @@ def _design(fit: Fit, intervals: Uncertainty, entry: Entry, level: float) -> Des
     robust, usual = intervals.error(fit, fit.law.exponents[0], level), design.error()
     factor = robust / usual if np.isfinite(robust) and 0 < usual < np.inf else 1.0
     groups = len(np.unique(fit.sample.clusters))
-    return replace(design, noise=None if noise is None else noise * factor, misfit=misfit * factor, groups=groups)
+    return replace(design, noise=None if noise is None else noise * factor, misfit=misfit * factor, num_groups=groups)

@@ -35,8 +35,8 @@ def context(table: Table, fitted: ByLaw, settings: Settings, target: str, size: 
 def references_entries(table: Table, size: str, entries: list[Entry]) -> list[Entry]:
     """Compare local exponents of published laws over this table's sizes with the exponent of `power`.
 
-    N is counted as the authors of a law did, if the table has that column. Only families that `power` describes have
-    rows, since a local exponent in N means nothing where tokens vary with N. A law is `left_out` if the table reaches
+    N is counted as the authors of a law counted it, if the table has that column. Only families that `power` describes
+    have rows, since a local exponent in N means nothing if tokens vary with N. A law is `left_out` if the table reaches
     more than `MAX_EXTRAPOLATION` times beyond the runs that the law was fitted to.
     """
     rows: list[Entry] = []
@@ -49,16 +49,16 @@ def references_entries(table: Table, size: str, entries: list[Entry]) -> list[En
 
 def _described_by_power(entries: list[Entry]) -> list[str]:
     """Families whose loss scatters about `power` at most `MAX_RELATIVE_MISFIT` times as much as about the best law."""
-    fits = [e for e in entries if e["target"] == "loss" and e["loss"] == "least_squares" and e["identified"]]
-    limits: dict[str, float] = {}
+    fits = [fit for fit in entries if fit["target"] == "loss" and fit["loss"] == "least_squares" and fit["identified"]]
+    max_sigma: dict[str, float] = {}
     for fit in fits:
-        limits[fit["family"]] = min(MAX_RELATIVE_MISFIT * fit["sigma_log"], limits.get(fit["family"], math.inf))
+        max_sigma[fit["family"]] = min(MAX_RELATIVE_MISFIT * fit["sigma_log"], max_sigma.get(fit["family"], math.inf))
     power_fits = [fit for fit in fits if fit["law"] == "power"]
-    return list(dict.fromkeys(fit["family"] for fit in power_fits if fit["sigma_log"] <= limits[fit["family"]]))
+    return list(dict.fromkeys(fit["family"] for fit in power_fits if fit["sigma_log"] <= max_sigma[fit["family"]]))
 
 
 def _reference_rows(reference: Reference, table: Table, family: str, size: str, entries: list[Entry]) -> list[Entry]:
-    """One row per target; no rows if the table lacks tokens that the law needs, three sizes, or a fit of `power`."""
+    """One row per target; no rows without three sizes, a fit of `power`, or (if the law needs them) tokens."""
     if table.frame[size].nunique() < 3 or missing_columns(table, reference.law, "loss", size):
         return []
     columns = {name: table.frame[column_of(name, size)].to_numpy(float) for name in reference.law.variables}
@@ -95,9 +95,9 @@ def _identified_entry(fitted: ByLaw, law: str, family: str) -> Entry | None:
 
 
 def isoflop_entries(table: Table, fitted: ByLaw, settings: Settings, target: str, size: str) -> list[Entry]:
-    """Return the results of approach 2 per family. If `settings.optima`, rows of the table are optima of budgets.
+    """Return the results of approach 2 per family. If `settings.optima`, each row of the table is a budget's optimum.
 
-    `parametric` is the exponent of a fitted `chinchilla`, and `bias` the error of approach 2 on its noise-free losses.
+    `parametric` is the exponent of a fitted `chinchilla`. `bias` is the error of approach 2 on noise-free losses of it.
     """
     if missing_columns(table, LAWS["power_C"], target, size) or not is_complete(table.frame, "tokens"):
         return []
@@ -150,15 +150,15 @@ def _exponents(params: Exponent | None, tokens: Exponent | None) -> Entry:
 
 
 def _flops_unit(frame: pd.DataFrame, size: str) -> float:
-    """FLOPs per parameter and token in this table (median of the rows). Kaplan's rule C = 6 N D says 6."""
+    """FLOPs per parameter and token in this table (median of the rows); 6 by Kaplan's rule C = 6 N D."""
     return float((frame["flops"] / (frame[size] * frame["tokens"])).median())
 
 
 def allocation_entries(table: Table, fitted: ByLaw, settings: Settings, target: str, size: str) -> list[Entry]:
     """Return compute-optimal N and D per family and law in N and D, at 1, 10 and 100 times the family's largest budget.
 
-    `contradicts` says where a law contradicts the runs, and `beyond` by what factors an optimum exceeds the largest
-    budget, N or D. A law is left out if its scatter exceeds `MAX_RELATIVE_MISFIT` times that of the best law.
+    `contradicts` says where a law contradicts the runs. `beyond` has the factors by which an optimum exceeds the
+    largest budget, N or D. A law is left out if its scatter exceeds `MAX_RELATIVE_MISFIT` times that of the best law.
     """
     rows: list[Entry] = []
     if target != "loss":
@@ -166,10 +166,11 @@ def allocation_entries(table: Table, fitted: ByLaw, settings: Settings, target: 
     for family in table.families:
         fits = [families[family] for families in fitted.values() if family in families]
         fits = [result for result in fits if result.entry["identified"] and set(result.entry["range"]) == {"N", "D"}]
-        largest_sigma = MAX_RELATIVE_MISFIT * min((result.entry["sigma_log"] for result in fits), default=0.0)
-        fits = [result for result in fits if result.entry["sigma_log"] <= largest_sigma]
+        max_sigma = MAX_RELATIVE_MISFIT * min((result.entry["sigma_log"] for result in fits), default=0.0)
         frame = table.family(family).frame
-        rows += [{"family": family} | _allocation(result, frame, size, settings) for result in fits]
+        for result in fits:
+            if result.entry["sigma_log"] <= max_sigma:
+                rows.append({"family": family} | _allocation(result, frame, size, settings))
     return rows
 
 
@@ -177,22 +178,23 @@ def _allocation(result: Fitted, frame: pd.DataFrame, size: str, settings: Settin
     assert result.fit is not None  # the entry is identified
     entry, params = result.entry, result.entry["params"]
     unit = _flops_unit(frame, size)
-    largest, lowest_loss = float(frame["flops"].max()), float(frame["loss"].min())
+    max_flops, lowest_loss = float(frame["flops"].max()), float(frame["loss"].min())
+    flops_of_budgets = [max_flops * factor for factor in (1, 10, 100)]
     exponent = None
     if entry["law"] == "chinchilla":
         exponent = params["beta"] / (params["alpha"] + params["beta"])
-        optima = [compute_optimal(params, largest * times, unit=unit) for times in (1, 10, 100)]
+        optima = [compute_optimal(params, flops, unit=unit) for flops in flops_of_budgets]
     else:
-        optima_or_none = (numeric_optimum(result.fit.law, params, largest * times, unit=unit) for times in (1, 10, 100))
+        optima_or_none = [numeric_optimum(result.fit.law, params, flops, unit=unit) for flops in flops_of_budgets]
         optima = [optimum for optimum in optima_or_none if optimum]
     contradicts = []
     if params.get("E") is not None and params["E"] > lowest_loss:
         contradicts.append(f"its floor is {params['E']:.4g}, and a run has reached {lowest_loss:.4g}")
         optima = []
     elif optima and optima[0].loss > lowest_loss * math.exp(3 * entry["sigma_log"]):
-        law_says = f"its lowest loss at {largest:.3g} FLOPs is {optima[0].loss:.4g}"
+        law_says = f"its lowest loss at {max_flops:.3g} FLOPs is {optima[0].loss:.4g}"
         contradicts.append(f"{law_says}, and a run with at most these FLOPs has reached {lowest_loss:.4g}")
-    maxima = {"flops": largest, "params": float(frame[size].max()), "tokens": float(frame["tokens"].max())}
+    maxima = {"flops": max_flops, "params": float(frame[size].max()), "tokens": float(frame["tokens"].max())}
     budgets = []
     for optimum in optima:
         ratios = {name: getattr(optimum, name) / maximum for name, maximum in maxima.items()}
@@ -207,7 +209,7 @@ def target_entries(table: Table, fitted: ByLaw, settings: Settings, target: str,
     """Return the fewest FLOPs with which each family reaches `settings.target_loss` under every identified law.
 
     `reached_with` is the fewest FLOPs of a run that reached that loss (None if none did). `beyond` is the law's FLOPs
-    divided by those of the largest run, and `laws_apart` the largest FLOPs of a law divided by the smallest.
+    divided by those of the largest run. `laws_apart` is the largest FLOPs of all laws divided by the smallest.
     """
     loss = settings.target_loss
     if loss is None or target != "loss":
@@ -222,6 +224,7 @@ def target_entries(table: Table, fitted: ByLaw, settings: Settings, target: str,
                 unit = _flops_unit(frame, size) if law == "chinchilla" else 6.0
                 flops_by_law[law] = flops_to_reach(law, entry["params"], loss, unit=unit)
         reachable = [flops for flops in flops_by_law.values() if flops]
+        laws_apart = max(reachable) / min(reachable) if len(reachable) > 1 else None
         for law, flops in flops_by_law.items():
             row = {"family": family, "law": law, "loss": loss, "flops": flops, "beyond": None}
             row["reached_with"] = float(frame["flops"][has_reached].min()) if has_reached.any() else None
@@ -229,12 +232,12 @@ def target_entries(table: Table, fitted: ByLaw, settings: Settings, target: str,
             if flops:
                 row["beyond"] = flops / float(frame["flops"].max())
                 row |= cost(flops, settings.flops_per_second, settings.price_per_hour)
-            rows.append(row | {"laws_apart": max(reachable) / min(reachable) if len(reachable) > 1 else None})
+            rows.append(row | {"laws_apart": laws_apart})
     return rows
 
 
 def pareto_entries(table: Table, target: str, size: str) -> list[Entry]:
-    """Return the Pareto fronts of the target against N, FLOPs and speed, if the table has these columns."""
+    """Return the Pareto fronts of the target against N, FLOPs and speed, where the table has these columns."""
     fronts = []
     frame = table.frame
     for column, sign in ((size, 1), ("flops", 1), ("tokens_per_second", -1)):  # -1: larger values are better

@@ -20,15 +20,13 @@ from scipy import stats
 from slm.scaling.forms import Floats
 
 MAX_SPREAD = 1.25
-"""Maximum over minimum FLOPs of one budget. Published designs stay within 1.1, with budgets at least 1.5 apart."""
-MIN_GAP = np.log(MAX_SPREAD) / 2
-"""Smallest gap in log FLOPs between budgets; the gap must also be wider than the budget itself."""
-BUDGET_COLUMNS = ("isoflop", "budget")
-"""Columns that may declare the FLOPs of the budgets, in order of preference."""
+"""Largest ratio of FLOPs in a budget. Published designs stay within 1.1, and their budgets differ by 1.5 or more."""
+MIN_GAP = np.log(MAX_SPREAD) / 2  # in log FLOPs, between budgets; a gap must also be wider than the budget itself
+BUDGET_COLUMNS = ("isoflop", "budget")  # columns that may declare the FLOPs of budgets, in order of preference
 MAX_FLOPS_RATIO = 3.0
-"""A column declares FLOPs if its values are within this factor of `flops`: exact counts are up to twice 6 N D."""
+"""A column declares FLOPs if its values are within this factor of `flops`. Exact counts are up to twice 6 N D."""
 MAX_DECLARED_SPREAD = 2.0
-"""`MAX_SPREAD` for declared budgets: if exact FLOPs are equal, 6 N D still varies by 1.4 at a context of 16k."""
+"""`MAX_SPREAD` for declared budgets. At equal exact FLOPs, 6 N D varies by a factor of 1.4 if the context is 16k."""
 WINDOW = 5.0
 """The parabola is fitted to sizes within this factor of the lowest point. With 5, exponents agree to 0.002 with those
 published by Beck et al. 2025 (arXiv:2510.02228); narrower windows scatter more, wider windows are more biased."""
@@ -38,12 +36,12 @@ MIN_BUDGETS = 3  # per exponent
 
 @dataclass(frozen=True)
 class Exponent:
-    """A slope against log C with its interval."""
+    """The exponent of C in a power law (a slope against log C), with its interval."""
 
     value: float
     low: float
     high: float
-    se_scatter: float | None = None  # from the scatter of runs within budgets alone; None for `given_optima`
+    se_scatter: float | None = None  # standard error from the scatter within budgets alone; None for `given_optima`
 
 
 @dataclass(frozen=True)
@@ -51,32 +49,29 @@ class Budget:
     """Runs of one compute budget, the parabola through them, and its lowest point."""
 
     flops: float  # geometric mean over the runs
-    runs: int
-    params: float | None
-    tokens: float | None
-    """N and D at the lowest point; None if the parabola opens downwards."""
+    runs: int  # number of runs
+    params: float | None  # N at the lowest point; None if the parabola opens downwards
+    tokens: float | None  # D at the lowest point
     low: float | None
     high: float | None
-    """Interval of `params` by Fieller's theorem, from the scatter within all budgets. None is an open end."""
+    """Interval of `params` by Fieller's theorem, from the scatter within all budgets. None means an open end."""
     reason: str | None  # why the budget is not used; None if it is used
     window: tuple[float, float]  # smallest and largest N of the sizes to which the parabola is fitted
     centre: float
-    parabola: tuple[float, float, float]
-    """Coefficients (c0, c1, c2) of log target = c0 + c1 z + c2 z^2, where z = log N - `centre`."""
+    parabola: tuple[float, float, float]  # (c0, c1, c2): log target = c0 + c1 z + c2 z^2 with z = log N - `centre`
     points: Mapping[str, list[float]]  # keys `params` (N) and `value` (the target), with one item per run
 
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """The analysis of one family. If it has no exponents, `reason` says why."""
+    """The analysis of one family. `reason` says why there are no exponents (None if there are)."""
 
     grouped_by: str  # the column whose values define the budgets
     ignored: tuple[str, ...]  # columns of `BUDGET_COLUMNS` whose values do not define budgets
-    budgets: tuple[Budget, ...]  # those of at least `MIN_SIZES` sizes
-    ungrouped: int  # number of rows that belong to none of `budgets`
-    params: Exponent | None
-    tokens: Exponent | None
-    """a in N* ~ C^a, and b in D* ~ C^b."""
+    budgets: tuple[Budget, ...]  # only budgets of at least `MIN_SIZES` sizes
+    ungrouped: int  # number of rows that are not in `budgets`
+    params: Exponent | None  # a in N* ~ C^a, where N* is the size of lowest loss at C FLOPs
+    tokens: Exponent | None  # b in D* ~ C^b
     reason: str | None
 
 
@@ -84,13 +79,13 @@ def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95)
     """Apply approach 2 to the runs of one family, with parabolas of log target in log N.
 
     Budgets are the values of a column of `BUDGET_COLUMNS` if it holds FLOPs, else groups of nearly equal FLOPs. Runs of
-    one size are averaged. Exponents need `MIN_BUDGETS` budgets of `MIN_SIZES` sizes with the lowest point among them.
+    one size are averaged. Exponents need `MIN_BUDGETS` budgets of `MIN_SIZES` sizes with the lowest point inside.
     """
     column, groups = group_budgets(frame)
     groups = [rows for rows in groups if frame[size].iloc[rows].nunique() >= MIN_SIZES]
     frames = [frame.iloc[rows] for rows in groups]
     fits = [_fit_parabola(runs, size, target) for runs in frames]
-    df = sum(len(fit.log_sizes) - 3 for fit in fits)
+    df = sum(len(fit.log_sizes) - 3 for fit in fits)  # a parabola has three coefficients
     variance = sum(fit.sse for fit in fits) / df if df else np.nan
     quantile = float(stats.t.ppf(0.5 + level / 2, df)) if df else np.nan
     variance_t2 = variance * quantile**2
@@ -111,8 +106,7 @@ def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95)
 
 
 def isoflop_bias(frame: pd.DataFrame, size: str, target: str, law: Mapping[str, float]) -> float | None:
-    """Return the bias of approach 2's exponent of N (None: no exponent) on noise-free losses of a `chinchilla` law."""
-    # A parabola is symmetric but the isoFLOP curve of the law is not, so the bias depends on the sizes of the runs.
+    """Return the bias of approach 2's exponent of N on noise-free losses of a `chinchilla` law (None: no exponent)."""
     N, D = frame[size].to_numpy(float), frame["tokens"].to_numpy(float)
     noise_free = law["E"] + law["A"] * N ** -law["alpha"] + law["B"] * D ** -law["beta"]
     estimate = isoflop(frame.assign(**{target: noise_free}), size, target).params
@@ -120,7 +114,7 @@ def isoflop_bias(frame: pd.DataFrame, size: str, target: str, law: Mapping[str, 
 
 
 def given_optima(frame: pd.DataFrame, size: str, *, level: float = 0.95) -> tuple[Exponent, Exponent] | str:
-    """Return the exponents of N and D in a table of optima, one row per budget; or a reason why there are none."""
+    """Return the exponents of N and D in a table of optima, one row per budget; or say why there are no exponents."""
     log_c, log_n, log_d = (np.log(frame[name].to_numpy(float)) for name in ("flops", size, "tokens"))
     if len(log_c) < MIN_BUDGETS:
         return f"there are {len(log_c)} budgets and {MIN_BUDGETS} are needed"
@@ -132,8 +126,8 @@ def given_optima(frame: pd.DataFrame, size: str, *, level: float = 0.95) -> tupl
 def exponent(log_c: Floats, log_y: Floats, level: float, variances: Floats | None = None) -> Exponent:
     """Fit the least-squares slope of log y against log C, with a t interval of (budgets - 2) degrees of freedom.
 
-    `variances` [budgets] of log y follow from the scatter within budgets. The interval is at least a quarter as wide as
-    this scatter alone implies, because three budgets may lie on a line by chance (coverage in simulations: 94 to 97%).
+    `variances` [budgets] are those of log y that the scatter within budgets implies. The interval is at least a quarter
+    as wide as they imply, because three budgets may lie on a line by chance (coverage in simulations: 94 to 97%).
     """
     z = log_c - log_c.mean()
     df = len(log_c) - 2
@@ -157,7 +151,7 @@ def group_budgets(frame: pd.DataFrame) -> tuple[str, list[np.ndarray]]:
 
 
 def _declared_flops(column: pd.Series, flops: Floats) -> Floats | None:
-    """Return the numbers in the column if they are FLOPs that define budgets; None for others, such as tokens."""
+    """Return the numbers in the column if they are FLOPs that define budgets; None for other values, such as tokens."""
     text = column.astype(str).str.removeprefix("flops=")  # a sweep writes its budgets as `flops=1e18`
     declared = pd.to_numeric(text, errors="coerce").to_numpy(float)
     if not np.isfinite(declared).all() or (declared <= 0).any():
@@ -170,7 +164,7 @@ def _declared_flops(column: pd.Series, flops: Floats) -> Floats | None:
 
 
 def _clear_groups(log_c: Floats, start: int, end: int) -> list[tuple[int, int]]:
-    """Return index ranges of sorted log FLOPs that are no wider than `MAX_SPREAD`, with wider gaps on both sides."""
+    """Split sorted log FLOPs into ranges of indices no wider than `MAX_SPREAD`; keep ranges with wider gaps around."""
     width = log_c[end - 1] - log_c[start]
     if width <= np.log(MAX_SPREAD):
         gap_below = log_c[start] - log_c[start - 1] if start else np.inf
@@ -197,8 +191,8 @@ def _why_no_exponents(column: str, num_budgets: int, num_used: int) -> str | Non
 class _Parabola:
     """A parabola fitted near the lowest log target of one budget. A point is the mean over the runs of one size."""
 
-    log_sizes: Floats  # of the points to which the parabola is fitted, rising
-    ends: tuple[float, float]  # smallest and largest log size of the budget
+    log_sizes: Floats  # of the points to which the parabola is fitted, in ascending order
+    ends: tuple[float, float]  # smallest and largest log size of all points
     centre: float
     c: Floats  # [3], the coefficients as in `Budget.parabola`
     covariance: Floats  # [3, 3], covariance of `c` divided by the variance of a point
@@ -222,7 +216,7 @@ def _fit_parabola(rows: pd.DataFrame, size: str, target: str) -> _Parabola:
     lowest_n = log_n[np.argmin(log_y)]
     for is_last in (False, True):
         distance = np.abs(log_n - lowest_n)
-        max_distance = max(np.log(WINDOW), np.sort(distance)[MIN_SIZES - 1])
+        max_distance = max(np.log(WINDOW), np.sort(distance)[MIN_SIZES - 1])  # at least MIN_SIZES sizes
         is_near = distance <= max_distance * (1 + 1e-9)
         centre = float(log_n[is_near].mean())
         z = log_n[is_near] - centre
@@ -239,9 +233,9 @@ def _fit_parabola(rows: pd.DataFrame, size: str, target: str) -> _Parabola:
 
 
 def _budget(fit: _Parabola, rows: pd.DataFrame, size: str, target: str, variance_t2: float) -> Budget:
-    """Return the lowest point with Fieller's interval: every z at which the slope c1 + 2 c2 z may be 0 (t test).
+    """Return the lowest point with Fieller's interval: every z at which a t test does not reject the slope 0.
 
-    `variance_t2` is the variance of a point times the square of the quantile of t.
+    The slope is c1 + 2 c2 z. `variance_t2` is the variance of a point times the square of the quantile of t.
     """
     c0, c1, c2 = fit.c.tolist()
     V = fit.covariance * variance_t2
@@ -249,7 +243,8 @@ def _budget(fit: _Parabola, rows: pd.DataFrame, size: str, target: str, variance
     is_inside = z is not None and fit.ends[0] < fit.centre + z < fit.ends[1]
     why_unused = "its curve has no lowest point" if z is None else "its lowest point lies outside its runs"
     low, high = None, None
-    if c2**2 > V[2, 2]:  # If the curvature is not significant, the interval is open.
+    if c2**2 > V[2, 2]:  # otherwise the curvature is not significant, and the interval is open
+        # At its ends, (c1 + 2 c2 z)^2 = V11 + 4 V12 z + 4 V22 z^2.
         roots = np.roots([4 * (c2**2 - V[2, 2]), 4 * (c1 * c2 - V[1, 2]), c1**2 - V[1, 1]])
         low, high = np.exp(fit.centre + np.sort(roots.real)).tolist()
     return Budget(

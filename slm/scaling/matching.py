@@ -12,11 +12,9 @@ from slm.scaling.forms import Floats
 from slm.scaling.tables import Table
 
 SAME_SIZE = 0.10
-"""Sizes that differ by at most this share are paired, and losses moved along curves to the geometric mean of both."""
-SAME_TOKENS = 0.02
-"""Points whose tokens, or tokens per parameter, differ by at most this share are paired."""
-MIN_SIZES = 4
-"""Fewest common sizes that are compared: with fewer, a slope has fewer than two degrees of freedom."""
+"""Sizes that differ by at most this share are paired; both losses are moved along curves to the geometric mean."""
+SAME_TOKENS = 0.02  # points whose tokens, or tokens per parameter, differ by at most this share are paired
+MIN_SIZES = 4  # fewest common sizes that are compared: with fewer, a slope has fewer than two degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -47,39 +45,39 @@ class Matched:
 def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequence[str] = ()) -> Matched | str:
     """Return the matched points of two families, or a sentence that says why they cannot be matched.
 
-    If both families ran some seeds at a point, only these runs are used, paired by seed: runs with equal seeds saw the
-    same data in the same order. Points must also agree in the columns `covariates`.
+    If both families have runs with the same seeds at a point, only these runs are used, paired by seed: runs with equal
+    seeds saw the same data in the same order. Points must also agree in the columns `covariates`.
     """
     points_a, points_b = (_points(table.family(name).frame, target, size, covariates) for name in (a, b))
-    i, j = _nearest(points_a, points_b)
+    i, j = _nearest(points_a, points_b)  # positions of the matched points in each family
     num_sizes = len(set(points_a.log_N[i]))
     if num_sizes < MIN_SIZES:
         fewest = min(len(set(points.log_N)) for points in (points_a, points_b))
         return f"{num_sizes} of {fewest} sizes agree within {SAME_SIZE:.0%} at the same tokens; {MIN_SIZES} are needed"
     log_n = np.stack([points_a.log_N[i], points_b.log_N[j]], axis=1)
     middle = log_n.mean(axis=1)
-    size_of_point = np.unique(np.round(log_n[:, 0], 9), return_inverse=True)[1]
+    size_index = np.unique(np.round(log_n[:, 0], 9), return_inverse=True)[1]  # of each point
     columns = np.column_stack([points_a.log_D, np.log(points_a.covariates)])[i].T
     others = [column for column in columns if not np.isnan(column).any() and _varies_beyond_size(middle, column)]
-    if not _is_balanced(size_of_point, others):
+    if not _is_balanced(size_index, others):
         return "tokens or other columns vary at a size, but not in the same way at every size"
     runs = [_by_seed(points_a, points_b, index_a, index_b) for index_a, index_b in zip(i, j, strict=True)]
-    points_per_size = np.bincount(size_of_point)
-    is_curve = len(points_per_size) == len(size_of_point)  # one point per size
+    points_per_size = np.bincount(size_index)
+    is_curve = len(points_per_size) == len(size_index)  # one point per size
     means = np.array([[log_y.mean() for log_y in pair] for pair in runs])
     moved = [_at_sizes(middle, log_n[:, k], means[:, k], is_curve, others) for k in (0, 1)]
-    # If every size was run at the same several token counts (or values of covariates), they are averaged.
-    log_N, log_a, log_b = (np.bincount(size_of_point, column) / points_per_size for column in (middle, *moved))
-    seeds = float(np.mean([len(left) for left, _ in runs]) * len(size_of_point) / len(points_per_size))
+    # If every size was run at the same several token counts (or values of covariates), average over them.
+    log_N, log_a, log_b = (np.bincount(size_index, column) / points_per_size for column in (middle, *moved))
+    seeds = float(np.mean([len(runs_a) for runs_a, _ in runs]) * len(size_index) / len(points_per_size))
     noise, noise_df = _noise(runs)
     farthest = float(np.expm1(np.abs(np.diff(log_n)).max()))
     return Matched(a, b, log_N, log_a, log_b, seeds, noise, noise_df, farthest)
 
 
-def _is_balanced(size_of_point: np.ndarray, others: Sequence[Floats]) -> bool:
+def _is_balanced(size_index: np.ndarray, others: Sequence[Floats]) -> bool:
     """Whether every size was run at the same combinations of values in the columns `others`."""
     combinations: dict[float, list[list[float]]] = {}
-    for size, *combination in np.round(np.column_stack([size_of_point, *others]), 2).tolist():
+    for size, *combination in np.round(np.column_stack([size_index, *others]), 2).tolist():
         combinations.setdefault(size, []).append(combination)
     first, *rest = (sorted(rows) for rows in combinations.values())
     return not others or all(rows == first for rows in rest)
@@ -114,7 +112,7 @@ def _points(frame: pd.DataFrame, target: str, size: str, covariates: Sequence[st
 
 
 def _nearest(points_a: _Points, points_b: _Points) -> tuple[np.ndarray, np.ndarray]:
-    """Indices into both families of mutually nearest points with about equal sizes and tokens, and equal covariates."""
+    """Positions in both families of mutually nearest points with similar sizes and tokens, and equal covariates."""
     size_gap = abs(points_a.log_N[:, None] - points_b.log_N)
     token_gap = abs(points_a.log_D[:, None] - points_b.log_D)
     ratio_gap = abs((points_a.log_D - points_a.log_N)[:, None] - (points_b.log_D - points_b.log_N))
@@ -139,8 +137,8 @@ def _by_seed(points_a: _Points, points_b: _Points, i: int, j: int) -> tuple[Floa
 def _noise(runs: list[tuple[Floats, Floats]]) -> tuple[float | None, int]:
     """Standard deviation of a log ratio between the seeds of a point, pooled over points, and its degrees of freedom.
 
-    It comes from the ratios at points where both families have equally many seeds. Without such points, it comes from
-    the seeds of each family, as if both families scattered equally.
+    It is computed from the ratios at points where both families have equally many seeds. Without such points, it is
+    computed from the seeds of each family, as if both families scattered equally.
     """
     paired = [left - right for left, right in runs if len(left) == len(right) > 1]
     unpaired = [side for pair in runs for side in pair if len(side) > 1]

@@ -1,9 +1,7 @@
 """Compare models from elsewhere with a table of runs: what each family's law predicts for a run of a model's size.
 
-Notable: only N, perhaps D, and one result of such a model are known. So a law in N, or in N and D, is fitted to the
-table here with the kind of this result (such as bits per byte) as the target, in the same way as for the verdict.
-
-Axes: M models or points of a curve, V variables.
+Notable: only N, perhaps D, and one result of such a model are known. So a law in N, or in N and D, is fitted here to
+the table's column of this kind of result (such as bits per byte), in the same way as for the verdict.
 """
 
 from __future__ import annotations
@@ -21,14 +19,13 @@ from slm.scaling.prediction import needed_bootstrap
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 
-FALLBACK_LAW = "power"
-"""The law of an overlay if the variables of the verdict's law are neither N alone, nor N and D."""
+FALLBACK_LAW = "power"  # used unless the variables of the verdict's law are N, or N and D
 CURVE_MARGIN = 1.15  # curves extend beyond the smallest and the largest N by this factor
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model from elsewhere: parameters, its result `value`, and training tokens if they are known."""
+    """A model from elsewhere: its parameters, its result `value`, and its training tokens if they are known."""
 
     N: float
     value: float
@@ -48,17 +45,17 @@ def overlay_models(
 
     A law in N and D is evaluated at the model's tokens; if they are unknown, and for the curve, at the table's median
     (`held`). `refused` says why there is no law; `models` and `curve` are then empty. `models` has per model, in order:
-    - `value`, `low`, `high`: the law's prediction for one more run of this size, with its interval (None: no interval);
-    - `log_ratio` of the model's result to `value`, and whether the result is `inside` the interval;
+    - `value`, `low`, `high`: the law's prediction for a new run of this size, with its interval (None: no interval);
+    - `log_ratio`: log of the model's result divided by `value`; `inside`: whether the result is in the interval;
     - `times_beyond`: the factor by which N is outside the family's sizes (1 if it is inside).
     """
     rng = np.random.default_rng([seed, 3000, seed_of_law(law)])
     task = Task(get_law(law, settings.formulas, table.frame.columns), target, size, settings.fit_loss)
     fitted = fit_group(table, task, settings, rng, thorough=False)
-    return [_family(result, models, table, settings, rng) for result in fitted.values()]
+    return [_family_entry(result, models, table, settings, rng) for result in fitted.values()]
 
 
-def _family(
+def _family_entry(
     result: Fitted, models: Sequence[Model], table: Table, settings: Settings, rng: np.random.Generator
 ) -> Entry:
     family, span, fit = result.entry["family"], result.entry["range"]["N"], result.fit
@@ -69,9 +66,11 @@ def _family(
     has_interval = not fit.is_exact and (needed_bootstrap(fit) is None or ensemble is not None)
 
     def predict(points: Sequence[Model]) -> list[Entry]:
-        """Predict `N`, `value`, `low` and `high` of one more run; `low` and `high` are None without an interval."""
-        x_MV = [[point.N] if held is None else [point.N, point.tokens or held] for point in points]
-        log_x_MV = np.log(np.array(x_MV, float))
+        """Return `N`, and `value`, `low` and `high` for a new run; `low` and `high` are None without an interval."""
+        columns = [[point.N for point in points]]
+        if held is not None:
+            columns.append([point.tokens or held for point in points])
+        log_x_MV = np.log(np.stack([np.array(column, float) for column in columns], axis=1))  # M points, V variables
         if has_interval:
             return predictions_at(fit, log_x_MV, ensemble, result.entry["run_sigma_log"], settings.level)
         rows = np.exp([log_x_MV[:, 0], fit.log_value(log_x_MV)]).T.tolist()
@@ -86,7 +85,7 @@ def _family(
         "identified": result.entry["identified"],
         "held": held,
         "models": [_model_entry(model, row, span) for model, row in zip(models, predict(models), strict=True)],
-        "curve": predict([Model(N, 1.0) for N in grid]),
+        "curve": predict([Model(N, value=1.0) for N in grid]),
     }
 
 

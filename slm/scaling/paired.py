@@ -1,11 +1,12 @@
-"""Compare two families at the same sizes by the slope and the level of the log ratio of their losses.
+"""Compare two families at the same sizes: fit a line through the log ratio of their losses against log N.
 
-Notable: what both families share, such as the deviation of a size from any smooth law, cancels in the ratio. Its slope
-therefore shows differences of exponents that separate fits cannot show. The t test of the slope assumes no law and is
-exact whatever the scatter of the families (`Line.with_noise` says how seeds enter). But the ratio also changes with N
-if two families follow one law with a floor E and differ by a constant factor on N; only the ratio of L - E is then
-constant. So the slope is tested again with every E that the runs do not reject (`p_any_floor`). If the runs reject
-straight lines in logs, the verdict compares the exponents of L - E (`above_floor`), and not the slopes.
+Notable:
+- The slope is minus the difference of the exponents; the height at the middle size is the difference in level.
+- Deviations from a smooth law that both families share cancel, so the slope shows smaller differences than two fits.
+- The t test of the slope is exact for any normal scatter of the ratio. `Line.with_noise` says how seeds enter.
+- The ratio of L changes with N even if both families follow one law with a floor E and differ only by a constant factor
+  on N; the ratio of L - E does not. So the slope is tested again with every E that the runs do not reject
+  (`p_any_floor`). If they reject straight lines in logs, exponents of L - E are compared (`above_floor`), not slopes.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 
 SHARED_FLOOR_LEVEL = 0.01
-"""Level, divided by the number of pairs, of the F test that rejects a shared floor for a pair."""
-BAND_POINTS = 40
+"""Level of the F tests that reject a shared floor; it is divided by the number of pairs (Bonferroni)."""
+BAND_POINTS = 40  # of the drawn interval of a line
 
 
 @dataclass(frozen=True)
@@ -36,34 +37,36 @@ class Line:
 
     coefficients: Floats
     errors: Floats
-    df: int
+    df: int  # degrees of freedom
     residuals: Floats
 
-    def with_noise(self, variance: float, df: int) -> Line:
-        """Return the line with larger errors if its residuals vary less than seeds imply, as few points may by chance.
+    def with_noise(self, noise_variance: float, noise_df: int) -> Line:
+        """Return the line with larger errors if its residuals vary less than `noise_variance`.
 
-        `variance`, with `df` degrees of freedom, is the variance of a point that seeds imply. It is pooled with that of
-        the residuals. In simulations a test at 5% then has a level of 2.9 to 6.3%, whatever the misfit of the points.
+        `noise_variance` is the variance of a point that the scatter between seeds implies. Few residuals may vary less
+        by chance; the two variances are then pooled, weighted by their degrees of freedom. In simulations a test at 5%
+        then has a level of 2.9 to 6.3%, whatever the misfit of the points.
         """
         observed = float(self.residuals @ self.residuals) / self.df
-        if variance <= observed:
+        if noise_variance <= observed:
             return self
-        pooled = (self.df * observed + df * variance) / (self.df + df)
-        return replace(self, errors=self.errors * np.sqrt(pooled / observed), df=self.df + df)
+        df = self.df + noise_df
+        pooled = (self.df * observed + noise_df * noise_variance) / df
+        return replace(self, errors=self.errors * np.sqrt(pooled / observed), df=df)
 
     def p(self, index: int) -> float:
         """Two-sided p of the test that a coefficient (0: intercept, 1: slope) is 0."""
         return float(2 * stats.t.sf(abs(self.coefficients[index]) / self.errors[index], self.df))
 
     def difference(self, level: float) -> Entry:
-        """The difference of two exponents, which is minus the slope, with its interval."""
+        """The difference of the exponents (minus the slope), with its interval."""
         slope = float(self.coefficients[1])
         half_width = float(stats.t.ppf(0.5 + level / 2, self.df) * self.errors[1])
         return {"delta": -slope, "ci_low": -(slope + half_width), "ci_high": -(slope - half_width)}
 
 
 def regress(y: Floats, x: Floats, weights: Floats | None = None) -> Line:
-    """Fit a line through `y` against `x` by least squares."""
+    """Fit a line through `y` against `x` by (weighted) least squares."""
     root_weights = np.ones_like(x) if weights is None else np.sqrt(weights)
     design = np.stack([np.ones_like(x), x], axis=1) * root_weights[:, None]
     inverse = np.linalg.pinv(design.T @ design)
@@ -80,19 +83,20 @@ def compare_pairs(
 
     `pairs` are those that can be matched, `unmatched` the others with reasons. `p` is the smallest adjusted p of a
     slope: a test of all families that keeps its level for any scatter and any correlation of the families. `advice`
-    says what would detect half of the largest `detectable`. If `curved` (the runs reject straight lines in logs), pairs
-    that may share a floor have `above_floor`, and `advice` is about these.
+    has changes of the design that would detect half of the largest `detectable`. If `curved` (the runs reject straight
+    lines in logs), pairs that may share a floor have `above_floor`, and `advice` is about these pairs.
     """
     level, power = settings.level, settings.power
     num_pairs = max(1, len(table.families) * (len(table.families) - 1) // 2)
     pairs, unmatched = [], []
     for a, b in combinations(table.families, 2):
-        matched = match(table, a, b, target, size, covariates)
-        pair = matched if isinstance(matched, str) else _pair(matched, level, SHARED_FLOOR_LEVEL / num_pairs, curved)
-        if isinstance(pair, str):  # the reason why there is no pair
-            unmatched.append({"a": a, "b": b, "reason": pair})
+        pair_or_reason: Matched | Entry | str = match(table, a, b, target, size, covariates)
+        if isinstance(pair_or_reason, Matched):
+            pair_or_reason = _pair(pair_or_reason, level, SHARED_FLOOR_LEVEL / num_pairs, curved)
+        if isinstance(pair_or_reason, str):
+            unmatched.append({"a": a, "b": b, "reason": pair_or_reason})
         else:
-            pairs.append(pair)
+            pairs.append(pair_or_reason)
     adjust(pairs)
     for pair, adjusted in zip(pairs, holm([pair["level_p"] for pair in pairs]), strict=True):
         pair["level_p_adjusted"] = adjusted
@@ -100,18 +104,18 @@ def compare_pairs(
     entry["unmatched"] = unmatched
     entry["p"] = min((pair["p_adjusted"] for pair in pairs), default=None)
     entry["level_p"] = min((pair["level_p_adjusted"] for pair in pairs), default=None)
-    entry["advice"] = _add_detectable(pairs, curved, {"power": power, "level": 1 - level, "pairs": num_pairs})
+    entry["advice"] = _add_detectable(pairs, curved, {"power": power, "level": 1 - level, "num_tests": num_pairs})
     return entry
 
 
 def _add_detectable(pairs: Sequence[Entry], curved: bool, options: Entry) -> Entry | None:
-    """Add `detectable` to every pair. Return what would detect half of the largest in tests that the verdict uses."""
+    """Add `detectable` to every pair. Return advice on half of the largest one in the tests that the verdict uses."""
     designs: list[PairedDesign] = []
     for pair in pairs:
         design = PairedDesign(np.log(pair["sizes"]), pair["noise"], pair["misfit"], max(1, round(pair["seeds"])))
         pair["detectable"] = design.detectable(**options)
         if above_floor := pair["above_floor"]:
-            design = replace(design, unit=above_floor["error"] / design.error())
+            design = replace(design, exponent_per_slope=above_floor["error"] / design.error())
             above_floor["detectable"] = design.detectable(**options)
         if above_floor or not curved:
             designs.append(design)
@@ -134,26 +138,27 @@ def _pair(matched: Matched, level: float, floor_level: float, curved: bool) -> E
         return "without scatter a slope cannot be tested"
     floors = _floors(matched, x, level)
     best = min(floors, key=lambda floor: floor.squares)
-    points = zip(np.exp(matched.log_N).tolist(), x, best.relative_exponent, strict=True)
     intercept = float(line.coefficients[0])
     entry: Entry = {"a": matched.a, "b": matched.b, "sizes": np.exp(matched.log_N), "farthest": matched.farthest}
     entry |= {"seeds": matched.seeds, "log_ratio": matched.log_ratio}
     entry |= line.difference(level) | {"p": line.p(1), "df": line.df}
-    entry["noise"] = None if matched.noise is None else matched.noise / np.sqrt(2)
+    entry["noise"] = None if matched.noise is None else matched.noise / np.sqrt(2)  # of one run, not of a ratio
     entry |= {"misfit": float(np.sqrt(max(spread**2 - noise_of_mean**2, 0.0))), "spread": spread}
     entry["p_any_floor"] = _largest_p([line, *(floor.line for floor in floors)])
     entry["above_floor"] = _above_floor(matched, floors, level, floor_level) if curved else None
     entry |= {"level_log_ratio": intercept, "level_above": float(np.expm1(intercept)), "level_p": line.p(0)}
-    entry["worth"] = _worth(line, mean_line, 0.0, 1.0, level)
+    entry["worth"] = _worth(line, mean_line, offset=0.0, relative_exponent=1.0, level=level)
+    points = zip(np.exp(matched.log_N).tolist(), x, best.relative_exponent, strict=True)
     entry["worth_by_size"] = [{"N": N} | _worth(line, mean_line, offset, ratio, level) for N, offset, ratio in points]
     return entry | {"band": _band(line, x, matched, level)}
 
 
 def _worth(line: Line, mean_line: Line, offset: float, relative_exponent: float, level: float) -> Entry:
-    """Return the `factor` on N with which b would match a, at log N = mean + `offset`; interval of Fieller (1954).
+    """Return the `factor` on N with which b would match a at log N = mean + `offset`, with Fieller's interval (1954).
 
-    The log of the factor is log(b / a) (minus the height of `line`) divided by the local exponent: minus the slope of
-    `mean_line` (of both families' mean) times `relative_exponent`. All are None if the data do not bound the factor.
+    The log of the factor is log(b / a), which is minus the height of `line`, divided by the local exponent. The local
+    exponent is `relative_exponent` times minus the slope of `mean_line`, the line through the mean of both families'
+    log losses. The factor and its interval are None if the runs do not bound the factor.
     """
     log_ratio = -float(line.coefficients[0] + line.coefficients[1] * offset)
     exponent = -float(mean_line.coefficients[1]) * relative_exponent
@@ -186,9 +191,10 @@ def _band(line: Line, x: Floats, matched: Matched, level: float) -> Entry:
 
 @dataclass(frozen=True)
 class _Floor:
-    """A floor E of `height`, the `line` of the log ratio of L - E, and the sum of `squares` of both families' fits.
+    """A floor E: its `height`, the `line` through the log ratio of L - E, and the misfit of both families' laws with E.
 
-    `relative_exponent` [n] is the local exponent at each size (mean of both families), divided by its mean over sizes.
+    `squares` is the sum of squared residuals of these laws. `relative_exponent` [n] is the local exponent at each size
+    (mean of both families), divided by its mean over sizes.
     """
 
     height: float
@@ -198,10 +204,10 @@ class _Floor:
 
 
 def _floors(matched: Matched, x: Floats, level: float) -> list[_Floor]:
-    """Return the shared floors that the two families do not reject, at least the best floor.
+    """Return the shared floors that the two families do not reject; the best floor is always among them.
 
     The scatter of log(L - E) is that of log L divided by the share (L - E) / L, so points are weighted by the squared
-    share. The F test counts the rows of only one family, since the families may deviate together.
+    share. The F test counts the rows of only one family, since the two may deviate from their laws together.
     """
     log_targets = (matched.log_a, matched.log_b)
     heights = FLOOR_SHARES * float(np.exp(np.min(log_targets)))
@@ -226,13 +232,12 @@ def _largest_p(lines: Sequence[Line]) -> float:
 
 
 def _above_floor(matched: Matched, floors: Sequence[_Floor], level: float, floor_level: float) -> Entry | None:
-    """Return the difference of exponents above a shared floor, with an interval and a p that hold for all `floors`."""
-    separate_squares = sum(
-        at_floors(matched.log_N, log_y, FLOOR_SHARES * float(np.exp(log_y.min()))).squares.min()
-        for log_y in (matched.log_a, matched.log_b)
-    )
+    """Return the difference of the exponents of L - E, with an interval and a p that hold for every E in `floors`."""
+    log_targets = (matched.log_a, matched.log_b)
+    fits = [at_floors(matched.log_N, log_y, FLOOR_SHARES * float(np.exp(log_y.min()))) for log_y in log_targets]
+    separate_squares = sum(fit.squares.min() for fit in fits)
     best = min(floors, key=lambda floor: floor.squares)
-    df = 2 * len(matched.log_N) - 6
+    df = 2 * len(matched.log_N) - 6  # three parameters per family
     if df < 1 or stats.f.sf((best.squares / separate_squares - 1) * df, 1, df) < floor_level:
         return None  # the F test rejects a shared floor; exponents above two different floors are not compared
     differences = [floor.line.difference(level) for floor in floors]

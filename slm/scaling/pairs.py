@@ -1,12 +1,12 @@
-"""Test whether families share an exponent: differences of pairs, a joint test, floors, and Holm's adjustment.
+"""Test whether families share an exponent: pairwise tests, a joint test, floors, and Holm's adjustment.
 
-Every family keeps its own scatter and its own degrees of freedom (Welch 1951). With a pooled variance, equal exponents
-are found to differ in 12 to 30% of tables if a noisy family has fewer runs. Each family enters as a curve of t against
-the value of its exponent: a straight line for laws that are straight in logs, else the profile likelihood.
+Every family keeps its own scatter and degrees of freedom (Welch 1951). With a pooled variance, the tests would reject
+equal exponents in 12 to 30% of tables where a noisy family has fewer runs. A family enters the tests as a curve of t
+against the value of its exponent: a straight line for laws that are straight in logs, else the profile likelihood.
 
 A straight line in logs can be fitted even if the true law has a floor E. If two families follow one law with a floor
-but differ by a constant factor on N, or in their sizes, their lines have different slopes. The law of L - E is a
-straight line again, so the comparison is repeated for every E that the runs do not reject.
+but differ by a constant factor on N, or in their sizes, their lines have different slopes. In L - E the law is a
+straight line, so the comparison is repeated with L - E for every E that the runs do not reject.
 """
 
 from __future__ import annotations
@@ -25,17 +25,15 @@ from slm.scaling.intervals import Uncertainty
 
 SIMULATIONS = 9999
 """Draws of the null distribution of the joint test. They take milliseconds, because nothing is refitted."""
-FLOOR_SHARES = np.r_[0.0, 1 - np.geomspace(1.0, 0.02, 16)[1:]]
-"""Floors that are tried, as shares of the lowest target: 0 to 0.98, denser towards the end."""
-FLOOR_STEPS = 40
-"""Steps of the fit with given floors. Without damping, fewer than ten suffice."""
+FLOOR_SHARES = np.r_[0.0, 1 - np.geomspace(1.0, 0.02, 16)[1:]]  # of the lowest target, from 0 to 0.98: floors to try
+FLOOR_STEPS = 40  # of `at_floors`; fewer than ten suffice if no step must be damped
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The t of one family at each of the possible values `exponents`, with `df` degrees of freedom; 0 at `estimate`.
+    """t of one family at each of the possible values `exponents` of its exponent; t is 0 at `estimate`.
 
-    The standard `error` matches the interval. An end of the interval is open if the data do not bound it.
+    The standard `error` matches the interval. An end of the interval is open if the runs do not bound it.
     """
 
     exponents: Floats
@@ -48,7 +46,7 @@ class Curve:
 
 
 def curve(fit: Fit, bounds: Uncertainty, exponent: str, level: float) -> Curve | None:
-    """Return the profile of an exponent, or a straight line from its standard error; None if there is neither."""
+    """Return the profile of an exponent, or without a profile a straight line; None without a standard error."""
     estimate, error = fit.params[exponent], bounds.error(fit, exponent, level)
     df = bounds.degrees_of_freedom(fit, exponent)
     if df < 1 or not (np.isfinite(error) and error > 0):
@@ -103,7 +101,7 @@ def joint_p(curves: Sequence[Curve], rng: np.random.Generator) -> tuple[float, f
     squares = [np.interp(common, curve.exponents, curve.t) ** 2 for curve in curves]
     statistic = float(np.sum(squares, axis=0).min())
     shape = (SIMULATIONS, len(curves))
-    drawn = errors * rng.standard_normal(shape)
+    drawn = errors * rng.standard_normal(shape)  # estimates of one common exponent, 0
     weights = 1 / (errors**2 * rng.chisquare(dfs, shape) / dfs)
     mean = (weights * drawn).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
     simulated = (weights * (drawn - mean) ** 2).sum(axis=1)
@@ -138,8 +136,9 @@ def _end(a: Curve, b: Curve, delta: float, side: int, critical: float) -> float 
     for _ in range(50):  # bisection
         middle = 0.5 * (inner + outer)
         inner, outer = (middle, outer) if _t_of_difference(a, b, middle) < critical else (inner, middle)
-    curves_end_before = np.isinf(_t_of_difference(a, b, outer)) and _t_of_difference(a, b, inner) < 0.98 * critical
-    return None if curves_end_before else float(inner)
+    # Where the curves have no common part, t jumps to infinity; then it need not reach `critical` before.
+    is_at_jump = np.isinf(_t_of_difference(a, b, outer)) and _t_of_difference(a, b, inner) < 0.98 * critical
+    return None if is_at_jump else float(inner)
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,8 @@ class AtFloors:
 def at_floors(log_n: Floats, log_y: Floats, floors: Floats) -> AtFloors:
     """Fit L = floor + A N^-alpha to rows [n] of log N and log L, with each of the `floors` [G], all below every L.
 
-    Gauss-Newton with Levenberg's damping, all floors at once. It starts at a weighted straight line through
-    log(L - floor) = level + alpha x, where x is the distance of log N below its mean.
+    All floors are fitted at once, by Gauss-Newton steps with Levenberg's damping. The start is a weighted straight line
+    through log(L - floor) = level + alpha x, where x is the distance of log N below its mean.
     """
     x = log_n.mean() - log_n
     E = floors[:, None]
@@ -178,7 +177,7 @@ def at_floors(log_n: Floats, log_y: Floats, floors: Floats) -> AtFloors:
     damping = np.full(len(floors), 1e-3)
     residuals, share = evaluate(level, alpha)
     for _ in range(FLOOR_STEPS):
-        slope = share * x  # The derivatives of log L are `share` by level, and `slope` by alpha.
+        slope = share * x  # derivatives of log L: `share` by level, `slope` by alpha
         # Normal equations [[a, b], [b, c]] step = [p, q], with a damped diagonal.
         a, b, c = (share**2).sum(1) * (1 + damping), (share * slope).sum(1), (slope**2).sum(1) * (1 + damping)
         p, q = (share * residuals).sum(1), (slope * residuals).sum(1)
@@ -206,8 +205,8 @@ def floors_not_rejected(squares: Floats, df: int, level: float) -> np.ndarray:
 def any_floor_p(a: Fit, b: Fit, test: Difference, level: float) -> float | None:
     """Return the largest p of equal exponents over all shared floors that the runs of both families do not reject.
 
-    1 if such a floor changes the sign of the difference. None for a law that is not a straight line in log N, and if a
-    cluster of rows has several sizes.
+    It is 1 if such a floor changes the sign of the difference. Returns None for laws that are not straight lines in
+    log N, and if a cluster of rows has several sizes.
     """
     means = [_cluster_means(fit) for fit in (a, b) if fit.law.is_linear and fit.law.variables == ("N",)]
     rows = [row for row in means if row is not None]
@@ -238,7 +237,7 @@ def _cluster_means(fit: Fit) -> tuple[Floats, Floats] | None:
 
 
 def adjust(pairs: Sequence[dict[str, Any]]) -> None:
-    """Add `p_adjusted` (Holm) to each pair, and `p_any_floor_adjusted`: `p_any_floor` multiplied by the same factor."""
+    """Add `p_adjusted` (Holm) to each pair, and `p_any_floor_adjusted`: `p_any_floor` raised by the same factor."""
     for pair, adjusted in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
         pair |= {"p_adjusted": adjusted, "p_any_floor_adjusted": None}
         if adjusted is not None and pair["p_any_floor"] is not None:

@@ -1,4 +1,4 @@
-"""The power of a design: the smallest difference of exponents that it detects, and what would detect a smaller one.
+"""The power of a design: the smallest difference of exponents that it detects, and how to detect a smaller one.
 
 Notable: the scatter has two parts. Noise is the scatter between seeds of one size; more seeds average it out. Misfit is
 the deviation of a size's mean from every smooth law; more seeds do not change it. In small models the misfit is larger
@@ -29,7 +29,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 def _power(difference: float, errors: Sequence[float], dfs: Sequence[int], level: float) -> float:
     """Probability that a two-sided t test at `level` detects `difference`; 0 if the design cannot test at all.
 
-    `errors` has the standard error of the difference (Student's t), or those of the two exponents (Welch's t).
+    `errors` and `dfs` have one item, of the difference (Student's t), or two, of the two exponents (Welch's t).
     """
     error = math.hypot(*errors)
     if min(dfs) <= 0 or not math.isfinite(error):
@@ -53,10 +53,10 @@ def _chi_squared_nodes(df: int) -> Floats:
 
 
 def _power_of_welch(shift: float, errors: Sequence[float], dfs: Sequence[int], level: float) -> float:
-    """Average the probability of exceeding the critical value over the variances that the two families may show.
+    """Average the probability of a significant t over the distribution of the two estimated variances.
 
-    Welch's degrees of freedom depend on the estimated errors. A noncentral t with the degrees of freedom of the true
-    errors promises 80% where the test has 77.6% (two families with four degrees of freedom each).
+    Welch's degrees of freedom depend on the estimated variances. A noncentral t with the degrees of freedom of the true
+    variances gives a power of 80% where the test has 77.6% (two families with four degrees of freedom each).
     """
     variances = [error**2 * _chi_squared_nodes(own_df) / own_df for error, own_df in zip(errors, dfs, strict=True)]
     variance_a, variance_b = np.meshgrid(*variances, indexing="ij")
@@ -72,7 +72,7 @@ class Comparison(ABC):
 
     @abstractmethod
     def _test(self) -> tuple[Sequence[float], Sequence[int]]:
-        """Standard errors and degrees of freedom: one each, of the difference, or two each, of the two exponents."""
+        """Return `errors` and `dfs` as in `_power`: standard errors, and their degrees of freedom."""
 
     @abstractmethod
     def _worse_design(self) -> PairedDesign | Design:
@@ -80,17 +80,17 @@ class Comparison(ABC):
 
     @abstractmethod
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> Self:
-        """Return a copy with `seeds` per size, `sizes` in the same span, or a log span `stretch` times as wide."""
+        """Return a copy with other numbers of `seeds` per size or of `sizes`, or a log span `stretch` times as wide."""
 
     def error(self) -> float:
         """Standard error of the difference of two exponents; infinite if the design does not identify it."""
         return math.hypot(*self._test()[0])
 
-    def power(self, difference: float, *, level: float = 0.05, pairs: int = 1) -> float:
-        """Probability of detecting `difference`, two-sided at `level` / `pairs` (Bonferroni)."""
-        return _power(difference, *self._test(), level / pairs)
+    def power(self, difference: float, *, level: float = 0.05, num_tests: int = 1) -> float:
+        """Probability of detecting `difference`, two-sided at `level` / `num_tests` (Bonferroni)."""
+        return _power(difference, *self._test(), level / num_tests)
 
-    def detectable(self, *, power: float = 0.8, level: float = 0.05, pairs: int = 1) -> float | None:
+    def detectable(self, *, power: float = 0.8, level: float = 0.05, num_tests: int = 1) -> float | None:
         """Smallest difference of exponents detected with probability `power`; None if the design cannot test at all."""
         errors, dfs = self._test()
         error = self.error()
@@ -100,18 +100,18 @@ class Comparison(ABC):
             return 0.0
 
         def excess(shift: float) -> float:
-            return _power(shift * error, errors, dfs, level / pairs) - power
+            return _power(shift * error, errors, dfs, level / num_tests) - power
 
         highest = 4.0
         while excess(highest) < 0:
             highest *= 2
         return float(optimize.brentq(excess, 0, highest) * error)
 
-    def advice(self, difference: float, *, power: float = 0.8, level: float = 0.05, pairs: int = 1) -> Advice:
-        """Find what would detect `difference` with probability `power`."""
+    def advice(self, difference: float, *, power: float = 0.8, level: float = 0.05, num_tests: int = 1) -> Advice:
+        """Find the least changes of the design with which it detects `difference` with probability `power`."""
 
         def suffices(**change: Any) -> bool:
-            return self.changed(**change).power(difference, level=level, pairs=pairs) >= power
+            return self.changed(**change).power(difference, level=level, num_tests=num_tests) >= power
 
         design = self._worse_design()
         log_span = float(np.ptp(design.log_N if isinstance(design, PairedDesign) else design.log_x[:, 0]))
@@ -129,23 +129,22 @@ class PairedDesign(Comparison):
 
     log_N: Floats  # [sizes], natural logarithms
     noise: float | None
-    """Standard deviation of log loss between seeds of one size. If the families share seeds, that of the log ratio
-    between seeds, divided by sqrt(2). None if unknown; `misfit` is then all of the scatter."""
+    """Standard deviation of log loss between seeds of one size; if the families share seeds, the standard deviation of
+    their log ratio between seeds, divided by sqrt(2). None if unknown: `misfit` is then all of the scatter."""
     misfit: float  # standard deviation of the log ratio about the line with infinitely many seeds
-    seeds: int = 1
-    unit: float = 1.0
-    """Difference of exponents per unit of slope. It is more than 1 if exponents are compared above a floor."""
+    seeds: int = 1  # runs per size and family
+    exponent_per_slope: float = 1.0  # difference of exponents per unit of slope; 1 unless a floor is subtracted
 
     @property
-    def sizes(self) -> int:
+    def num_sizes(self) -> int:
         """Number of sizes."""
         return len(self.log_N)
 
     def _test(self) -> tuple[Sequence[float], Sequence[int]]:
         spread = float(np.sqrt(((self.log_N - np.mean(self.log_N)) ** 2).sum()))
         scatter = float(np.hypot(self.misfit, (self.noise or 0.0) * np.sqrt(2 / self.seeds)))
-        error = self.unit * scatter / spread if spread > 0 else np.inf
-        return [error], [self.sizes - 2]
+        error = self.exponent_per_slope * scatter / spread if spread > 0 else np.inf
+        return [error], [self.num_sizes - 2]
 
     def _worse_design(self) -> PairedDesign:
         return self
@@ -158,38 +157,36 @@ class PairedDesign(Comparison):
 
 @dataclass(frozen=True)
 class Design:
-    """The cells of one family (runs with equal size and tokens), a law, and the scatter of the cells about the law.
+    """One family's cells (all runs with equal size and tokens), a law, and the scatter of the cells about the law.
 
     Cells are independent; the runs of one cell share its misfit. The variance of an exponent is the variance of a cell
     times the exponent's element of the inverse Fisher information (exact for laws linear in logs, else first order).
     """
 
     law: Law
-    log_x: Floats  # [cells, V], natural logarithms of the law's variables
+    log_x: Floats  # [cells, V], natural logarithms of the law's V variables
     params: Mapping[str, float]  # parameters of the law, assumed or fitted
-    noise: float | None
-    """Standard deviation of log loss between seeds of a cell. None if unknown; `misfit` is then all of the scatter."""
-    misfit: float = 0.0
-    """Standard deviation of a cell's log loss about the law with infinitely many seeds."""
-    seeds: int = 1
-    groups: int | None = None
-    """Independent groups of cells, if several rows of `log_x` belong to one run or one shape."""
+    noise: float | None  # standard deviation of log loss between seeds of a cell; None: see `PairedDesign`
+    misfit: float = 0.0  # standard deviation of a cell's log loss about the law with infinitely many seeds
+    seeds: int = 1  # runs per cell
+    num_groups: int | None = None  # of independent cells, if several cells belong to one run or one shape
 
     @property
-    def sizes(self) -> int:
+    def num_sizes(self) -> int:
         """Number of independent cells, or groups of cells."""
-        return len(self.log_x) if self.groups is None else self.groups
+        return len(self.log_x) if self.num_groups is None else self.num_groups
 
     @property
     def degrees_of_freedom(self) -> int:
         """Degrees of freedom of the scatter of this family; more seeds do not add any."""
-        return self.sizes - len(self.law.parameters)
+        return self.num_sizes - len(self.law.parameters)
 
     def error(self, exponent: str | None = None) -> float:
         """Standard error of the exponent (by default the law's first); infinite if not identified."""
         refs = np.zeros(self.log_x.shape[1]) if self.law.is_uncentred else self.log_x.mean(axis=0)
         theta = self.law.coordinates(self.params, refs)
-        jacobian = self.law.derivatives(theta[None], self.log_x - refs)[1][0].T
+        _, gradient, _ = self.law.derivatives(theta[None], self.log_x - refs)
+        jacobian = gradient[0].T  # [cells, parameters]
         index = list(self.law.parameters).index(exponent or self.law.exponents[0])
         scale = np.linalg.norm(jacobian, axis=0)  # without scaling, the check of the rank would depend on units
         if len(jacobian) < len(theta) or not (scale > 0).all():
@@ -202,12 +199,13 @@ class Design:
         return float(scatter * np.sqrt(variance))
 
     def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> Design:
-        """Return a copy as `Comparison.changed` does; `sizes` counts cells, or groups if there are any."""
-        num_cells, groups = sizes, self.groups
-        if sizes is not None and groups is not None:
-            num_cells = round(sizes * len(self.log_x) / groups)
-            groups = sizes
-        return replace(self, log_x=_respaced(self.log_x, num_cells, stretch), seeds=seeds or self.seeds, groups=groups)
+        """Return a copy as `Comparison.changed` does; `sizes` is the number of cells, or of groups if there are any."""
+        num_cells, num_groups = sizes, self.num_groups
+        if sizes is not None and num_groups is not None:
+            num_cells = round(sizes * len(self.log_x) / num_groups)
+            num_groups = sizes
+        log_x = _respaced(self.log_x, num_cells, stretch)
+        return replace(self, log_x=log_x, seeds=seeds or self.seeds, num_groups=num_groups)
 
 
 @dataclass(frozen=True)
@@ -254,7 +252,7 @@ def plan(
     x = np.stack([np.asarray(sizes[variable], float) for variable in chosen.variables], axis=1)
     impossible = x[~(np.isfinite(x) & (x > 0))]
     if len(impossible):
-        raise ValueError(f"all sizes of a design must be finite numbers above 0, and {impossible[0]:g} is among them")
+        raise ValueError(f"all sizes of a design must be finite numbers above 0, but one of them is {impossible[0]:g}")
     for name in chosen.parameters:
         if not np.isfinite(params[name]) or (params[name] <= 0 and name not in chosen.exponents):
             raise ValueError(f"params {name}={params[name]} must be a finite number; only exponents may be 0 or less")
@@ -268,10 +266,11 @@ def plan(
 
 
 def _respaced(log_x: Floats, count: int | None, stretch: float) -> Floats:
-    """Return `count` sizes [count, V] about the same middle, in a span `stretch` times as wide."""
+    """Return `count` log sizes [count, V] about the same middle, in a log span `stretch` times as wide."""
     if count is not None and count != len(log_x):
-        evenly_spaced = np.linspace(log_x.min(axis=0), log_x.max(axis=0), count)
-        repeated = np.resize(log_x, (count, log_x.shape[1]))  # sizes in several variables have no order
-        log_x = evenly_spaced if log_x.shape[1] == 1 else repeated
+        if log_x.shape[1] == 1:
+            log_x = np.linspace(log_x.min(axis=0), log_x.max(axis=0), count)
+        else:  # Points in several variables cannot be spaced evenly along a line, so the given points are repeated.
+            log_x = np.resize(log_x, (count, log_x.shape[1]))
     middle = log_x.mean(axis=0)
     return np.asarray(middle + stretch * (log_x - middle))

@@ -1,7 +1,4 @@
-"""The published study of four MobileLLM models: its rows, its claims, and what an analysis of the rows finds.
-
-Rows and claims are in one data file. tests/scaling/test_published.py computes each number of the claims from the rows.
-"""
+"""The published study of four MobileLLM models: its rows, its claims, and what an analysis of the rows finds."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from slm.scaling.forms import Floats
 from slm.scaling.laws import Law, get_law
 
 MAX_EXTRAPOLATION = 10.0
-"""A law is not used if sizes or tokens lie outside its fitted range by more than this factor."""
+"""A law is not used if the table's sizes or tokens lie outside the law's fitted range by more than this factor."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,10 @@ class Reference:
     params: Mapping[str, float]
     size: str
     source: str
-    fitted: Mapping[str, tuple[float, float]]
-    """Smallest and largest value of each variable among the runs that the law was fitted to."""
+    fitted: Mapping[str, tuple[float, float]]  # smallest and largest value of each variable in the authors' runs
 
     def outside_range(self, values: Mapping[str, Floats]) -> dict[str, dict[str, Any]]:
-        """Return both ranges and the largest `factor` beyond, for each variable that leaves the fitted range."""
+        """Return both ranges, and the `factor` between them, of each variable that leaves the fitted range."""
         outside: dict[str, dict[str, Any]] = {}
         for name, (low, high) in self.fitted.items():
             smallest, largest = float(np.min(values[name])), float(np.max(values[name]))
@@ -38,7 +37,7 @@ class Reference:
         return outside
 
     def log_loss(self, values: Mapping[str, Floats]) -> Floats:
-        """Return the natural log of the loss at `values` of the law's variables, arrays of equal length."""
+        """Return the natural log of the loss at `values` of the law's variables (arrays of equal length)."""
         log_x = np.log(np.stack([np.asarray(values[name], float) for name in self.law.variables], axis=1))
         theta = self.law.coordinates(self.params, np.zeros(log_x.shape[1]))
         return self.law.log_value(theta[None], log_x)[0]
@@ -74,5 +73,5 @@ REFERENCES = (
 
 
 def local_exponent(log_size: Floats, log_value: Floats) -> float:
-    """Return the exponent of the power law that fits best: minus the slope of log value against log size."""
+    """Return the exponent of the best power law: minus the slope of log value against log size."""
     return -float(np.polyfit(log_size, log_value, 1)[0])

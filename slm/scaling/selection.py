@@ -16,25 +16,23 @@ from slm.scaling.likelihood import criteria
 
 MAX_AIC_DIFFERENCE = 10.0
 """A law whose AIC exceeds the lowest by more than this is rejected (Burnham & Anderson 2002, section 2.6)."""
-NESTED_LEVEL = 0.01
-"""Level of the F test of a law against one that contains it, such as the same law with a floor."""
+NESTED_LEVEL = 0.01  # of the F test of a law against one that contains it, such as the same law with a floor
 MAX_RELATIVE_MISFIT = 3.0
-"""If rows scatter about a law this many times as much as about the best law, it lacks a variable, such as tokens."""
-SAME_VALUE = 1e-6  # largest relative difference of two values of a variable that count as equal
+"""A law about which rows scatter this many times as much as about the best law lacks a variable, such as tokens."""
+SAME_VALUE = 1e-6  # largest relative difference between values of a variable that count as equal
 CHOICES = ("law", "target", "size", "loss")
-"""The choices of the analyst; each combination gives one ranking of the families."""
-ByLaw = Mapping[str, Mapping[str, Fitted]]
-"""Law -> family -> fit."""
+"""Keys of a fit's entry that the analyst may choose; each combination gives one ranking of the families."""
+ByLaw = Mapping[str, Mapping[str, Fitted]]  # law -> family -> fit
 
 
 def assess_laws(fitted: ByLaw) -> dict[str, Entry]:
     """Compare the laws in N (all laws if none is in N) by AIC and AICc pooled over the families. Returns law -> row.
 
     Laws that fit at most half as many families as another law are not compared. The others are compared on the
-    families that all of them fit. In each law, every family has its own parameters, and all families one scatter. A law
+    families that all of them fit. In each law, every family has its own parameters, and all share one scatter. A law
     is rejected if both its AIC and its AICc are `MAX_AIC_DIFFERENCE` above the best. With few rows, AICc alone
     would reject laws with many parameters, and AIC alone would reject simple laws that do not follow the noise. A law
-    is also rejected by an F test at `NESTED_LEVEL` against a law that has all its parameters and more.
+    is also rejected if an F test at `NESTED_LEVEL` prefers a law that has all its parameters and more.
 
     Keys of a row: `families`, `refused` (family -> reason), `tenable` (compared and not rejected), and `why` it is not
     tenable; if the law is compared, also `aicc`, `aic`, `aicc_above_best`, `aic_above_best`, `parameters`, `exact` (all
@@ -91,24 +89,25 @@ def _rejected_by_richer(fits: Mapping[str, Sequence[Fit]]) -> Iterator[tuple[str
             continue
         sse, sse_richer = (sum(fit.sse for fit in fits[name]) for name in (law, richer))
         if sse_richer > 0 and all(fit.sample.is_independent and np.isinf(fit.loss.delta) for fit in fits[richer]):
-            extra = len(fits[law]) * (len(wide.parameters) - len(narrow.parameters))
-            p = float(stats.f.sf((sse / sse_richer - 1) * df / extra, extra, df))
+            num_extra = len(fits[law]) * (len(wide.parameters) - len(narrow.parameters))
+            p = float(stats.f.sf((sse / sse_richer - 1) * df / num_extra, num_extra, df))
             if p < NESTED_LEVEL:
                 yield law, p, richer
 
 
 def _held_out_error(fitted: Iterable[Fitted]) -> float | None:
-    """Root mean square over families of the log error at the largest size; None if a family has no such error."""
+    """Root mean square over families of the log error of predicting the largest size; None if a family has none."""
     errors = [(result.entry.get("extrapolation") or {}).get("rms_error_log", np.nan) for result in fitted]
     return None if np.isnan(errors).any() else float(np.sqrt(np.mean(np.square(errors))))
 
 
 def is_curved(fitted: ByLaw, assessed: Mapping[str, Entry], law: str) -> bool:
     """Whether `law` is curved in logs, and the runs reject every law that is straight in logs."""
-    is_straight: dict[str, bool] = {}
+    straight_laws: set[str] = set()
     for name, families in fitted.items():
-        is_straight[name] = any(result.fit and result.fit.law.is_linear for result in families.values())
-    return not is_straight[law] and not any(row["tenable"] and is_straight[name] for name, row in assessed.items())
+        if any(result.fit and result.fit.law.is_linear for result in families.values()):
+            straight_laws.add(name)
+    return law not in straight_laws and not any(assessed[name]["tenable"] for name in straight_laws & set(assessed))
 
 
 def choose_law(fitted: ByLaw, assessed: Mapping[str, Entry], requested: str) -> tuple[str, str]:
@@ -184,10 +183,10 @@ def rankings(entries: Sequence[Entry], families: Sequence[str]) -> list[Entry]:
 
 
 def survival(all_rankings: Sequence[Entry], primary: Entry, families: Sequence[str]) -> Entry:
-    """Count how many other usable rankings, by exponents of the same variable, agree with `primary`, the verdict's.
+    """Count how many other usable rankings by exponents of the same variable agree with `primary`, the verdict's.
 
-    They may agree in the order of all families, or of a pair in `pairs` (`same` rankings of `of`). `survives` is None
-    if `primary` is not usable, or no other ranking is.
+    `same_order` counts rankings with the same order of all families. Of the `of` rankings, `same` agree with the order
+    of one pair (`pairs`). `survives` is None if `primary` is not usable, or if no other ranking is usable.
     """
 
     def differs_only_in(choice: str, row: Entry) -> bool:
@@ -196,13 +195,14 @@ def survival(all_rankings: Sequence[Entry], primary: Entry, families: Sequence[s
     usable = [row for row in all_rankings if row["usable"] and row["variable"] == primary["variable"]]
     others = [row for row in usable if row is not primary]
     if primary["target"] != "perplexity":
-        # The exponent of perplexity is about the exponent of the loss times the loss, so its order depends on both.
+        # An exponent of perplexity is about that of the loss times the loss, so its ranking depends on losses too.
         others = [row for row in others if row["target"] != "perplexity"]
-    perplexity = [row for row in usable if row["target"] == "perplexity" and differs_only_in("target", row)]
+    in_perplexity = [row for row in usable if row["target"] == "perplexity"]
+    perplexity_order = next((row["order"] for row in in_perplexity if differs_only_in("target", row)), None)
     order, exponents = primary["order"], primary["exponents"]
     num_same = sum(row["order"] == order for row in others)
     entry: Entry = {"rankings": list(all_rankings), "unknown": _why_unknown(primary, others), "usable": len(usable)}
-    entry |= {"perplexity_order": perplexity[0]["order"] if perplexity else None, "primary_order": order}
+    entry |= {"perplexity_order": perplexity_order, "primary_order": order}
     entry |= {"same_order": num_same, "compared_with": len(others), "survives_change_of": {}, "pairs": []}
     entry["survives"] = num_same == len(others) if others and primary["usable"] else None
     if not primary["usable"]:
@@ -231,8 +231,8 @@ def _why_unknown(primary: Entry, others: Sequence[Entry]) -> str | None:
 def envelopes(fitted: ByLaw, assessed: Mapping[str, Entry], law: str) -> list[Entry]:
     """Return, for each family and predicted point, the union of the prediction intervals of all tenable laws.
 
-    The points are all points of `predictions` that state the first variable of `law` (of the first assessed law if
-    `law` was not assessed). A law predicts at the points that state all its variables.
+    The points are all predicted points (`predictions` of the entries) that have a value of the first variable of `law`,
+    or of the first assessed law if `law` was not assessed. A law predicts at the points that have all its variables.
 
     Keys: `family`, `at` (variable -> value), `low`, `high`, `laws`, `excluded` (law -> reason). An end is None (open)
     if a tenable law has no bound there, or if no law is tenable; `laws` is then empty.
@@ -249,7 +249,7 @@ def envelopes(fitted: ByLaw, assessed: Mapping[str, Entry], law: str) -> list[En
 
 
 def _points(entries: Mapping[str, Entry], variable: str) -> list[dict[str, float]]:
-    """The predicted points of all laws that state `variable`, without points that are part of another point."""
+    """The predicted points of all laws that have `variable`, without points whose values another point includes."""
     points: list[dict[str, float]] = []
     for entry in entries.values():
         for point, _ in _predictions(entry):

@@ -1,14 +1,14 @@
-"""State in words whether families differ in how they scale: a headline, and the sentences that qualify it.
+"""State in words whether model families differ in how they scale: a headline, and sentences that qualify the headline.
 
 Two families are compared by the first of these that is possible:
-- the slope of the log ratio of their losses at the same sizes, if the runs do not reject straight lines in logs;
-- their exponents at the same sizes above a floor that both share, if the runs reject straight lines in logs;
-- their exponents under the law of the verdict: the one law chosen for all families.
+- the slope of the log ratio of their losses at the same sizes, unless the runs reject straight lines in logs;
+- their exponents of L - E at the same sizes, where E is a floor that both share, if the runs reject straight lines;
+- their exponents under the law of the verdict, the one law chosen for all families.
 
 A law or a floor is tenable if the runs do not reject it. The verdict says that two families differ only if
-- the difference is significant, also above every tenable floor;
+- the difference is significant, and stays significant with every tenable floor;
 - it has the same sign under every tenable law in which both exponents are identified;
-- one of these laws finds it significant too, if no floor could be tested.
+- one of these laws finds it significant too (only required if no floor could be tested).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from slm.scaling.caveats import Case, Entry, detectable, family_pairs, levels, l
 from slm.scaling.pairs import adjust
 
 RECORDED_KEYS = "a b exponent paired above delta ci_low ci_high p p_adjusted p_any_floor_adjusted differs"
-"""Keys of a pair that are written to comparison.json. `above` is true for a comparison above a shared floor."""
+"""Keys of a pair that are written to comparison.json. `above` says whether exponents of L - E were compared."""
 SHARED_LAW = "One law with a floor for both families, and a constant factor on N between them,"
 
 
@@ -29,15 +29,17 @@ def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | N
 
     It has the `headline`, the `sentences` that qualify it, whether the families are `distinguishable` (None if the
     table cannot tell), and the `pairs` that were compared. A pair is `paired` if it was compared at the same sizes, not
-    by the law of the verdict. Its `differs` is None if the answer depends on the law.
+    by the law of the verdict. Its `differs` is None if the answer depends on the law. `is_controlled` says whether an
+    audit found that nothing but the family differs between runs of one size (None: no audit was made).
     """
     primary = comparison["primary"]
-    of_primary = {key: primary[key] for key in ("law", "target", "loss")}
-    fits = [entry for entry in entries if of_primary.items() <= entry.items()]
-    fits = [fit for fit in fits if fit["size"] in (None, primary["size"])]  # None: a law without N
+    sizes = (None, primary["size"])  # None: a law without N
+    fits = [entry for entry in entries if entry["size"] in sizes]
+    fits = [fit for fit in fits if all(fit[key] == primary[key] for key in ("law", "target", "loss"))]
     target = primary["target"].replace("_", " ")
     equation = f"{fits[0]['equation']} of {target}"
-    case = Case(comparison, fits, primary["law"], comparison["laws"].get(primary["law"], {}), target, equation)
+    law = comparison["laws"].get(primary["law"], {})
+    case = Case(comparison, fits, law_name=primary["law"], law_comparison=law, target=target, equation=equation)
     sentences: list[str] = []
     pairs: list[Entry] = []
     distinguishable = None
@@ -61,14 +63,14 @@ def _compared_pairs(case: Case) -> list[Entry]:
 
     `against` is a sentence on what contradicts the answer `differs`, or "". `is_ranked` says whether the report also
     ranks families by the exponent that is compared. The p-values are adjusted over all these pairs, and written back to
-    the `source` rows in `case.comparison`, which the report shows.
+    the rows of `case.comparison` that the pairs come from (`source`), because the report shows these rows.
     """
-    law_rows = case.law.get("pairs", [])
+    law_rows = case.law_comparison.get("pairs", [])
     ranking_exponent = law_rows[0]["exponent"] if law_rows else ""
     pairs = _pairs_at_same_sizes(case, ranking_exponent) if case.comparison["primary"]["in_N"] else []
-    families_at_same_sizes = family_pairs(pairs)
+    pairs_at_same_sizes = family_pairs(pairs)
     for row in law_rows:
-        is_compared = (row["a"], row["b"]) in families_at_same_sizes and row["exponent"] == ranking_exponent
+        is_compared = (row["a"], row["b"]) in pairs_at_same_sizes and row["exponent"] == ranking_exponent
         if row["p"] is not None and not is_compared:
             pairs.append({**row, "paired": False, "above": False, "source": row})
     adjust(pairs)
@@ -82,7 +84,7 @@ def _compared_pairs(case: Case) -> list[Entry]:
 
 
 def _pairs_at_same_sizes(case: Case, ranking_exponent: str) -> list[Entry]:
-    """Return the pairs compared above a shared floor, and, unless the runs reject straight lines, those by slopes."""
+    """Pairs with exponents of L - E and, unless the runs reject straight lines, pairs with slopes (`straight`)."""
     pairs: list[Entry] = []
     for row in case.comparison["paired"]["pairs"]:
         pair: Entry = {"a": row["a"], "b": row["b"], "variable": "N", "paired": True, "p_any_floor": None}
@@ -96,7 +98,7 @@ def _pairs_at_same_sizes(case: Case, ranking_exponent: str) -> list[Entry]:
 
 
 def _objection(case: Case, pair: Entry) -> str:
-    """A sentence on a tenable law or floor that contradicts the answer for this pair; "" if there is none."""
+    """A sentence on a tenable law or floor that contradicts this pair's answer; "" if there is no such law or floor."""
     is_significant = case.is_significant(pair["p_adjusted"])
     any_floor_p = pair["p_any_floor_adjusted"]
     has_floor_test = pair["above"] or (pair["straight"] and any_floor_p is not None)
@@ -110,7 +112,7 @@ def _objection(case: Case, pair: Entry) -> str:
         is_significant_under_law = case.is_significant(row["p_adjusted"])
         if not is_significant and not is_significant_under_law:
             continue
-        # A test with floors has more power than a test under a law, so the law then only has to give the same sign.
+        # A test with floors has more power than a test under a law. After it, the law need only give the same sign.
         has_same_sign = row["delta"] * pair["delta"] >= 0
         if is_significant and has_same_sign and (is_significant_under_law or has_floor_test):
             is_confirmed = True
@@ -120,13 +122,13 @@ def _objection(case: Case, pair: Entry) -> str:
         return ""
     steeper, flatter = _steeper_first(pair)
     comparison = f"The {case.target} of {steeper} falls faster over these sizes than that of {flatter}"
-    slope = f"{comparison}, by {_difference(pair)} in the exponent (p = {pair['p_adjusted']:.2g})"
+    finding = f"{comparison}, by {_difference_text(pair)} in the exponent (p = {pair['p_adjusted']:.2g})"
     if any_floor_p is None:
-        return "" if is_confirmed else f"{slope}, but no law with a floor could be fitted well enough to confirm it."
+        return "" if is_confirmed else f"{finding}, but no law with a floor could be fitted well enough to confirm it."
     if case.is_significant(any_floor_p):
         return ""
     consequence = "so the difference need not continue at larger sizes. A wider span of sizes would tell."
-    return f"{slope}. {SHARED_LAW} explains this too (p = {any_floor_p:.2g}), {consequence}"
+    return f"{finding}. {SHARED_LAW} explains this too (p = {any_floor_p:.2g}), {consequence}"
 
 
 def _identified_row(pair: Entry, rows: Sequence[Entry]) -> Entry | None:
@@ -156,7 +158,7 @@ def _steeper_first(pair: Entry) -> tuple[str, str]:
     return (pair["a"], pair["b"]) if pair["delta"] > 0 else (pair["b"], pair["a"])
 
 
-def _difference(pair: Entry) -> str:
+def _difference_text(pair: Entry) -> str:
     """The steeper exponent minus the flatter in words, as `difference [low, high]`."""
     ends = [pair["ci_low"], pair["ci_high"]]
     if pair["delta"] <= 0:
@@ -168,7 +170,8 @@ def _difference(pair: Entry) -> str:
 def _headline(case: Case, pairs: Sequence[Entry]) -> tuple[str, bool | None]:
     """The headline, and whether the families are distinguishable."""
     if not pairs:
-        families = [fit["family"] for fit in case.fits if not fit["identified"]] or [f["family"] for f in case.fits]
+        unidentified = [fit for fit in case.fits if not fit["identified"]]
+        families = [fit["family"] for fit in unidentified or case.fits]
         reason = f"The exponents of {list_briefly(families)} are not identified under {case.equation}"
         return f"{reason}, so the families cannot be compared.", None
     p = min(pair["p_adjusted"] for pair in pairs)
@@ -190,7 +193,7 @@ def _condition(case: Case, pairs: Sequence[Entry]) -> str:
 
 
 def _differences(case: Case, pairs: Sequence[Entry]) -> list[str]:
-    """Sentences on each significant difference, on what supports or contradicts answers, and on what is detectable."""
+    """Sentences on significant differences, on what supports or contradicts answers, and on detectable differences."""
     if not pairs:
         return []
     differing = [pair for pair in pairs if pair["differs"]]
@@ -202,7 +205,7 @@ def _differences(case: Case, pairs: Sequence[Entry]) -> list[str]:
             comparison = f"Above a floor that they share, {comparison}"
         elif pair["paired"]:
             comparison = f"The {case.target} of {steeper} falls faster with N than"
-        difference = f"{_difference(pair)}, Holm-adjusted p = {pair['p_adjusted']:.2g}"
+        difference = f"{_difference_text(pair)}, Holm-adjusted p = {pair['p_adjusted']:.2g}"
         sentences.append(f"{comparison} that of {flatter}, by {difference}.")
     sentences += [pair["against"] for pair in pairs if pair["against"]]
     sentences += _explained_by_floor(case, pairs)
@@ -211,9 +214,9 @@ def _differences(case: Case, pairs: Sequence[Entry]) -> list[str]:
 
 
 def _explained_by_floor(case: Case, pairs: Sequence[Entry]) -> list[str]:
-    """A sentence on pairs whose slopes differ over these sizes, but whose exponents above a shared floor do not."""
-    have_equal_exponents = family_pairs(pair for pair in pairs if pair["above"] and pair["differs"] is False)
-    rows = [row for row in case.comparison["paired"]["pairs"] if (row["a"], row["b"]) in have_equal_exponents]
+    """A sentence on pairs whose slopes differ over these sizes, but whose exponents of L - E do not."""
+    explained = family_pairs(pair for pair in pairs if pair["above"] and pair["differs"] is False)
+    rows = [row for row in case.comparison["paired"]["pairs"] if (row["a"], row["b"]) in explained]
     rows = [row for row in rows if case.is_significant(row["p_adjusted"])]
     if not rows:
         return []
@@ -224,8 +227,8 @@ def _explained_by_floor(case: Case, pairs: Sequence[Entry]) -> list[str]:
 
 def _agreement(case: Case, pair: Entry) -> str:
     """A sentence on how many other fits order this pair in the same way; "" if there are no other fits."""
-    families = {pair["a"], pair["b"]}
-    row = next((r for r in case.comparison["ranking"]["pairs"] if {r["steeper"], r["flatter"]} == families), None)
+    names = {pair["a"], pair["b"]}
+    row = next((row for row in case.comparison["ranking"]["pairs"] if {row["steeper"], row["flatter"]} == names), None)
     if row is None or not row["of"]:
         return ""
     steeper, flatter = _steeper_first(pair)
@@ -234,7 +237,7 @@ def _agreement(case: Case, pair: Entry) -> str:
 
 
 def _headline_without_scatter(case: Case) -> str:
-    """The headline where all rows lie on the law, so that nothing can be tested."""
+    """The headline if all rows lie on the law, so that nothing can be tested."""
     fits = [fit for fit in case.fits if fit["fitted"]]
     values = [f"{fit['family']} {name} = {fit['params'][name]:.6g}" for fit in fits for name in fit["exponents"]]
     exponents = shortlist(values, separator="; ")
@@ -247,6 +250,6 @@ def _headline_for_one_family(case: Case) -> str:
         return f"One family, and its exponent is not identified under {case.equation}: {'; '.join(fit['notes'])}."
     name = fit["exponents"][0]
     low, high = fit["ci95"][name]
-    zero = ", an interval that includes 0" if low <= 0 <= high else ""
-    exponent = f"{name} = {fit['params'][name]:.4g} [{low:.4g}, {high:.4g}] under {case.equation}{zero}"
+    remark = ", an interval that includes 0" if low <= 0 <= high else ""
+    exponent = f"{name} = {fit['params'][name]:.4g} [{low:.4g}, {high:.4g}] under {case.equation}{remark}"
     return f"One family, {fit['family']}: {exponent}. A comparison of families needs at least two."

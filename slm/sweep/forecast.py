@@ -129,7 +129,7 @@ def find_power(
     if is_paired:
         paired = zip(pairs, matched_of_pairs, strict=True)
         comparisons = [_paired_design(matched, families[name], assume, seeds) for (name, _), matched in paired]
-    test: dict[str, Any] = {"power": power, "level": 1 - level, "pairs": len(pairs)}
+    test: dict[str, Any] = {"power": power, "level": 1 - level, "num_tests": len(pairs)}
 
     def smallest(comparison: Comparison, seeds: int) -> float:
         difference = comparison.changed(seeds=seeds).detectable(**test)
@@ -193,4 +193,4 @@ def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], 
         raise ValueError(f"sweep.assume.law={law}, sweep.assume.params={params}: {error}") from None
     if inflation == 1:
         return planned
-    return replace(planned, groups=num_shapes + 2 * (len(planned.law.variables) - 1))
+    return replace(planned, num_groups=num_shapes + 2 * (len(planned.law.variables) - 1))

@@ -70,7 +70,7 @@ DESIGNS = [
 
 @pytest.mark.parametrize(("of", "pairs"), DESIGNS)
 def test_simulated_families_are_told_apart_as_often_as_a_paired_design_says(of: PairedDesign, pairs: int) -> None:
-    detectable = of.detectable(pairs=pairs)
+    detectable = of.detectable(num_tests=pairs)
     assert paired_share(of, detectable, pairs) == pytest.approx(0.8, abs=TOLERANCE)
     assert paired_share(of, 0.0, pairs) == pytest.approx(0.05 / pairs, abs=TOLERANCE / 2)
 
@@ -85,11 +85,11 @@ def test_simulated_families_are_told_apart_as_often_as_a_paired_design_says(of: 
     ],
 )
 def test_simulated_families_are_told_apart_as_often_as_two_designs_say(a: Design, b: Design, pairs: int) -> None:
-    detectable = UnpairedDesigns(a, b).detectable(pairs=pairs)
+    detectable = UnpairedDesigns(a, b).detectable(num_tests=pairs)
     assert welch_share(a, b, detectable, pairs) == pytest.approx(0.8, abs=2 * TOLERANCE)
     for difference in (0.5 * detectable, 1.5 * detectable):
         share = welch_share(a, b, difference, pairs)
-        assert share == pytest.approx(UnpairedDesigns(a, b).power(difference, pairs=pairs), abs=2 * TOLERANCE)
+        assert share == pytest.approx(UnpairedDesigns(a, b).power(difference, num_tests=pairs), abs=2 * TOLERANCE)
 
 
 @pytest.mark.parametrize("noise", [0.002, 0.01])
@@ -126,9 +126,9 @@ def test_advice_for_families_that_are_not_matched_changes_both_and_seeds_help_on
 @given(st.integers(3, 8), st.integers(1, 5), st.floats(1e-3, 0.1), st.sampled_from([0.5, 0.8, 0.95]))
 def test_what_is_detectable_is_detected_with_that_power(sizes: int, seeds: int, noise: float, power: float) -> None:
     of = paired(noise, seeds=seeds, sizes=np.geomspace(1e6, 3e8, sizes))
-    smallest = of.detectable(power=power, pairs=3)
-    assert of.power(smallest, pairs=3) == pytest.approx(power, abs=1e-5)
-    assert of.power(1.5 * smallest, pairs=3) > power
+    smallest = of.detectable(power=power, num_tests=3)
+    assert of.power(smallest, num_tests=3) == pytest.approx(power, abs=1e-5)
+    assert of.power(1.5 * smallest, num_tests=3) > power
 
 
 def test_the_error_of_an_exponent_is_that_of_regression_on_the_means_of_sizes() -> None:
@@ -154,7 +154,7 @@ def test_the_error_of_other_laws_is_the_inverse_information_by_differences(law: 
 
 def test_seeds_add_no_degrees_of_freedom_and_what_cannot_be_known_is_not_said() -> None:
     assert line(seeds=5).degrees_of_freedom == line().degrees_of_freedom == 4
-    assert replace(line(), groups=3).degrees_of_freedom == 1
+    assert replace(line(), num_groups=3).degrees_of_freedom == 1
     unknown = replace(paired(), noise=None)
     assert unknown.error() == replace(paired(), noise=0.0).error()
     assert unknown.advice(1e-4).seeds is None
@@ -191,8 +191,8 @@ def test_a_design_that_identifies_nothing_detects_nothing() -> None:
         ({"law": "powr"}, "law 'powr' must be one of power"),
         ({"params": {"A": 20.0}}, "needs params A, alpha; missing: alpha"),
         ({"params": {"A": -1.0, "alpha": 0.1}}, "params A=-1.0"),
-        ({"sizes": {"N": [1e6, 0.0]}}, "above 0, and 0 is among them"),
-        ({"sizes": {"N": [1e6, np.inf]}}, "above 0, and inf is among them"),
+        ({"sizes": {"N": [1e6, 0.0]}}, "above 0, but one of them is 0"),
+        ({"sizes": {"N": [1e6, np.inf]}}, "above 0, but one of them is inf"),
         ({"sizes": {"N": []}}, "at least one item"),
         ({"seeds": 0}, "seeds=0 must be a whole number"),
         ({"misfit": -0.1}, "misfit=-0.1 must be at least 0"),
