@@ -128,22 +128,22 @@ def panels(
     num_panels: int,
     title: str,
     *,
-    columns: int,
+    ncols: int,
     width: float = 3.7,
     height: float = 2.9,
     margins: Margins | None = None,
     families: Sequence[str] = (),
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels in `columns` columns; each is `width` by `height` inches, margins included."""
-    columns = min(columns, num_panels)
+    """Return a figure with panels in up to `ncols` columns; each is `width` by `height` inches, margins included."""
+    ncols = min(ncols, num_panels)
     margins = margins or Margins()
-    num_rows = math.ceil(num_panels / columns)
-    figure, head_height = blank_figure(title, max(5.2, columns * width), num_rows * height, families)
+    num_rows = math.ceil(num_panels / ncols)
+    figure, head_height = blank_figure(title, max(5.2, ncols * width), num_rows * height, families)
     axes_width = width - margins.left - margins.right
     axes_height = height - margins.top - margins.bottom
     axes = []
     for index in range(num_panels):
-        row, column = divmod(index, columns)
+        row, column = divmod(index, ncols)
         left, top = column * width + margins.left, head_height + row * height + margins.top
         axes.append(axes_at(figure, left, top, axes_width, axes_height))
     return figure, axes

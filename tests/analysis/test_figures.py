@@ -176,7 +176,7 @@ def test_a_long_name_is_shortened_in_its_middle_and_marks_get_the_rows_that_they
     assert len({short_name(name) for name in long}) == 12
     assert {len(short_name(name)) for name in long} == {24}
     with style():
-        figure, axes = panels(1, "Title", columns=1, families=long)
+        figure, axes = panels(1, "Title", ncols=1, families=long)
     legend = figure.legends[0].get_window_extent()
     assert legend.x1 <= figure.bbox.x1
     assert legend.y0 >= axes[0].get_window_extent().y1
@@ -185,4 +185,4 @@ def test_a_long_name_is_shortened_in_its_middle_and_marks_get_the_rows_that_they
 @pytest.mark.filterwarnings("error")
 def test_a_name_that_the_font_cannot_write_is_drawn_without_warnings(tmp_path: Path) -> None:
     with style():
-        save(panels(1, "模型", columns=1)[0], tmp_path, "figure")
+        save(panels(1, "模型", ncols=1)[0], tmp_path, "figure")

@@ -228,7 +228,7 @@ def differences_figure(analysis: Directory) -> Figure | None:
     title = f"Differences of exponents: {num_significant or 'none'} of {len(rows)} differ from zero (Holm-adjusted)"
     margins = Margins(left=max(1.8, 0.2 + 0.075 * max(len(_label(row)) for row in rows)), right=1.2)
     width, height = 4.8 + margins.left, 0.8 + 0.3 * max(map(len, groups.values()))
-    figure, axes = panels(len(groups), title, columns=1, width=width, height=height, margins=margins)
+    figure, axes = panels(len(groups), title, ncols=1, width=width, height=height, margins=margins)
     for axis, (name, group) in zip(axes, groups.items(), strict=True):
         _draw_differences(axis, group, max_p)
         axis.set_xlabel(f"difference in {name}")

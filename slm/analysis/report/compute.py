@@ -129,7 +129,7 @@ def pareto_figure(analysis: Directory) -> Figure | None:
     names = list(dict.fromkeys(short_name(row["family"]) for front in fronts for row in front["front"]))
     families = "every family" if len(names) == len(analysis.families) > 1 else join_names(names)
     title = f"Pareto fronts: runs of {families} that no other run beats in both quantities"
-    figure, axes = panels(len(fronts), title, columns=3, width=3.15, height=2.7, families=analysis.families)
+    figure, axes = panels(len(fronts), title, ncols=3, width=3.15, height=2.7, families=analysis.families)
     for axis, front in zip(axes, fronts, strict=True):
         _draw_front(axis, analysis, front, analysis.verdict_basis["target"])
     axes[0].set_ylabel(analysis.target_label)

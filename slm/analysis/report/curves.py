@@ -46,7 +46,7 @@ def curves_figure(analysis: Directory) -> Figure | None:
     width, height = (3.15, 2.7) if several_families else (6.8, 4.2)
     title = _title(analysis, entries, same_held_values)
     num_panels = num_shared_panels + len(entries)
-    figure, axes = panels(num_panels, title, columns=3, width=width, height=height, families=analysis.families)
+    figure, axes = panels(num_panels, title, ncols=3, width=width, height=height, families=analysis.families)
     for axis, entry in zip(axes[num_shared_panels:], entries, strict=True):
         _draw_bands(axis, analysis, entry)
         _draw_line_and_points(axis, analysis, entry)
@@ -204,7 +204,7 @@ def residuals_figure(analysis: Directory) -> Figure | None:
     rmse_text = rmse if one_family else f"at most {rmse}, largest for {short_name(worst['family'])}"
     title = f"Residuals of {_verdict_equation(analysis)}: root mean square {rmse_text}"
     width = 6.2 if len(values_by_variable) == 1 else 4.7
-    figure, axes = panels(len(values_by_variable), title, columns=2, width=width, families=analysis.families)
+    figure, axes = panels(len(values_by_variable), title, ncols=2, width=width, families=analysis.families)
     sigmas = [entry["sigma_log"] for entry in entries if is_number(entry["sigma_log"])]
     for axis, (variable, values) in zip(axes, values_by_variable.items(), strict=True):
         if sigmas:
@@ -244,7 +244,7 @@ def profiles_figure(analysis: Directory) -> Figure | None:
     columns = min(4, len(profiles))
     title = f"Profile likelihoods of exponents, {families}: {outcome}"
     margins = Margins(left=0.5, right=0.15, top=0.45)
-    figure, axes = panels(len(profiles), title, columns=columns, width=2.35, height=2.4, margins=margins)
+    figure, axes = panels(len(profiles), title, ncols=columns, width=2.35, height=2.4, margins=margins)
     for axis, (entry, name) in zip(axes, profiles, strict=True):
         _draw_profile(axis, analysis, entry, name)
     for axis in axes[::columns]:

@@ -109,7 +109,7 @@ def isoflop_figure(analysis: Directory) -> Figure | None:
     kind = "Given optima" if are_given else "IsoFLOP profiles"
     draw_panel = _draw_optima if are_given else _draw_profiles
     title = f"{kind}: best N grows as C^a, a = {by_family}"
-    figure, axes = panels(len(rows), title, columns=2, width=4.7, height=3.2)
+    figure, axes = panels(len(rows), title, ncols=2, width=4.7, height=3.2)
     for axis, row in zip(axes, rows, strict=True):
         draw_panel(axis, analysis, row)
     return figure

@@ -38,7 +38,7 @@ def overlay_figure(analysis: Directory) -> Figure | None:
     models = plural(len(overlay["points"]), "model")
     title = f"{models} from elsewhere beside the laws of these runs: not a controlled comparison"
     margins = Margins(left=0.75, right=0.25, top=0.15)
-    figure, (axis,) = panels(1, title, columns=1, width=7.6, height=4.4, margins=margins, families=analysis.families)
+    figure, (axis,) = panels(1, title, ncols=1, width=7.6, height=4.4, margins=margins, families=analysis.families)
     for family in families:
         _draw_family(axis, analysis, family)
     sizes, values = ([point[key] for point in overlay["points"]] for key in ("N", "value"))

@@ -108,7 +108,7 @@ def ratios_figure(analysis: Directory) -> Figure | None:
     if len(pairs) > MAX_PANELS:
         title += f"; shown are the {MAX_PANELS} pairs with the smallest p"
         pairs = sorted(pairs, key=lambda pair: pair["p"])[:MAX_PANELS]
-    figure, axes = panels(len(pairs), title, columns=3, width=3.15 if len(pairs) > 1 else 6.0, height=2.3)
+    figure, axes = panels(len(pairs), title, ncols=3, width=3.15 if len(pairs) > 1 else 6.0, height=2.3)
     for axis, pair in zip(axes, pairs, strict=True):
         colour = PALETTE[1] if pair["p_adjusted"] < max_p else PALETTE[0]
         band, sizes = pair["band"], pair["sizes"]

@@ -191,7 +191,7 @@ def doubling_figure(analysis: Directory) -> Figure | None:
     if min(gains) > 0:
         title += f" falls by {format_number(min(gains), 2)} to {format_number(max(gains), 2)}, less at larger N"
     margins = Margins(left=1.05, top=0.15)
-    figure, (axis,) = panels(1, title, columns=1, width=6.4, height=3.6, margins=margins, families=analysis.families)
+    figure, (axis,) = panels(1, title, ncols=1, width=6.4, height=3.6, margins=margins, families=analysis.families)
     sizes = [size for entry in entries for size in entry["doubling"]["x"]]
     heights = list(gains)
     for entry in entries:

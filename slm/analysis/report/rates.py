@@ -22,7 +22,7 @@ def rates_figure(analysis: Directory) -> Figure | None:
     several_families = len(families) > 1
     num_shapes = len(tuning.drop_duplicates(["width", "depth"]))
     title = f"Loss against learning rate, {len(tuning)} shapes: crosses are fitted optima"
-    figure, axes = panels(len(families), title, columns=3, width=3.7 if several_families else 6.0)
+    figure, axes = panels(len(families), title, ncols=3, width=3.7 if several_families else 6.0)
     for axis, family in zip(axes, families, strict=True):
         _draw_family(axis, runs[runs["family"] == family], tuning[tuning["family"] == family])
         axis.set_title(short_name(family) + ("" if several_families else f", {num_shapes} shapes"))

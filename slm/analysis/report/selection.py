@@ -108,7 +108,7 @@ def extrapolation_figure(analysis: Directory) -> Figure | None:
     interval = f"{analysis.level:.0%} interval"
     title = f"Next size predicted from all smaller sizes: {_count_inside(steps)} results inside the {interval}"
     figure, axes = panels(
-        len(laws), title, columns=3, width=2.6, height=2.4, margins=Margins(left=0.62), families=analysis.families
+        len(laws), title, ncols=3, width=2.6, height=2.4, margins=Margins(left=0.62), families=analysis.families
     )
     for axis, law in zip(axes, laws, strict=True):
         _extrapolation_panel(axis, analysis, [entry for entry in entries if entry["law"] == law])

@@ -26,7 +26,7 @@ TASK_COLUMNS = 2
 def _one_panel(title: str, names: Sequence[str], height: float = 4.0, **changes: float) -> tuple[Figure, Axes]:
     """Return a figure with one panel and a legend of `names`. `changes` replace margins, in inches (`Margins`)."""
     margins = Margins(**{"left": 0.8, "right": 0.25, "top": 0.15, "bottom": 0.5, **changes})
-    figure, (axis,) = panels(1, title, columns=1, width=WIDTH_INCHES, height=height, margins=margins, families=names)
+    figure, (axis,) = panels(1, title, ncols=1, width=WIDTH_INCHES, height=height, margins=margins, families=names)
     return figure, axis
 
 
@@ -199,7 +199,7 @@ def tasks_figure(results: Results) -> Figure | None:
     figure, axes = panels(
         len(panel_values),
         f"Tasks: values with 2 standard errors, {plural(len(names), 'checkpoint')}",
-        columns=TASK_COLUMNS,
+        ncols=TASK_COLUMNS,
         width=left + 2.0,
         height=0.8 + 0.19 * len(names),
         margins=Margins(left=left, top=0.25, bottom=0.37),
