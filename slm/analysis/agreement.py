@@ -21,7 +21,7 @@ def complete_column(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series | 
 
 
 def values_by_family(frame: pd.DataFrame, values: pd.Series) -> dict[str, list[Any]]:
-    """The distinct values of each family, sorted, as plain Python values. Many numbers become one text, their range."""
+    """The distinct values of each family, sorted. More than `MAX_VALUES` numbers become one text, with their range."""
 
     def sort_key(value: Any) -> tuple[bool, Any]:  # numbers before texts
         return (False, value) if isinstance(value, (int, float)) else (True, str(value))

@@ -25,7 +25,7 @@ from slm.analysis.agreement import (
 from slm.runtime.words import shortened, shortlist
 from slm.scaling.matching import SAME_SIZE
 
-REQUIRED = ("tokens", "data", "tokenizer", "evaluation set", "schedule", "learning rate rule")
+REQUIRED_FOR_CONTROL = ("tokens", "data", "tokenizer", "evaluation set", "schedule", "learning rate rule")
 DATA = ("data_fingerprint", "data", "dataset", "data_name")
 TOKENIZER = ("tokenizer_fingerprint", "tokenizer")
 EVALUATION = ("eval_fingerprint", "eval_set", "evaluation_set", "val_bytes", "val_tokens")
@@ -114,7 +114,7 @@ def audit(frame: pd.DataFrame) -> dict[str, Any]:
         _check_sizes(frame, findings)
     unknown = {item["what"] for item in findings.unknown}
     return {
-        "controlled": not findings.violations and unknown.isdisjoint(REQUIRED),
+        "controlled": not findings.violations and unknown.isdisjoint(REQUIRED_FOR_CONTROL),
         "violations": findings.violations,
         "unknown": findings.unknown,
         "checked": findings.checked,
@@ -130,9 +130,9 @@ def _check_tokens(frame: pd.DataFrame, findings: Findings) -> None:
     tokens = frame["tokens"]
     rules = [("the same token budgets", tokens, 0.005)]
     rules += [(f"the same tokens per parameter ({size})", tokens / frame[size], 0.02) for size in size_columns(frame)]
-    for name, budgets in (("budget", "budgets"), ("isoflop", "compute budgets"), ("flops", "compute budgets")):
+    for name, meaning in (("budget", "budgets"), ("isoflop", "compute budgets"), ("flops", "compute budgets")):
         if name in frame:
-            rules.append((f"the same {budgets} ({name})", frame[name], 0.05))
+            rules.append((f"the same {meaning} ({name})", frame[name], 0.05))
     for rule, values, tolerance in rules:
         if has_same_groups(frame, group_numbers(values, tolerance)):
             return findings.add_match("tokens", f"Families have {rule}, to {tolerance:.1%}.")
@@ -173,11 +173,11 @@ def _check_settings(frame: pd.DataFrame, findings: Findings) -> None:
 
 def _check_learning_rate(frame: pd.DataFrame, findings: Findings) -> None:
     what = "learning rate rule"
-    at_end = complete_column(frame, ("lr_at_end",))
-    if at_end is not None and at_end.any():
+    is_at_end = complete_column(frame, ("lr_at_end",))
+    if is_at_end is not None and is_at_end.any():
         # A family whose best rate lies beyond the rates tried may have higher losses for that reason alone.
         sentence = "The best learning rate is at an end of those tried, so a better rate is likely, at these sizes:"
-        return findings.add_violation(what, frame.loc[at_end.astype(bool), size_column(frame)], sentence)
+        return findings.add_violation(what, frame.loc[is_at_end.astype(bool), size_column(frame)], sentence)
     rule = complete_column(frame, ("lr_rule",))
     rates = complete_column(frame, ("lr",))
     parametrization = complete_column(frame, ("parametrization",))

@@ -33,9 +33,8 @@ ROW_KEYS = ("columns", "where", "best_of", "drop_worst")  # the config keys that
 def analyse_runs(config: Mapping[str, Any]) -> int:
     """Analyse the table or directory that the key `runs` names, and write to `output_dir`; returns the exit code.
 
-    Writes design.csv, results.csv, settings.json, audit.json, fits.json, comparison.json, figures/, report.md,
-    report.html, and overlay.json if checkpoints are overlaid. Raises `ValueError` for invalid settings or rows before
-    anything is written.
+    Writes design.csv, results.csv, settings.json, audit.json, fits.json, comparison.json, figures/, report.md and
+    report.html; with an overlay, overlay.json. Invalid settings or rows raise `ValueError` before anything is written.
     """
     check_analysis(config)
     _check_folder(Path(config["output_dir"]), config)

@@ -50,7 +50,7 @@ def table_of_runs(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def _trunk(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The `run_id` of the trunk of `row`, or of the trunk's own trunk if it is a branch; None if `row` is not a branch.
 
-    `rows` hold the name of the trunk. This name is returned if no run has the name and the same settings as `row`.
+    `rows` hold the name of each trunk. The name is returned if no run has this name and the settings of `row`.
     """
     others = [other for other in rows if other is not row]
     settings = [row[key] for key in SAME_AS_TRUNK]

@@ -171,12 +171,12 @@ def _ranking(analysis: Directory) -> list[str]:
     heading = f"**Ranking** (steepest first): {order}."
     if ranking["survives"] is None:
         return [heading, f"It is unknown whether other fits give the same order: {why_unknown}."]
-    pairs = {
+    pair_columns = {
         "steeper": lambda pair: escape_markdown(pair["steeper"]),
         "flatter": lambda pair: escape_markdown(pair["flatter"]),
         "same order in": lambda pair: f"{pair['same']} of {pair['of']} fits",
     }
-    orders = {
+    order_columns = {
         "law": lambda row: f"`{row['law']}`",
         "target": lambda row: TARGET_NAMES[row["target"]],
         "N": lambda row: size_words(row["size"]) if row["size"] else NO_VALUE,
@@ -185,12 +185,12 @@ def _ranking(analysis: Directory) -> list[str]:
     }
     usable = [row for row in ranking["rankings"] if row["usable"]]
     unused = _unused_text([row for row in ranking["rankings"] if not row["usable"]])
-    content = f"{table_by_column(usable, orders)}\n\n{unused}"
+    content = f"{table_by_column(usable, order_columns)}\n\n{unused}"
     return [
         heading,
         f"{ranking['same_order']} of {ranking['compared_with']} other fits in the same variable give the same order. "
         + _changes_of_order(ranking["survives_change_of"]),
-        table_by_column(ranking["pairs"], pairs),
+        table_by_column(ranking["pairs"], pair_columns),
         folded_if_long("All rankings", content, len(usable), VISIBLE_ROWS // 2),
     ]
 

@@ -234,8 +234,8 @@ def _limits(panel: Panel) -> tuple[float, float]:
     if not identified:
         return 0.0, 1.0
     centres = [entry["params"][name] for entry, name in identified] + [value for _, value in panel.references]
-    lows, highs = ([entry["ci95"][name][end] for entry, name in identified] for end in (0, 1))
-    # Intervals extend the upper limit to at most twice the largest exponent, and the lower one to no less than -upper/2.
+    lows, highs = ([entry["ci95"][name][side] for entry, name in identified] for side in (0, 1))
+    # Intervals extend the upper limit to at most twice the largest exponent, the lower limit to no less than -upper/2.
     high = max(centres + [min(end, 2 * max(centres)) for end in highs if is_number(end)])
     low = min([0.0, *(max(end, -0.5 * high) for end in lows if is_number(end))])
     return low - 0.03 * high, 1.06 * high

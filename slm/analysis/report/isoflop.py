@@ -38,22 +38,23 @@ def isoflop_blocks(analysis: Directory) -> list[str]:
         "bias": lambda row: format_number(row["bias"], 2),
         "a by `chinchilla`": lambda row: format_number(row["parametric"], 3),
     }
-    exponents = table_by_column([row for row in rows if is_number(row["exponent"])], columns)
-    blocks = [GIVEN if are_given else PROFILES, exponents] if exponents else []
+    exponent_table = table_by_column([row for row in rows if is_number(row["exponent"])], columns)
+    explanation = GIVEN if are_given else PROFILES
+    blocks = [explanation, exponent_table] if exponent_table else []
     blocks += [
         _without_exponent([row for row in rows if row["reason"]], are_given),
         f"The column {join_names(ignored)} does not hold FLOPs, so it defines no budgets." if ignored else "",
     ]
     if are_given:
         return [*blocks, analysis.figure("isoflop", "The given optima, and the power laws fitted to them.")]
-    budgets = [_budget_row(row, budget) for row in rows for budget in row["budgets"]]
-    if budgets:
+    budget_rows = [_budget_row(row, budget) for row in rows for budget in row["budgets"]]
+    if budget_rows:
         header = ("family", "C (FLOPs)", "best N by approach 2", "best D by approach 2", "best N by `chinchilla`",
                   "`chinchilla` / approach 2", "remarks")  # fmt: skip
         heading = "Best N of each budget, by approach 2 and by `chinchilla`"
         blocks += [
             _disagreement(rows),
-            folded_if_long(heading, table(header, budgets), len(budgets)),
+            folded_if_long(heading, table(header, budget_rows), len(budget_rows)),
             analysis.figure("isoflop", CAPTION),
         ]
     return blocks

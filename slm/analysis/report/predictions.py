@@ -65,9 +65,9 @@ def _prediction_rows(analysis: Directory, entry: Entry) -> list[list[str]]:
     law = f"{entry['law']} ({', '.join(doubts)})" if doubts else entry["law"]
     rows = []
     for row in entry.get("predictions") or []:
-        point, beyond = _predicted_point(entry, row), _factors_beyond(row) or "within"
+        beyond = _factors_beyond(row) or "within"
         value, limits = format_number(row["value"]), interval([row["low"], row["high"]])
-        rows.append([family_name(entry), law, point, beyond, value, limits])
+        rows.append([family_name(entry), law, _predicted_point(entry, row), beyond, value, limits])
     return rows
 
 
@@ -143,14 +143,14 @@ def _given_values(tests: Sequence[Entry]) -> str:
 
 def doubling_section(analysis: Directory) -> Section | None:
     """How much doubling N lowers the target."""
-    by_family = {family_name(entry): _doublings(entry) for entry in analysis.verdict_fits}
-    all_rows = [row for rows in by_family.values() for row in rows]
+    rows_by_family = {family_name(entry): _doubling_rows(entry) for entry in analysis.verdict_fits}
+    all_rows = [row for rows in rows_by_family.values() for row in rows]
     if not all_rows:
         return None
     first_and_last = []
-    for rows in by_family.values():
+    for rows in rows_by_family.values():
         first_and_last += rows if len(rows) < 2 else [rows[0], rows[-1]]
-    names_without = [name for name, rows in by_family.items() if not rows]
+    names_without = [name for name, rows in rows_by_family.items() if not rows]
     target = analysis.target_name
     header = ("family", "from N", f"gain in {target} by doubling N", "measured between two sizes", "2N is")
     return Section("Gain of doubling").add(
@@ -168,7 +168,7 @@ def doubling_section(analysis: Directory) -> Section | None:
     )
 
 
-def _doublings(entry: Entry) -> list[list[str]]:
+def _doubling_rows(entry: Entry) -> list[list[str]]:
     doubling = entry.get("doubling") or {}
     columns = [doubling.get(name) or [] for name in ("x", "gain", "low", "high", "measured", "beyond")]
     rows = []
