@@ -54,7 +54,7 @@ def compare_law(
         return entry
     families = gather({name: fit for name, (fit, _) in fits.items()})
     models = {name: fit_joint(families, name) for name in MODELS}
-    if law.floor is None:  # without a floor, the two models are the same
+    if law.floor is None:  # without a floor, these two models are the same
         models["shared_exponents"] = models["efficiency"]
     return entry | {
         "models": _model_rows(law, models),
