@@ -33,11 +33,11 @@ def main(config: DictConfig) -> None:
 
 def run(config: DictConfig) -> int:
     """Check the settings, then train or analyse; returns the exit code."""
-    given = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+    resolved = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
     overrides = HydraConfig.get().overrides.task
-    check_keys(given, "sweep", overrides)
-    load_extensions(given)
-    settings = check_settings(given, overrides)
+    check_keys(resolved, "sweep", overrides)
+    load_extensions(resolved)
+    settings = check_settings(resolved, overrides)
     if settings["runs"] is None:
         check_design(settings["sweep"])  # checked before the next import loads scipy
         from slm.sweep.run import run_sweep

@@ -11,19 +11,19 @@ from slm.model.counts import flops_per_token, num_params
 from slm.runtime.settings import COUNT, as_typed
 
 IDENTITY = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
-"""Groups that determine the numbers of a run. Devices, logging and checkpoint intervals may change during a run."""
+"""Config groups that determine the result of a run. Devices, logging and checkpoint intervals may change in a run."""
 LATER_KEYS = {"train": ("val_tokens",)}
 """Group -> keys that were added to it later. The hashes that name the cells of older sweeps do not include them."""
 BUDGETS = ("tokens", "tokens_per_param", "flops")
 """Keys of the group `train` that set the budget; a run uses one of them."""
 MAX_PADDING = 0.05
-"""If devices cannot share a step evenly, empty sequences are added: less than this fraction of the step's sequences."""
+"""Empty sequences fill up a step that devices cannot share evenly: less than this fraction of the step's sequences."""
 BASE_SHAPE = {
     "standard": (),
     "mup": ("base_width", "base_head_dim"),
     "completep": ("base_width", "base_head_dim", "base_depth"),
 }
-"""`parametrization.name` -> the keys of its base shape."""
+"""`parametrization.name` -> the keys of its base shape, the shape at which `optim.lr` was tuned."""
 
 
 def shape_and_steps(config: Mapping[str, Any], *, devices: int = 1) -> tuple[ModelConfig, int]:
@@ -45,7 +45,7 @@ def model_config(model: Mapping[str, Any]) -> ModelConfig:
 
 
 def check_family(config: Mapping[str, Any], model: ModelConfig) -> None:
-    """Raise `ValueError` if `width` or `depth` contradicts the shape. Only a family derives its shape from both."""
+    """Raise `ValueError` if `width` or `depth` contradicts the shape: only a family derives its shape from them."""
     for key, field in (("width", "hidden_size"), ("depth", "num_layers")):
         given, actual = config.get(key), getattr(model, field)
         if given is not None and given != actual:
@@ -56,7 +56,7 @@ def check_family(config: Mapping[str, Any], model: ModelConfig) -> None:
 
 
 def check_parametrization(parametrization: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for an unknown parametrization, or for keys that are missing or not in its base shape."""
+    """Raise `ValueError` for an unknown parametrization, and for keys of its base shape that are missing or unknown."""
     name = parametrization["name"]
     if name not in BASE_SHAPE:
         raise ValueError(f"parametrization.name={name} must be one of {', '.join(BASE_SHAPE)}")
@@ -75,7 +75,7 @@ def check_parametrization(parametrization: Mapping[str, Any]) -> None:
 
 
 def count_steps(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 1) -> int:
-    """Count the optimizer steps in the budget of a `train` config. Raises `ValueError` if its sizes do not fit."""
+    """Count the optimizer steps in the budget of a `train` config. Raises `ValueError` if its sizes disagree."""
     length = int(train["sequence_length"])
     if length > model.max_position_embeddings:
         raise ValueError(
@@ -84,10 +84,10 @@ def count_steps(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 
         )
     batch_tokens = int(train["batch_tokens"])
     _check_batch(batch_tokens, length, devices)
-    given = [key for key in ("tokens_per_param", "flops") if train[key] is not None]
-    if len(given) == 2:
+    set_keys = [key for key in ("tokens_per_param", "flops") if train[key] is not None]
+    if len(set_keys) == 2:
         raise ValueError("train.tokens_per_param and train.flops are both set: set one of them to null")
-    key = given[0] if given else "tokens"
+    key = set_keys[0] if set_keys else "tokens"
     budget = train[key]
     if key == "tokens_per_param":
         budget *= num_params(model)
@@ -103,9 +103,9 @@ def count_steps(train: Mapping[str, Any], model: ModelConfig, *, devices: int = 
 
 
 def _check_batch(batch_tokens: int, length: int, devices: int) -> None:
-    divisor = length * devices
-    rounded_down = batch_tokens // divisor * divisor
-    nearest = f"{rounded_down} or {rounded_down + divisor}" if rounded_down else f"{divisor}"
+    smallest = length * devices  # one sequence on each device
+    rounded_down = batch_tokens // smallest * smallest
+    nearest = f"{rounded_down} or {rounded_down + smallest}" if rounded_down else f"{smallest}"
     if batch_tokens % length:
         raise ValueError(
             f"train.batch_tokens={batch_tokens} is not a multiple of train.sequence_length={length} x "

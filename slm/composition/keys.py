@@ -28,19 +28,16 @@ CHOICE_KEYS = {"data": "source", "tokenizer": "kind"}
 CHOICE_KEYS |= dict.fromkeys(("optim", "schedule", "parametrization", "launcher"), "name")
 """Group -> the key of the group whose value says which choice was made, such as `optim.name`."""
 UNCHECKED_GROUPS = {"sweep": ("columns", "sweep", "analysis")}
-"""Script -> groups whose keys the user invents, or whose keys are checked where they are read."""
+"""Script -> groups whose keys are the user's own, or are checked where they are read."""
 MIN_SIMILARITY = 0.6
 """Lowest ratio of `SequenceMatcher` at which a key is suggested; the default of difflib."""
 
 Tree = Mapping[str, Any]
-"""Keys in nested groups: a mapping that is not empty stands for a group, and any other value for a key."""
+"""Keys in nested groups. A value that is a mapping with entries is a group; any other value belongs to a key."""
 
 
 def check_keys(config: Mapping[str, Any], script: str, overrides: Iterable[str] = ()) -> None:
-    """Raise `ValueError` for the first key of a composed config that `script` does not read.
-
-    `overrides` come from the command line; the message quotes the override that set the key.
-    """
+    """Raise `ValueError` for the first key of `config` that `script` does not read, with the override that set it."""
     allowed = {**_keys_read_by(script, config), **dict.fromkeys(UNCHECKED_GROUPS.get(script, ()))}
     for key in unknown_keys(config, allowed):
         added = (override.lstrip("+") for override in overrides if override.startswith("+"))
@@ -117,11 +114,11 @@ def _sets_key(override: str, key: str) -> bool:
 
 
 def _keys_read_by(script: str, config: Mapping[str, Any]) -> Tree:
-    """The keys of `script`. A group has the keys of its choice in `config`; without a choice, those of all choices."""
+    """The keys of `script`. A group has the keys of its choice in `config`, or of all its choices if none is made."""
     file = _config_file(f"{script}.yaml")
     tree = dict(_merged([file]))
     groups = [name for entry in file["defaults"] if isinstance(entry, dict) for name in entry]
-    for group in (name for name in groups if not name.startswith("override ")):  # an override is of Hydra's groups
+    for group in (name for name in groups if not name.startswith("override ")):  # overrides change groups of Hydra
         choices = list(_choices(group).values())
         settings = config.get(group)
         if group in CHOICE_KEYS and isinstance(settings, Mapping):

@@ -17,7 +17,7 @@ from slm.model.families import RULES
 from slm.runtime.command_line import cache_home, new_folder_path
 
 SET_BY_MODEL_GROUP = ("max_position_embeddings",)
-"""Fields with a default that the `model` group sets and families do not. The group also sets the vocabulary size."""
+"""Fields of ModelConfig that have a default, but are set by the config group `model` and not by families."""
 
 
 def register() -> None:

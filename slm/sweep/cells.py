@@ -25,10 +25,9 @@ class Cell:
     """One training run of a sweep."""
 
     name: str
-    """Folder of the run under DIR/runs: readable, ends with the first 8 characters of `key`."""
+    """Name of the run's folder under DIR/runs; it ends with the first 8 characters of `key`."""
     key: str
-    """sha256 (hex) of the canonical JSON of the settings that determine the run: model, data, tokenizer, optim,
-    parametrization, schedule, train and seed of the resolved config."""
+    """sha256 (hex) of the resolved settings that determine the run (`recipe.run_key`)."""
     overrides: tuple[str, ...] = ()
     """Overrides of train.py, to which `execute` adds the paths, the logger and the inherited overrides."""
     family: str
@@ -46,14 +45,18 @@ class Cell:
     budget: str | None = None
     """Label of the token budget."""
     impossible: str | None = None
-    """Why this cell cannot be trained: the message of the rule that refused it. Such a cell has no run, and all its
-    counts are 0."""
+    """Why this cell cannot be trained: the message of the rule that refused it. All counts of such a cell are 0."""
     trunk: str | None = None
     """Name of the cell from whose checkpoint this branch starts; None if this cell is not a branch."""
     branch_step: int = 0
     """Step of the trunk at which a branch begins; 0 for a run from step 0."""
     shared_tokens: int = 0
     """The part of `tokens` before `branch_step`, on which only the trunk is trained."""
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether this cell can be trained; otherwise `impossible` says why not."""
+        return self.impossible is None
 
     @property
     def flops_trained(self) -> float:
@@ -95,14 +98,14 @@ def check_trunk(schedule: Mapping[str, Any]) -> None:
 
 
 def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cell]:
-    """Turn the shorter of the `cells` of one shape into branches of the longest with the same learning rate and seed.
+    """Among the `cells` of one shape, turn runs into branches of the longest with the same learning rate and seed.
 
     `settings` is the resolved config of the shape. A branch starts at the last step before the branch's decay, and this
     step is added to the trunk's `checkpoint.keep_steps`. A run that decays from its first step is not a branch.
     """
     groups: dict[tuple[float, int], list[Cell]] = defaultdict(list)
     for cell in cells:
-        if cell.impossible is None:
+        if cell.is_possible:
             groups[cell.lr, cell.seed].append(cell)
     batch_tokens = settings["train"]["batch_tokens"]
     decay_fraction = settings["schedule"]["decay_fraction"]
@@ -111,7 +114,8 @@ def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cel
         trunk = max(group, key=lambda cell: cell.tokens)
         keep_steps = set(settings["checkpoint"]["keep_steps"])
         for cell in group:
-            step = math.floor((1 - decay_fraction) * (cell.tokens // batch_tokens))
+            num_steps = cell.tokens // batch_tokens
+            step = math.floor((1 - decay_fraction) * num_steps)
             if cell.tokens < trunk.tokens and step > 0:
                 shared = step * batch_tokens
                 changed[cell.name] = replace(cell, trunk=trunk.name, branch_step=step, shared_tokens=shared)
@@ -123,10 +127,7 @@ def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cel
 
 
 def reset_missed_branches(cells: Sequence[Cell], runs: Path) -> list[Cell]:
-    """Let a branch train from step 0 if its trunk passed the branch step without keeping a checkpoint.
-
-    This happens if the branch was added to the design after the trunk had passed that step. The runs are in `runs`.
-    """
+    """Let a branch train from step 0 if its trunk passed the branch step before the design had this branch."""
     return [
         replace(cell, branch_step=0, shared_tokens=0) if cell.branch_step and _missed_branch_step(cell, runs) else cell
         for cell in cells

@@ -15,7 +15,7 @@ from slm.runtime.command_line import new_folder_path
 from slm.scaling.published import NAME as SHIPPED_TABLE
 
 SWEEP_GROUPS = ("sweep", "launcher")
-"""Groups that the analysis of a finished table (`runs`) does not read. Overrides begin with the name of their group."""
+"""Config groups that only training reads, not the analysis of a finished table (`runs`)."""
 KINDS: dict[str, kinds.Kind] = {
     **{key: kinds.or_null(kinds.NAME) for key in ("runs", "output_dir", "overlay", "overlay_column")},
     "dry_run": kinds.SWITCH,
@@ -36,15 +36,16 @@ COLUMN = kinds.or_null(kinds.Kind("a column of the table, or arithmetic of its c
 def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Check the settings; returns them without `columns` that are null, and with `best_of` as a list or null.
 
-    `overrides` come from the command line. If `runs` is null, a sweep is trained. If `runs` is set, that table is
+    `overrides` come from the command line. If `runs` is null, a sweep is trained. Otherwise the table `runs` is
     analysed, in a new folder unless `output_dir` is set. Raises `ValueError` naming the first key that is wrong.
     """
     kinds.check_kinds(config, KINDS)
     for name, expression in config["columns"].items():
         kinds.check_kind(f"columns.{name}", expression, COLUMN)
     runs, output_dir, best_of = config["runs"], config["output_dir"], config["best_of"]
-    defaults = {"dry_run": False, "retry": "none"}
-    sweep_only = [f"{key}={kinds.as_typed(config[key])}" for key in defaults if config[key] != defaults[key]]
+    sweep_defaults = {"dry_run": False, "retry": "none"}
+    changed = [key for key, default in sweep_defaults.items() if config[key] != default]
+    sweep_only = [f"{key}={kinds.as_typed(config[key])}" for key in changed]
     sweep_only += [item for item in overrides if re.split(r"[.=@]", item.lstrip("+~"))[0] in SWEEP_GROUPS]
     if runs is not None and sweep_only:
         raise ValueError(f"{sweep_only[0]} is for training a sweep, but runs={runs} is a finished table: leave one out")
@@ -53,13 +54,14 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
         raise ValueError(f"overlay_column={column} needs overlay=results.csv: give both, or leave overlay_column out")
     if runs is not None:
         _check_exists(runs)
+        output_dir = output_dir or new_folder_path("analysis")
     if output_dir is not None and os.path.isfile(output_dir):
         raise ValueError(f"output_dir={output_dir} is a file: give the name of a directory")
     return {
         **config,
         "columns": {str(name): column for name, column in config["columns"].items() if column is not None},
         "best_of": [best_of] if isinstance(best_of, str) else best_of,
-        "output_dir": new_folder_path("analysis") if output_dir is None and runs else output_dir,
+        "output_dir": output_dir,
     }
 
 
@@ -100,7 +102,7 @@ def check_column_names(config: Mapping[str, Any], columns: Collection[str], pref
         parsed = ast.parse(where.strip().replace("`", ""), mode="eval")  # pandas allows backticks around a column name
     except SyntaxError as error:
         raise ValueError(f"where={where} must be a condition such as tokens > 1e9 ({error.msg})") from None
-    functions = {id(node.func) for node in ast.walk(parsed) if isinstance(node, ast.Call)}  # these are no columns
+    functions = {id(node.func) for node in ast.walk(parsed) if isinstance(node, ast.Call)}  # not columns
     for node in ast.walk(parsed):
         if isinstance(node, ast.Name) and id(node) not in functions and node.id not in config["columns"]:
             check_column(f"where={where}", node.id)

@@ -18,6 +18,7 @@ from slm.sweep.evaluation import Evaluations, check_evaluations, is_evaluations
 from slm.sweep.shapes import MAX_TOLERANCE
 
 BASE_SHAPE = ("base_width", "base_depth", "base_head_dim")
+"""Keys of the shape at which the rate in `optim.lr` was tuned. A parametrization transfers the rate to other shapes."""
 GRIDS = ({"widths", "depths"}, {"shapes"}, {"sizes"})
 """A grid must set exactly the keys of one of these sets."""
 MIN_RATES = 3
@@ -44,6 +45,11 @@ def _one_or_several(kind: Kind) -> Kind:
     return Kind(f"{kind.words}, or a list of them", accepts)
 
 
+def _is_rate(value: Any) -> bool:
+    rates = value.values() if isinstance(value, Mapping) else [value]
+    return all(map(kinds.POSITIVE.accepts, rates))
+
+
 NAME_OF_FOLDER = Kind("a folder name without /", lambda value: kinds.NAME.accepts(value) and Path(value).name == value)
 SHAPE = Kind(
     "WIDTHxDEPTH", lambda value: kinds.TEXT.accepts(value) and bool(re.fullmatch(r"0*[1-9]\d*x0*[1-9]\d*", value))
@@ -52,10 +58,7 @@ TOLERANCE = Kind(
     f"a number above 0 and at most {MAX_TOLERANCE}",
     lambda value: kinds.POSITIVE.accepts(value) and value <= MAX_TOLERANCE,
 )
-RATE = Kind(
-    "a number above 0, or a mapping from family to number, as in {mobilellm: 0.008}",
-    lambda value: all(map(kinds.POSITIVE.accepts, value.values() if isinstance(value, Mapping) else [value])),
-)
+RATE = Kind("a number above 0, or a mapping from family to number, as in {mobilellm: 0.008}", _is_rate)
 PARAMS = Kind(
     "a mapping of numbers, as in {A: 20, alpha: 0.1}",
     lambda value: isinstance(value, Mapping) and all(isinstance(item, (int, float)) for item in value.values()),
@@ -63,8 +66,7 @@ PARAMS = Kind(
 KINDS: dict[str, Kind] = {
     "sweep.name": NAME_OF_FOLDER,
     "sweep.families": list_of(kinds.NAME, "families, such as [mobilellm,ssd]"),
-    "sweep.grid.widths": or_null(list_of(kinds.COUNT, "whole numbers of at least 1")),
-    "sweep.grid.depths": or_null(list_of(kinds.COUNT, "whole numbers of at least 1")),
+    **{f"sweep.grid.{key}": or_null(list_of(kinds.COUNT, "whole numbers from 1 on")) for key in ("widths", "depths")},
     "sweep.grid.shapes": or_null(list_of(SHAPE, "WIDTHxDEPTH, such as [128x8,192x12]")),
     **{f"sweep.grid.{key}": or_null(list_of(kinds.POSITIVE, "numbers above 0")) for key in ("sizes", "aspects")},
     "sweep.grid.size": one_of("params_total", "params_non_embedding"),
@@ -89,7 +91,7 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """A checked design."""
+    """A checked design. `grid`, `lr` and `assume` are the groups with these names in the config group `sweep`."""
 
     name: str
     families: tuple[str, ...]
@@ -98,7 +100,7 @@ class Design:
     """The key of `BUDGETS` that sets the budget."""
     budgets: tuple[float, ...]
     has_trunks: bool
-    """Whether the runs of one shape, learning rate and seed branch off the longest of them (`cells.py`)."""
+    """Whether runs that differ only in their budget branch off the longest of them (`cells.py`)."""
     lr: Mapping[str, Any]
     seeds: tuple[int, ...]
     overrides: tuple[str, ...]
@@ -119,14 +121,14 @@ class Design:
         """Describe how the learning rates of a family depend on the shape; equal rules have equal descriptions."""
         rule, parametrization = self.lr["rule"], self.lr["parametrization"]
         value = self.lr_value(family)
-        words = rule
+        description = rule
         if rule == "tuned" and isinstance(self.lr["value"], Mapping):
-            words += " about each family's own rate"
+            description += " about each family's own rate"
         elif value is not None:
-            words += f" {value:g}"
+            description += f" {value:g}"
         if rule == "tuned":
-            words += f" over {len(self.lr['factors'])} rates"
-        return words if parametrization is None else f"{words} by {parametrization}"
+            description += f" over {len(self.lr['factors'])} rates"
+        return description if parametrization is None else f"{description} by {parametrization}"
 
     def lr_value(self, family: str) -> float | None:
         """The learning rate that the design sets for a family; None to use the one in conf/optim."""
@@ -144,12 +146,10 @@ def check_design(sweep: Any) -> Design:
     _check_keys(sweep)
     check_kinds({"sweep": sweep}, KINDS)
     _check_grid(sweep["grid"])
-    given = [name for name in BUDGETS if sweep["budget"][name] is not None]
-    if len(given) != 1:
-        keys = ", ".join(BUDGETS)
-        raise ValueError(
-            f"sweep.budget must set exactly one of {keys}, but {_describe_set_keys(given)}: set the others to null"
-        )
+    budget_keys = [name for name in BUDGETS if sweep["budget"][name] is not None]
+    if len(budget_keys) != 1:
+        keys, found = ", ".join(BUDGETS), _describe_set_keys(budget_keys)
+        raise ValueError(f"sweep.budget must set exactly one of {keys}, but {found}: set the others to null")
     _check_lr(sweep["lr"], sweep["families"])
     for key in ("families", "seeds"):
         _check_distinct(f"sweep.{key}", sweep[key])
@@ -157,9 +157,9 @@ def check_design(sweep: Any) -> Design:
         _check_overrides(f"sweep.{key}", sweep[key])
     evaluations = sweep["evaluation"] or {}
     check_evaluations(evaluations)
-    (budget_key,) = given
-    budgets = sweep["budget"][budget_key]
-    budgets = tuple(budgets) if isinstance(budgets, list) else (budgets,)
+    (budget_key,) = budget_keys
+    budget = sweep["budget"][budget_key]
+    budgets = tuple(budget) if isinstance(budget, list) else (budget,)
     if sweep["budget"]["trunk"] and len(budgets) == 1:
         raise ValueError(
             f"sweep.budget.trunk=true needs several budgets, but sweep.budget.{budget_key} has only {budgets[0]:g}: "
@@ -221,9 +221,7 @@ def _check_lr(lr: Mapping[str, Any], families: list[str]) -> None:
     if rule != "tuned" and lr["factors"] is not None:
         raise ValueError(f"sweep.lr.factors={lr['factors']} needs sweep.lr.rule=tuned, but the rule is {rule}")
     if rule == "fixed" and transfers_rates:
-        raise ValueError(
-            f"sweep.lr.parametrization={parametrization} needs sweep.lr.rule=transferred or tuned, not {rule}"
-        )
+        raise ValueError(f"sweep.lr.parametrization={parametrization} needs sweep.lr.rule=transferred or tuned")
     for key in BASE_SHAPE:
         if lr[key] is not None and not transfers_rates:
             raise ValueError(f"sweep.lr.{key}={lr[key]} needs sweep.lr.parametrization=mup or completep")

@@ -1,8 +1,8 @@
 """Run evaluate.py on every completed run of a sweep, and add its results to the table of runs as columns.
 
-Evaluations are separate jobs after all training, with the launcher and the rules of training jobs: a completed
+Evaluations are separate jobs that start after all training, with the same launcher and the same rules: a completed
 evaluation is never repeated; a failed evaluation is recorded and stops no other job. The folder of an evaluation is
-RUN/evaluation/NAME-HASH, with a hash of its overrides, so changed overrides start a new evaluation.
+RUN/evaluation/NAME-HASH. HASH is a hash of the overrides, so changed overrides start a new evaluation.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ Evaluations = Mapping[str, Sequence[str]]
 
 EVALUATE = Path(__file__).parents[2] / "evaluate.py"
 DEFAULTS = ("logger=csv", "speed.enabled=false", "perplexity.protocols=[non_overlapping]")
-"""No tracker run per evaluation, no speed (which other jobs would reduce), and losses as train.py computes them."""
+"""Log to no tracker, measure no speed (other jobs would reduce it), and compute losses as train.py does."""
 SET_BY_SWEEP = ("checkpoint", "checkpoints", "revision", "output_dir", "cache_dir", "prompt", "export", "logger")
+"""Settings of evaluate.py that a design cannot override."""
 SCORES = ("loss", "perplexity", "bits_per_byte")
+"""Scores under each perplexity protocol."""
 FINGERPRINT = "eval_data_fingerprint"
 """Suffix of the column that identifies the text of an evaluation."""
 
 
 def is_evaluations(value: Any) -> bool:
-    """Whether `value` maps names that are valid as the start of a column name to lists of overrides."""
+    """Whether `value` maps names to lists of overrides. A name must be valid as the start of a column name."""
     return isinstance(value, Mapping) and all(
         TEXT.accepts(name) and re.fullmatch(r"[A-Za-z]\w*", name) and TEXTS.accepts(items)
         for name, items in value.items()
@@ -70,7 +72,7 @@ def evaluation_cells(cells: Iterable[Cell], evaluations: Evaluations, runs: Path
 
 
 def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) -> pd.DataFrame:
-    """Returns the table of runs with additional columns for each evaluation NAME; empty for runs without a result.
+    """Returns the table of runs with additional columns for each evaluation NAME, empty for runs that have no result.
 
     The first protocol has the columns `NAME_loss`, `NAME_perplexity`, `NAME_bits_per_byte` and
     `NAME_eval_data_fingerprint`; further protocols have `NAME_PROTOCOL_loss` and so on. A task has `NAME_TASK` and
@@ -87,7 +89,7 @@ def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) 
     return table.join(pd.DataFrame(rows, index=table.index)) if any(rows) else table
 
 
-def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
+def keep_measured_runs(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
     """Returns the runs that have a value in every column that `columns` uses, and a sentence that names the others.
 
     If `columns` uses scores of evaluations, a column `eval_fingerprint` identifies their texts for the analysis.
@@ -96,17 +98,17 @@ def without_unmeasured(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple
     from slm.runtime.words import shortlist
     from slm.scaling.tables.values import source_columns
 
-    used = [name for column in columns.values() for name in source_columns(column, table) if name in table]
-    # NAME_loss -> NAME_eval_data_fingerprint. A column that is not a score keeps its name and is subtracted.
+    used_columns = [name for column in columns.values() for name in source_columns(column, table) if name in table]
+    # NAME_loss -> NAME_eval_data_fingerprint. The name of a column without a score stays, and is subtracted.
     score_at_end = f"({'|'.join(SCORES)})$"
-    fingerprints = {re.sub(score_at_end, FINGERPRINT, name) for name in used} - {*used}
+    fingerprints = {re.sub(score_at_end, FINGERPRINT, name) for name in used_columns} - {*used_columns}
     if present := sorted(fingerprints & {*table}):
         table = table.assign(eval_fingerprint=table[present].fillna("").astype(str).agg(" ".join, axis=1))
-    is_unmeasured = table[used].isna().any(axis=1)
+    is_unmeasured = table[used_columns].isna().any(axis=1)
     if not is_unmeasured.any() or is_unmeasured.all():
         return table, []
     left_out = shortlist(table["run_id"][is_unmeasured])
-    return table[~is_unmeasured], [f"These runs have no {' or no '.join(used)} and are left out: {left_out}."]
+    return table[~is_unmeasured], [f"These runs have no {' or no '.join(used_columns)} and are left out: {left_out}."]
 
 
 def _evaluation_folder(run: Path, name: str, overrides: Sequence[str]) -> Path:
@@ -115,8 +117,8 @@ def _evaluation_folder(run: Path, name: str, overrides: Sequence[str]) -> Path:
 
 def _scores_by_column(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    for number, score in enumerate(entry.get("perplexity_results", [])):
-        prefix = name if number == 0 else f"{name}_{score['protocol']}"
+    for index, score in enumerate(entry.get("perplexity_results", [])):
+        prefix = name if index == 0 else f"{name}_{score['protocol']}"
         row |= {f"{prefix}_{key}": score[key] for key in SCORES}
         row |= {f"{prefix}_{FINGERPRINT}": score["data_fingerprint"]}
     for task, score in entry.get("tasks", {}).items():

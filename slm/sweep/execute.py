@@ -1,4 +1,4 @@
-"""The master, the process of sweep.py, starts a job for each cell without a result until every cell has an outcome.
+"""The master (the process of sweep.py) starts jobs for the cells without a result, until every cell has an outcome.
 
 A cell is one training run, and a job is the process that trains it. The longest cells start first. All state is in the
 run directories (`ledger.py`), so the master can be killed and started again at any time:
@@ -42,14 +42,13 @@ FINAL_STATUSES = ("completed", "diverged", "failed")
 
 @dataclass(frozen=True, kw_only=True)
 class CellStatus:
-    """The current status of a cell."""
+    """The current status of a cell; `progress` is that of a running cell."""
 
     cell: Cell
     is_running: bool
     outcome: Outcome
     """The final outcome, or the outcome that the run directory has so far."""
     progress: RunProgress | None = None
-    """Progress of a running cell."""
 
 
 Show = Callable[[Sequence[CellStatus]], None]
@@ -62,35 +61,35 @@ class Interrupted(KeyboardInterrupt):
 def execute(
     cells: Sequence[Cell],
     folder: Path,
-    launcher: Mapping[str, Any],
+    launcher_settings: Mapping[str, Any],
     *,
     retry: Literal["none", "failed"] = "none",
     common: Sequence[str] = (),
     script: Path = TRAIN,
     show: Show = lambda statuses: None,
 ) -> dict[str, Outcome]:
-    """Run one job per cell in `folder`/NAME, with the `launcher` settings; returns the outcome by cell name.
+    """Run one job per cell in `folder`/NAME, with the launcher that the settings choose; returns name -> outcome.
 
     A job runs `script` with the overrides of its cell and the `common` overrides (such as logger.group). `show` is
     called about once a second with the status of all cells. Only one call at a time may work in a folder. Raises
     `ValueError`, before any job starts, for an invalid launcher setting, and `Interrupted` if a signal ended the call.
     """
     folder = folder.resolve()
-    engine = open_launcher(launcher, folder, num_jobs=sum(cell.impossible is None for cell in cells))
+    launcher = open_launcher(launcher_settings, folder, num_jobs=sum(cell.is_possible for cell in cells))
     command = (sys.executable, str(script), *inherited_overrides())
     jobs = {}
     for cell in cells:
         arguments = (*cell.overrides, *common, *run_paths(cell, folder))
         jobs[cell.name] = Job(name=cell.name, folder=folder / cell.name, command=(*command, *arguments))
     with Signals() as signals:
-        master = _Master(cells, jobs, engine, tries=launcher["tries"], show=show)
+        master = _Master(cells, jobs, launcher, tries=launcher_settings["tries"], show=show)
         master.adopt_running_jobs(retry=retry == "failed")
         master.run(signals)
     outcomes = {cell.name: master.outcome(cell) for cell in cells}
     if signals.received:
-        done = sum(outcome.status == "completed" for outcome in outcomes.values())
+        num_completed = sum(outcome.status == "completed" for outcome in outcomes.values())
         raise Interrupted(
-            f"interrupted with {done} of {len(outcomes)} cells completed: "
+            f"interrupted with {num_completed} of {len(outcomes)} cells completed: "
             f"the same command with output_dir={folder.parent} continues"
         )
     return outcomes
@@ -118,18 +117,18 @@ class Signals:
 
 class _Master:
     def __init__(
-        self, cells: Sequence[Cell], jobs: Mapping[str, Job], engine: Launcher, *, tries: int, show: Show
+        self, cells: Sequence[Cell], jobs: Mapping[str, Job], launcher: Launcher, *, tries: int, show: Show
     ) -> None:
-        self.cells, self.jobs, self.engine, self.show = cells, jobs, engine, show
+        self.cells, self.jobs, self.launcher, self.show = cells, jobs, launcher, show
         self.final_outcomes: dict[str, Outcome] = {}
         self.running: set[str] = set()
         self.tries = {name: Tries(job.folder, tries) for name, job in jobs.items()}
-        self.work = _work_to_the_end(cells)
+        self.flops_to_the_end = _flops_to_the_end(cells)
 
     def adopt_running_jobs(self, *, retry: bool) -> None:
         """Take over the outcomes and the running jobs of an earlier master."""
         for cell in self.cells:
-            if cell.impossible is not None:
+            if not cell.is_possible:
                 self.final_outcomes[cell.name] = Outcome("impossible", cell.impossible)
                 continue
             outcome = ledger.read_outcome(self.jobs[cell.name].folder)
@@ -137,7 +136,7 @@ class _Master:
                 ledger.make_ready_to_retry(self.jobs[cell.name].folder)
             elif outcome.status in FINAL_STATUSES:
                 self.final_outcomes[cell.name] = outcome
-        self.running.update(self.engine.adopt(self.jobs[cell.name] for cell in self._waiting_cells()))
+        self.running.update(self.launcher.adopt(self.jobs[cell.name] for cell in self._waiting_cells()))
 
     def run(self, signals: Signals) -> None:
         """Start jobs and record their ends until nothing runs and nothing can be started."""
@@ -145,13 +144,14 @@ class _Master:
         stopping, forced = False, False
         try:
             while True:
-                for name, code in self.engine.collect_ended().items():
+                for name, code in self.launcher.collect_ended().items():
                     self._record_end(name, code, stopping=stopping)
-                if (signals.received and not stopping) or (signals.force and not forced):
-                    stopping, forced = True, signals.force
-                    action = "killing them" if forced else "they save a checkpoint and end (Ctrl-C again kills them)"
-                    say(f"\n{len(self.running)} running: {action}")
-                    self.engine.stop(force=forced)
+                if signals.force and not forced:
+                    stopping = forced = True
+                    self._stop_jobs("killing them", force=True)
+                elif signals.received and not stopping:
+                    stopping = True
+                    self._stop_jobs("they save a checkpoint and end (Ctrl-C again kills them)", force=False)
                 if not stopping:
                     self._start_ready()
                 if not self.running or time.monotonic() - shown_at > SHOW_SECONDS:
@@ -161,40 +161,43 @@ class _Master:
                     return
                 time.sleep(POLL_SECONDS)
         except BaseException:
-            self.engine.stop()
+            self.launcher.stop()
             raise
 
-    def outcome(self, cell: Cell) -> Outcome:
-        """The final outcome of a cell, or the outcome that its run directory has so far.
+    def _stop_jobs(self, action: str, *, force: bool) -> None:
+        say(f"\n{len(self.running)} running: {action}")
+        self.launcher.stop(force=force)
 
-        If a branch cannot start for lack of a checkpoint, the outcome states the status of its trunk.
-        """
+    def outcome(self, cell: Cell) -> Outcome:
+        """The final outcome of a cell, or the outcome so far. For a branch that cannot start: its trunk's status."""
         if cell.name in self.final_outcomes:
             return self.final_outcomes[cell.name]
-        trunk = self.final_outcomes.get(cell.trunk or "")
-        if trunk is not None and not self._can_start(cell):
-            return Outcome("not_started", f"it needs a checkpoint of {cell.trunk}, whose status is {trunk.status}")
+        trunk_outcome = self.final_outcomes.get(cell.trunk or "")
+        if trunk_outcome is not None and not self._can_start(cell):
+            why = f"it needs a checkpoint of {cell.trunk}, whose status is {trunk_outcome.status}"
+            return Outcome("not_started", why)
         return ledger.read_outcome(self.jobs[cell.name].folder)
 
     def _can_start(self, cell: Cell) -> bool:
-        """Whether the cell is not a branch, or its trunk has ended and kept the checkpoint from which it starts."""
+        """Whether the cell has no trunk, or its trunk has completed or ended after the step where the branch starts."""
         if cell.trunk is None:
             return True
-        trunk = self.final_outcomes.get(cell.trunk)
-        runs = self.jobs[cell.name].folder.parent
-        return trunk is not None and (trunk.status == "completed" or has_branch_checkpoint(cell, runs))
+        trunk_outcome = self.final_outcomes.get(cell.trunk)
+        if trunk_outcome is None:
+            return False
+        return trunk_outcome.status == "completed" or has_branch_checkpoint(cell, self.jobs[cell.name].folder.parent)
 
     def _waiting_cells(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.name not in self.final_outcomes and cell.name not in self.running]
 
     def _start_ready(self) -> None:
         ready = [cell for cell in self._waiting_cells() if self._can_start(cell)]
-        ready.sort(key=lambda cell: -self.work[cell.name])
-        chosen = [cell.name for cell in ready[: self.engine.num_free()]]
+        ready.sort(key=lambda cell: -self.flops_to_the_end[cell.name])
+        chosen = [cell.name for cell in ready[: self.launcher.num_free()]]
         for name in chosen:
             self.tries[name].note_start()
         if chosen:
-            self.engine.start([self.jobs[name] for name in chosen])
+            self.launcher.start([self.jobs[name] for name in chosen])
             self.running.update(chosen)
 
     def _record_end(self, name: str, code: int | None, *, stopping: bool) -> None:
@@ -217,7 +220,7 @@ class _Master:
         return CellStatus(cell=cell, is_running=is_running, outcome=self.outcome(cell), progress=progress)
 
 
-def _work_to_the_end(cells: Sequence[Cell]) -> dict[str, float]:
+def _flops_to_the_end(cells: Sequence[Cell]) -> dict[str, float]:
     """FLOPs of each cell plus, for a trunk, FLOPs of its longest branch, which can only start after the trunk."""
     branch_flops: dict[str, list[float]] = defaultdict(list)
     for cell in cells:

@@ -19,16 +19,16 @@ import numpy as np
 from slm.runtime.files import write_json
 from slm.scaling.matching import MIN_SIZES, SAME_SIZE
 from slm.scaling.power import Advice, Comparison, PairedDesign, UnpairedDesigns, plan
-from slm.scaling.power import Design as Fitted
+from slm.scaling.power import Design as FamilyDesign
 from slm.sweep.cells import Cell
 
 SPEEDS = "speeds.json"
 MIN_STEPS = 50
 """Fewest steps of a run whose speed is stored."""
 BYTES_PER_PARAMETER = 28
-"""Disk of a finished run: two checkpoints (weights and Adam's two moments) and the exported model, all float32."""
+"""Disk use of a finished run: two checkpoints (weights and Adam's two moments) and the exported model, all float32."""
 BYTES_PER_PARAMETER_OF_BRANCH = 12
-"""Disk of the checkpoint that a trunk keeps for a branch."""
+"""Disk use of the checkpoint that a trunk keeps for a branch."""
 FIELDS = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
 """Variable of a law -> field of a cell with its value. The field of N depends on the definition of N."""
 
@@ -50,14 +50,14 @@ class Speeds:
 
     def seconds(self, cell: Cell) -> float:
         """Training time at the speed of the measured shape nearest in FLOPs per token, of this family if possible."""
-        if cell.impossible:
+        if not cell.is_possible:
             return 0.0
-        same_family = [speed for name, speed in self.measured.items() if name.rpartition("_")[0] == cell.family]
-        speeds = same_family or list(self.measured.values())
-        if not speeds:
+        same_family = [pair for name, pair in self.measured.items() if name.rpartition("_")[0] == cell.family]
+        pairs = same_family or list(self.measured.values())
+        if not pairs:
             return cell.flops_trained / self.assumed
         log_flops_per_token = math.log(cell.flops / cell.tokens)
-        _, nearest_speed = min(speeds, key=lambda measured: abs(math.log(measured[0]) - log_flops_per_token))
+        _, nearest_speed = min(pairs, key=lambda pair: abs(math.log(pair[0]) - log_flops_per_token))
         return cell.flops_trained / nearest_speed
 
 
@@ -91,17 +91,16 @@ def disk_bytes(cells: Sequence[Cell]) -> int:
 
 @dataclass(frozen=True)
 class Power:
-    """The power of a design, for the pair of families whose difference is hardest to detect."""
+    """The power to detect a difference in `exponent`, for the pair of families (of `num_pairs`) with least power."""
 
     exponent: str
     num_pairs: int
-    """Number of pairs of families that are compared."""
     detectable: Mapping[int, float | None]
     """Number of seeds -> smallest detectable difference of exponents; None if the cells do not determine it."""
     size_mismatch: float | None
     """Largest relative difference of N between matched sizes of the paired test; None for the unpaired test."""
     advice: Advice | None
-    """Changes of the design that make half of this difference detectable."""
+    """Changes of the design that would make half of the detectable difference detectable."""
 
 
 def find_power(
@@ -109,17 +108,18 @@ def find_power(
 ) -> Power | None:
     """Find the smallest detectable difference of exponents between two families, with `seeds` seeds and with more.
 
-    The test is paired if all pairs of families have enough sizes in common and the law is `power`; else it is Welch's.
-    `size` is the column that laws use as N, `assume` the config group `sweep.assume`, `power` the probability of
-    detection, `level` the coverage of intervals. Returns None if no cell can be trained. Raises `ValueError` for an
-    invalid assumption.
+    The test is paired if all pairs of families have enough sizes in common and `sweep.assume.law` is `power`; otherwise
+    it is Welch's t-test. `size` is the column that laws use as N, `assume` the config group `sweep.assume`, `power` the
+    probability of detection, `level` the coverage of intervals. Returns None if no cell can be trained. Raises
+    `ValueError` for an invalid assumption.
     """
     families: dict[str, list[Cell]] = {}
     for cell in cells:
-        if not cell.impossible:
+        if cell.is_possible:
             families.setdefault(cell.family, []).append(cell)
     if not families:
         return None
+    # A single family is compared with an equal design.
     pairs = list(combinations(families, 2)) or [(name, name) for name in families]
     sizes = {name: {getattr(cell, size) for cell in family} for name, family in families.items()}
     matched_of_pairs = [_matched_sizes(sizes[first], sizes[second]) for first, second in pairs]
@@ -127,12 +127,14 @@ def find_power(
     designs = {name: _family_design(family, size, assume, seeds) for name, family in families.items()}
     comparisons: list[Comparison] = [UnpairedDesigns(designs[first], designs[second]) for first, second in pairs]
     if is_paired:
-        paired = zip(pairs, matched_of_pairs, strict=True)
-        comparisons = [_paired_design(matched, families[name], assume, seeds) for (name, _), matched in paired]
+        comparisons = [
+            _paired_design(matched, families[first], assume, seeds)
+            for (first, _), matched in zip(pairs, matched_of_pairs, strict=True)
+        ]
     test: dict[str, Any] = {"power": power, "level": 1 - level, "num_tests": len(pairs)}
 
-    def smallest(comparison: Comparison, seeds: int) -> float:
-        difference = comparison.changed(seeds=seeds).detectable(**test)
+    def smallest(comparison: Comparison, num_seeds: int) -> float:
+        difference = comparison.changed(seeds=num_seeds).detectable(**test)
         return math.inf if difference is None else difference
 
     seed_counts = range(seeds, seeds + assume["more_seeds"] + 1)
@@ -143,7 +145,7 @@ def find_power(
     return Power(
         exponent=next(iter(designs.values())).law.exponents[0],
         num_pairs=len(pairs),
-        detectable={n: difference if math.isfinite(difference) else None for n, difference in detectable.items()},
+        detectable={count: found if math.isfinite(found) else None for count, found in detectable.items()},
         size_mismatch=max(size_ratios) - 1 if is_paired else None,
         advice=hardest.advice(with_given_seeds / 2, **test) if 0 < with_given_seeds < math.inf else None,
     )
@@ -152,12 +154,12 @@ def find_power(
 def _matched_sizes(first: Collection[int], second: Collection[int]) -> list[tuple[int, int]]:
     """Pairs of sizes as the analysis matches them (`slm.scaling.matching`); empty if too few for the paired test."""
     first, second = sorted(first), sorted(second)
-    gap = abs(np.log(first)[:, None] - np.log(second))
+    distance = abs(np.log(first)[:, None] - np.log(second))
     # Two sizes match if each is the nearest to the other and they are nearly equal.
     pairs = [
         (first[i], second[j])
-        for i, j in enumerate(gap.argmin(axis=1))
-        if gap[:, j].argmin() == i and gap[i, j] <= math.log1p(SAME_SIZE)
+        for i, j in enumerate(distance.argmin(axis=1))
+        if distance[:, j].argmin() == i and distance[i, j] <= math.log1p(SAME_SIZE)
     ]
     return pairs if len(pairs) >= MIN_SIZES else []
 
@@ -172,17 +174,17 @@ def _paired_design(
     return PairedDesign(log_N, assume["sigma"] / math.sqrt(num_independent), assume["misfit"], seeds)
 
 
-def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], seeds: int) -> Fitted:
+def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], seeds: int) -> FamilyDesign:
     """The design of one family, with a row for each shape and budget.
 
     The budgets of a shape share its misfit, and branches of a trunk also share its noise, so several budgets leave an
-    exponent in N as uncertain as one. Each further variable takes two parameters, which the budgets determine.
+    exponent in N as uncertain as one. Further variables add two parameters each, which the budgets determine.
     """
     fields = {"N": size, **FIELDS}
     points = dict.fromkeys(tuple(getattr(cell, field) for field in fields.values()) for cell in cells)
     columns = dict(zip(fields, zip(*points, strict=True), strict=True))
     num_shapes = len({(cell.width, cell.depth, cell.params_total) for cell in cells})
-    # Averaging the points of a shape does not reduce what they share, so shared scatter is raised by this factor.
+    # Averaging the points of a shape does not reduce the scatter that they share, so it is raised by this factor.
     inflation = math.sqrt(len(points) / num_shapes)
     noise = assume["sigma"] * (inflation if any(cell.trunk for cell in cells) else 1)
     misfit = assume["own_misfit"] * inflation

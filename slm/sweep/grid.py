@@ -1,7 +1,7 @@
 """Turn a design into its cells: each family in each shape, with each budget, learning rate and seed.
 
-If a family's rule refuses a shape, or a budget is too short for the schedule, there is one impossible cell with the
-reason, and no cell for each rate and seed. Requests that give the same shape (such as two aspects at a small size)
+If a family's rule refuses a shape, or a budget is too short for the schedule, one impossible cell with the reason takes
+the place of the cells for each rate and seed. Requests that give the same shape (such as two aspects at a small size)
 share their cells.
 """
 
@@ -32,7 +32,7 @@ from slm.sweep.shapes import SolvedShape, solve
 
 @dataclass(frozen=True)
 class ShapeRequest:
-    """A shape that a design requests from a family."""
+    """A shape that a design requests from a family; `label` is part of the name of an impossible cell."""
 
     label: str
     solve: Callable[[], SolvedShape]
@@ -56,28 +56,28 @@ class Plan:
 def make_plan(design: Design) -> Plan:
     """Plan all cells of a design. Raises `ValueError`, or Hydra's errors, if no cell can be trained."""
     recipes = [Recipe(family, design.common_overrides) for family in design.families]
-    by_key: dict[str, Cell] = {}
+    cells_by_key: dict[str, Cell] = {}
     misses: list[str] = []
-    requested = 0
+    num_requested = 0
     for recipe in recipes:
         _check_no_other_budget(recipe)
         if design.has_trunks:
             check_trunk(recipe.config.schedule)
         for request in _shape_requests(design, recipe):
-            cells = _cells_of_request(design, recipe, request)
-            misses += _describe_miss(cells[0], request, design.grid)
-            requested += len(cells)
-            for cell in cells:
-                by_key.setdefault(cell.key, cell)
-    cells = list(by_key.values())
-    if all(cell.impossible for cell in cells):
+            requested = _cells_of_request(design, recipe, request)
+            misses += _describe_miss(requested[0], request, design.grid)
+            num_requested += len(requested)
+            for cell in requested:
+                cells_by_key.setdefault(cell.key, cell)
+    cells = list(cells_by_key.values())
+    if not any(cell.is_possible for cell in cells):
         raise ValueError(f"no cell of sweep={design.name} can be trained: {cells[0].impossible}")
     notes = []
     if misses:
         tolerance = f"{100 * design.grid['tolerance']:g}%"
         notes.append(f"Shapes that miss their target N by more than {tolerance}: {'; '.join(misses)}.")
-    if repeats := requested - len(cells):
-        count = plural(repeats, "cell has", "cells have")
+    if num_repeats := num_requested - len(cells):
+        count = plural(num_repeats, "cell has", "cells have")
         notes.append(f"{count} the same settings as another cell and will not be trained twice.")
     cache_dir = Path(os.path.expanduser(recipes[0].config.cache_dir))
     return Plan(cache_dir, [recipe.config for recipe in recipes], cells, notes)
@@ -85,7 +85,7 @@ def make_plan(design: Design) -> Plan:
 
 def _describe_miss(cell: Cell, request: ShapeRequest, grid: Mapping[str, Any]) -> list[str]:
     """A list of one clause that says by how much N misses its target; empty if N is within the tolerance."""
-    if request.target is None or cell.impossible:
+    if request.target is None or not cell.is_possible:
         return []
     error = getattr(cell, grid["size"]) / request.target - 1
     if abs(error) <= grid["tolerance"]:
@@ -177,8 +177,10 @@ def _make_cell(
 
 
 def _shape_overrides(shape: SolvedShape) -> dict[str, Any]:
-    ffn = {} if shape.intermediate_size is None else {"model.intermediate_size": shape.intermediate_size}
-    return {"width": shape.width, "depth": shape.depth, **ffn}
+    overrides: dict[str, Any] = {"width": shape.width, "depth": shape.depth}
+    if shape.intermediate_size is not None:
+        overrides["model.intermediate_size"] = shape.intermediate_size
+    return overrides
 
 
 def _impossible_cell(recipe: Recipe, request: ShapeRequest, budget: str | None, error: Exception) -> Cell:

@@ -1,8 +1,9 @@
 """Start and stop jobs. A job is a process of train.py that holds a lock in its run directory as long as it lives.
 
-The master takes `job.lock` and the process inherits it, so the kernel frees the lock when the job ends, even if the
-master ended before. A master that is killed and started again therefore sees which jobs still run, and starts no job
-twice. `job.pid` holds the process id, the slot and the machine; `job.log` holds the output of all starts.
+The master (the process of sweep.py) takes `job.lock` and the job inherits it, so the kernel frees the lock when the job
+ends, even if the master ended before. A master that is killed and started again therefore sees which jobs still run,
+and starts no job twice. `job.pid` holds the process id, the slot (`launchers/local.py`) and the machine; `job.log`
+holds the output of all starts.
 
 On Windows a process cannot inherit a lock, so a job counts as running while train.py holds its own lock. In the seconds
 before train.py takes this lock, a new master may start a second process, which ends with an error.
@@ -39,16 +40,15 @@ NOTE_AND_BECOME = 'echo "$$ $1 $2" >"$0"; shift 2; exec "$@"'
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A command and the run directory in which it runs."""
+    """A command and the run directory in which it runs; `folder` is an absolute path."""
 
     name: str
     folder: Path
-    """The run directory, as an absolute path."""
     command: tuple[str, ...]
 
 
 def begin(job: Job, environment: Mapping[str, str], *, slot: int = 0) -> subprocess.Popen[bytes] | None:
-    """Start `job`; returns None if it runs already. A session of its own keeps Ctrl-C in a terminal from the job."""
+    """Start `job`, in its own session so that Ctrl-C does not reach it; returns None if the job runs already."""
     with lock_and_log(job) as files:
         if files is None:
             return None

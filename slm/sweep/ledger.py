@@ -2,7 +2,7 @@
 
 The outcome is read from `result.json`, which train.py writes last and atomically; if there is none, from
 `failure.json`, which the master writes for a job that ended without a result. A truncated file counts as absent: the
-cell is then trained again, which costs nothing if the run is complete. The outcome of an evaluation is read from its
+cell is then started again, and a run that is complete trains no step. The outcome of an evaluation is read from its
 results.json.
 """
 
@@ -27,22 +27,21 @@ Status = Literal["completed", "diverged", "failed", "interrupted", "impossible",
 
 FAILURE = "failure.json"
 LOG_LINES = 20
-"""Number of lines at the end of a job's log that its failure record keeps."""
+"""Number of lines from the end of a job's log that `failure.json` keeps."""
 TAIL_BYTES = 8192
 """Bytes read from the end of a metrics.csv: about fifty rows."""
 KILLED = -9
 """Exit code of a process that SIGKILL ended. (`signal.SIGKILL` does not exist on Windows.)"""
 MAX_OOM_KILLS = 2
-"""A cell fails after this many kills by the kernel without a new checkpoint."""
+"""A cell fails after the kernel has killed its job this often, for lack of memory, without a new checkpoint."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The status of a cell."""
+    """The status of a cell, and why it has no result."""
 
     status: Status
     why: str | None = None
-    """The reason if the cell has no result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ class Tries:
         self._kernel_kills_at_start = kernel_kills()
 
     def why_failed(self, code: int | None) -> str | None:
-        """Returns why a job that ended with exit `code` is not started again; None if it is started again.
+        """Returns why a job that ended with exit code `code` is not started again; None if it is started again.
 
         `code` is negative for a signal and None if unknown. A job that exits by itself has failed, since the next start
         would have the same settings. A job that was killed continues from its checkpoint.

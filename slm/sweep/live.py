@@ -18,7 +18,7 @@ from slm.runtime.progress import say
 from slm.runtime.words import duration
 from slm.sweep.execute import FINAL_STATUSES, CellStatus
 
-ORDER = ("completed", "running", "waiting", "failed", "diverged", "impossible", "not_started")
+STATUS_ORDER = ("completed", "running", "waiting", "failed", "diverged", "impossible", "not_started")
 
 
 class Board:
@@ -43,13 +43,13 @@ class Board:
         if self.console.is_terminal:
             self.live.update(Group(Text(_summary(statuses)), _table(statuses)), refresh=True)
             return
-        words = {status.cell.name: _status_word(status) for status in statuses}
+        word_of_cell = {status.cell.name: _status_word(status) for status in statuses}
         if self.printed is None:  # cells completed by an earlier command are only counted
-            self.printed = {name: word for name, word in words.items() if word == "completed"}
+            self.printed = {name: word for name, word in word_of_cell.items() if word == "completed"}
             if self.printed:
                 say(f"{len(self.printed)} of {len(statuses)} cells were completed before")
         for status in statuses:
-            name, word = status.cell.name, words[status.cell.name]
+            name, word = status.cell.name, word_of_cell[status.cell.name]
             if self.printed.get(name, "waiting") != word:
                 self.printed[name] = word
                 why = f" ({status.outcome.why})" if status.outcome.why and not status.is_running else ""
@@ -90,7 +90,7 @@ def _progress_columns(status: CellStatus) -> list[str]:
 
 def _summary(statuses: Sequence[CellStatus]) -> str:
     counts = Counter(map(_status_word, statuses))
-    parts = [f"{counts[word]} {word}" for word in ORDER if counts[word]]
+    parts = [f"{counts[word]} {word}" for word in STATUS_ORDER if counts[word]]
     left = _all_seconds_left(statuses)
     return ", ".join(parts) + (f"; about {duration(left)} left" if left is not None else "")
 
@@ -103,8 +103,8 @@ def _seconds_left(status: CellStatus) -> float | None:
 
 
 def _all_seconds_left(statuses: Sequence[CellStatus]) -> float | None:
-    """None until a running cell has a speed; cells without a speed are assumed to be as fast as the others."""
-    speeds, times_left, starting_flops = [], [], []
+    """None until a running cell has a speed. Each cell without a speed counts with the mean speed of the others."""
+    speeds, times_left, flops_of_starting = [], [], []
     waiting_flops = 0.0
     for status in statuses:
         cell = status.cell
@@ -113,13 +113,14 @@ def _all_seconds_left(statuses: Sequence[CellStatus]) -> float | None:
             speeds.append((status.progress.tokens_per_second or 0.0) * cell.flops / cell.tokens)
             times_left.append(left)
         elif status.is_running:
-            starting_flops.append(cell.flops_trained)
+            flops_of_starting.append(cell.flops_trained)
         elif _status_word(status) == "waiting":
             waiting_flops += cell.flops_trained
     if not speeds:
         return None
     mean_speed = sum(speeds) / len(speeds)
     running_flops = sum(speed * left for speed, left in zip(speeds, times_left, strict=True))
-    flops = running_flops + sum(starting_flops) + waiting_flops
-    num_slots = len(speeds) + len(starting_flops)
-    return max(*times_left, max(starting_flops, default=0.0) / mean_speed, flops / (mean_speed * num_slots))
+    all_flops = running_flops + sum(flops_of_starting) + waiting_flops
+    num_running = len(speeds) + len(flops_of_starting)
+    longest_start = max(flops_of_starting, default=0.0) / mean_speed
+    return max(*times_left, longest_start, all_flops / (mean_speed * num_running))

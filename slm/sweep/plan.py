@@ -20,28 +20,28 @@ WIDTH = 110
 """Smallest width of the table, so that no number is truncated; on a narrower terminal its lines wrap."""
 
 
-def print_plan(design: Design, plan: Plan, analysis: Settings, *, folder: Path, slots: int) -> None:
-    """Print the plan, for `slots` jobs at a time. Raises `ValueError` for an invalid assumption of the design."""
+def print_plan(design: Design, plan: Plan, analysis: Settings, *, folder: Path, num_slots: int) -> None:
+    """Print the plan, for `num_slots` jobs at a time. Raises `ValueError` for an invalid assumption of the design."""
     console = Console(highlight=False)
     console.width = max(console.width, WIDTH) if sys.stdout.isatty() else WIDTH
-    possible = [cell for cell in plan.cells if not cell.impossible]
+    possible = [cell for cell in plan.cells if cell.is_possible]
     speeds = read_speeds(plan.cache_dir, design.assume["flops_per_second"])
     times = {cell.name: speeds.seconds(cell) for cell in possible}
     seconds = sum(times.values())
     # A branch starts after its trunk, so the times of both add up.
     longest = max((times[cell.name] + times.get(cell.trunk or "", 0.0) for cell in possible), default=0.0)
-    elapsed = max(longest, seconds / slots)
+    elapsed = max(longest, seconds / num_slots)
     flops = sum(cell.flops_trained for cell in possible)
     for line in [
         f"sweep {design.name}: {len(possible)} runs, in {folder}",
         _cell_table(plan.cells, speeds),
-        f"cost         {flops:.3g} FLOPs; about {_minutes(seconds)} of training, or {_minutes(elapsed)} with {slots} "
-        f"at a time; {disk_bytes(possible) / 1e9:.2g} GB of disk",
+        f"cost         {flops:.3g} FLOPs; about {_minutes(seconds)} of training, or {_minutes(elapsed)} with "
+        f"{num_slots} at a time; {disk_bytes(possible) / 1e9:.2g} GB of disk",
         f"             {speeds.source}",
         *_trunk_lines(possible),
         *_evaluation_lines(design, len(possible)),
         *_power_lines(design, plan, analysis, seconds / len(design.seeds)),
-        *(f"impossible   {cell.name}: {cell.impossible}" for cell in plan.cells if cell.impossible),
+        *(f"impossible   {cell.name}: {cell.impossible}" for cell in plan.cells if not cell.is_possible),
         *plan.notes,
     ]:
         console.print(line, soft_wrap=isinstance(line, str))
@@ -52,11 +52,11 @@ def _cell_table(cells: Sequence[Cell], speeds: Speeds) -> Table:
     table = Table("family", "shape", "N", "non-embedding", "tokens", "FLOPs", "peak lr", "runs", "minutes", box=None)
     for column in table.columns[2:]:
         column.justify = "right"
-    rows: dict[tuple[str, int, int, int], list[Cell]] = {}
+    cells_of_row: dict[tuple[str, int, int, int], list[Cell]] = {}
     for cell in cells:
-        if not cell.impossible:
-            rows.setdefault((cell.family, cell.width, cell.depth, cell.tokens), []).append(cell)
-    for (family, width, depth, tokens), runs in rows.items():
+        if cell.is_possible:
+            cells_of_row.setdefault((cell.family, cell.width, cell.depth, cell.tokens), []).append(cell)
+    for (family, width, depth, tokens), runs in cells_of_row.items():
         first = runs[0]
         rates = sorted({cell.lr for cell in runs})
         table.add_row(
@@ -90,9 +90,8 @@ def _evaluation_lines(design: Design, num_runs: int) -> list[str]:
         f"evaluation   {name}, {num_runs} runs ({' '.join(overrides) or 'with the defaults of evaluate.py'})"
         for name, overrides in design.evaluations.items()
     ]
-    if lines:
-        lines.append("             evaluate.py runs after training; its cost is not included")
-    return lines
+    note = "             evaluate.py runs after training; its cost is not included"
+    return [*lines, note] if lines else []
 
 
 def _power_lines(design: Design, plan: Plan, analysis: Settings, seconds_per_seed: float) -> list[str]:
@@ -118,9 +117,9 @@ def _power_lines(design: Design, plan: Plan, analysis: Settings, seconds_per_see
         f"             by {test}, if the log loss of a run scatters by {assume['sigma']:.2g} between seeds,",
         f"             and {scatter} (sweep.assume)",
     ]
-    for seeds, detectable in list(power.detectable.items())[1:]:  # the first item is for the seeds of the design
-        more = _minutes(seconds_per_seed * (seeds - num_seeds))
-        lines.append(f"             with {seeds} seeds: {detectable:.2g}, for {more} of additional training")
+    for count, detectable in list(power.detectable.items())[1:]:  # the first count is that of the design
+        more = _minutes(seconds_per_seed * (count - num_seeds))
+        lines.append(f"             with {count} seeds: {detectable:.2g}, for {more} of additional training")
     if power.advice is not None:
         advice = power.advice.text.replace("; ", ";\n             ")
         lines.append(f"             to find half of it, {smallest / 2:.2g}, takes {advice}")

@@ -46,12 +46,12 @@ class Recipe:
 
     @property
     def width_step(self) -> int:
-        """The width of a head; every width is a multiple of `width_step`."""
+        """The width of a head, of which every width is a multiple."""
         return int(self.config.model.head_dim)
 
     @property
     def depth_step(self) -> int:
-        """The length of the mixer pattern; every depth is a multiple of `depth_step`."""
+        """The length of the mixer pattern, of which every depth is a multiple."""
         return len(self.config.model.mixer_pattern)
 
     def shape(self, width: int, depth: int) -> ModelConfig:
@@ -82,7 +82,9 @@ def run_key(settings: Mapping[str, Any]) -> str:
         without_effect = {key for key in later_keys if hashed[group].get(key) == LEGACY_VALUES[f"{group}.{key}"]}
         hashed[group] = {key: value for key, value in hashed[group].items() if key not in without_effect}
     precision = settings["trainer"]["precision"]
-    return digest(hashed if precision == "auto" else {**hashed, "precision": precision})
+    if precision != "auto":
+        hashed["precision"] = precision
+    return digest(hashed)
 
 
 def digest(data: Any) -> str:
@@ -91,26 +93,23 @@ def digest(data: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_inputs(config: DictConfig, where: str) -> None:
-    """Raise `ValueError`, naming the setting `where`, for texts or a tokenizer of `config` that do not exist."""
+def check_inputs(config: DictConfig, setting: str) -> None:
+    """Raise `ValueError` for texts or a tokenizer of `config` that do not exist; the message begins with `setting`."""
     for key in ("paths", "val_paths"):
         if given := OmegaConf.select(config, f"data.{key}", throw_on_missing=False):
-            text_files(given if isinstance(given, str) else list(given), f"{where}: data.{key}")
+            text_files(given if isinstance(given, str) else list(given), f"{setting}: data.{key}")
     if OmegaConf.select(config, "tokenizer.kind") == "file":
         tokenizer: Any = OmegaConf.to_container(config.tokenizer)
         try:
             if not is_on_hub(tokenizer):
                 plan_tokenizer(tokenizer)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+            raise ValueError(f"{setting}: {error}") from None
 
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose `conf/NAME.yaml` with `overrides`, without resolving it.
-
-    Raises `ValueError` for keys that NAME.py does not read, and Hydra's errors for choices that do not exist.
-    """
-    is_initialized = GlobalHydra.instance().is_initialized()  # a script has initialized Hydra with the same conf/
+    """Compose conf/NAME.yaml with `overrides`, unresolved. Raises `ValueError`, or Hydra's errors, for unknown keys."""
+    is_initialized = GlobalHydra.instance().is_initialized()  # as within a script, which uses this conf/
     hydra = nullcontext() if is_initialized else initialize_config_dir(str(CONF), version_base="1.3")
     with hydra, explain_unknown_keys(name):
         config = compose(name, overrides=[*inherited_overrides(), *overrides])
@@ -120,12 +119,12 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
 
 def inherited_overrides() -> list[str]:
     """Overrides that give a job the extensions and config folders of this process (--config-dir, hydra.searchpath)."""
-    names = [in_quotes(Path(name)) for name in loaded_extensions()]
-    extensions = [f"extensions=[{','.join(names)}]"] if names else []
+    paths = [in_quotes(Path(name)) for name in loaded_extensions()]
+    extensions = [f"extensions=[{','.join(paths)}]"] if paths else []
     if not HydraConfig.initialized():
         return extensions
     sources = HydraConfig.get().runtime.config_sources
-    paths = [source.path for source in sources if source.schema == "file" and source.provider not in ("main", "hydra")]
-    folders = [Path(path).resolve() for path in dict.fromkeys(paths)]
+    added = [source.path for source in sources if source.schema == "file" and source.provider not in ("main", "hydra")]
+    folders = [Path(path).resolve() for path in dict.fromkeys(added)]
     searchpath = [f"hydra.searchpath=[{','.join(map(in_quotes, folders))}]"] if folders else []
     return [*searchpath, *extensions]

@@ -32,7 +32,7 @@ from slm.scaling.tables import Table, table_from_frame
 from slm.sweep.cells import Cell, collect_cells, reset_missed_branches
 from slm.sweep.config import check_column_names
 from slm.sweep.design import Design, check_design
-from slm.sweep.evaluation import EVALUATE, evaluation_cells, with_evaluations, without_unmeasured
+from slm.sweep.evaluation import EVALUATE, evaluation_cells, keep_measured_runs, with_evaluations
 from slm.sweep.execute import execute
 from slm.sweep.forecast import remember_speeds
 from slm.sweep.grid import Plan, make_plan
@@ -48,7 +48,7 @@ from slm.sweep.tuning import tune
 
 CELLS = "cells.json"
 MIN_SIZES = 3
-"""Fewest sizes to which a law in N is fitted: it has at least two parameters, and its scatter takes one more size."""
+"""Fewest sizes to which a law in N is fitted: two for its parameters, and one more to estimate the scatter."""
 INCOMPLETE = 2
 """Exit code if a cell or an evaluation has no result."""
 
@@ -81,11 +81,12 @@ def run_sweep(config: Mapping[str, Any]) -> int:
     settings, and `Interrupted` if a signal ended the sweep.
     """
     sweep = _check_sweep(config)
-    num_jobs = sum(cell.impossible is None for cell in sweep.plan.cells)
-    launcher = open_launcher(config["launcher"], sweep.runs, num_jobs=num_jobs)  # may raise: before a folder is made
+    num_jobs = sum(cell.is_possible for cell in sweep.plan.cells)
+    launcher = open_launcher(config["launcher"], sweep.runs, num_jobs=num_jobs)  # raises before a folder is made
     if config["dry_run"]:
         analysis = Settings.from_dict(sweep.config["analysis"])
-        print_plan(sweep.design, sweep.plan, analysis, folder=sweep.folder, slots=min(num_jobs, launcher.width()))
+        num_slots = min(num_jobs, launcher.max_running())
+        print_plan(sweep.design, sweep.plan, analysis, folder=sweep.folder, num_slots=num_slots)
         return 0
     with locked(sweep.folder, "sweep.py"):
         trained = _train(sweep)
@@ -102,9 +103,9 @@ def _check_sweep(config: Mapping[str, Any]) -> Sweep:
     folder = Path(config["output_dir"] or f"sweeps/{design.name}-{key}")
     config = {**config, "output_dir": str(folder), "name": config["name"] or design.name}
     if config["analysis"]["size"] == "auto" and design.grid["sizes"] is not None:
-        # The definition of N that the design used to give all families the same sizes.
+        # The design gave all families the same sizes under this definition of N.
         config["analysis"] = {**config["analysis"], "size": design.grid["size"]}
-    num_runs = sum(cell.impossible is None for cell in plan.cells)
+    num_runs = sum(cell.is_possible for cell in plan.cells)
     if config["drop_worst"] >= num_runs:
         raise ValueError(f"drop_worst={config['drop_worst']} drops all {num_runs} runs of this sweep")
     _check_folder(folder, plan.cells)
@@ -148,15 +149,15 @@ def _launcher_settings(sweep: Sweep) -> dict[str, Any]:
     """The launcher settings with `jobs_per_gpu` filled in, measured on the cell with the most FLOPs per token."""
     launcher = sweep.config["launcher"]
     gpus = visible_gpus()
-    possible = [cell for cell in sweep.plan.cells if cell.impossible is None]
+    possible = [cell for cell in sweep.plan.cells if cell.is_possible]
     largest = max(possible, key=lambda cell: cell.flops / cell.tokens)
 
     def measure(num_jobs: int) -> SharedGpuMeasurement | None:
         # Without the last override Hydra would derive output_dir from the choices of sweep.py.
         config = composed("train", (*largest.overrides, "output_dir=runs"))
         num_slots = num_jobs * len(gpus)
-        shared = {**launcher, "jobs_per_gpu": num_jobs, "slots": num_slots}
-        environment = slot_environments(shared, num_jobs=num_slots, gpus=gpus)[0]
+        settings = {**launcher, "jobs_per_gpu": num_jobs, "slots": num_slots}
+        environment = slot_environments(settings, num_jobs=num_slots, gpus=gpus)[0]
         return measure_shared_gpu(plain_settings(config), {**environment_of_a_job(), **environment}, num_jobs)
 
     return with_jobs_per_gpu(launcher, sweep.runs, name=largest.name, num_jobs=len(possible), measure=measure)
@@ -222,11 +223,11 @@ def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], *, notes: Sequence[s
     remember_speeds(sweep.plan.cache_dir, completed.to_dict("records"))
     is_tuned = design.lr["rule"] == "tuned"
     if is_tuned:
-        completed = completed[list(training)]  # without evaluations: there is none at the interpolated optimum
-    rows, left_out = without_unmeasured(completed, sweep.config["columns"])
+        completed = completed[list(training)]  # no evaluations: no run was trained at the interpolated optimum
+    rows, left_out = keep_measured_runs(completed, sweep.config["columns"])
     notes = [*notes, *left_out]
     if is_tuned:
-        design_rates = {cell.family: cell.lr for cell in cells if cell.lr_factor == 1 and not cell.impossible}
+        design_rates = {cell.family: cell.lr for cell in cells if cell.lr_factor == 1 and cell.is_possible}
         tuned = tune(rows, design_rates)
         write_atomically(folder / "tuning.csv", tuned.optima.to_csv(index=False))
         print("", *tuned.lines, sep="\n")

@@ -20,6 +20,7 @@ from slm.model.counts import num_params
 from slm.sweep.recipe import Recipe
 
 Size = Literal["params_total", "params_non_embedding"]
+"""How the parameters N are counted."""
 
 MAX_TOLERANCE = 0.02
 """Relative error of N that is accepted if no shape meets the requested tolerance."""
@@ -34,7 +35,7 @@ but 8 channels are 2% of the parameters of a 200k model."""
 
 @dataclass(frozen=True, kw_only=True)
 class SolvedShape:
-    """A shape that meets a target."""
+    """A shape that meets a target N."""
 
     width: int
     depth: int
@@ -42,7 +43,7 @@ class SolvedShape:
     intermediate_size: int | None
     """Feed-forward width; None if it is the width under the family's rule."""
     misfit: float
-    """Defined at the top of the module."""
+    """Defined in the docstring of this module."""
 
 
 def count_params(model: ModelConfig, size: Size) -> int:
@@ -88,28 +89,33 @@ def _fit_ffn(
 
 def _with_other_ffn(model: ModelConfig, target: float, size: Size) -> Iterator[ModelConfig]:
     """Shapes with the feed-forward width that brings N nearest to the target, one for each of `FFN_STEPS`."""
-    width, n = model.intermediate_size, count_params(model, size)
-    per_channel = count_params(dataclasses.replace(model, intermediate_size=width + 1), size) - n
+    ffn_width, n = model.intermediate_size, count_params(model, size)
+    params_per_channel = count_params(dataclasses.replace(model, intermediate_size=ffn_width + 1), size) - n
+    channels = (target - n) / params_per_channel  # to be added, since N is linear in the feed-forward width
     for step in FFN_STEPS:
-        changed = width + round((target - n) / per_channel / step) * step  # N is linear in the feed-forward width
+        changed = ffn_width + round(channels / step) * step
         if changed > 0:
             yield dataclasses.replace(model, intermediate_size=changed)
 
 
 def _widths(recipe: Recipe, target: float, aspect: float, size: Size) -> Iterator[int]:
     """Widths for which some allowed depth may meet the target. N grows with width and depth."""
-    least, most = target / (1 + FFN_SLACK), target / (1 - FFN_SLACK)
-    # Bisect for the smallest width whose deepest shape has at least `least` parameters. `low` and `high` count steps.
+    # The feed-forward width can change N by less than the factor 1 +- FFN_SLACK.
+    min_params, max_params = target / (1 + FFN_SLACK), target / (1 - FFN_SLACK)
+    # Bisect for the smallest width whose deepest shape has `min_params` parameters. `low` and `high` count width steps.
     low, high = 0, 1
-    while not _reaches(recipe, high, least, aspect, size):
+    while not _reaches(recipe, high, min_params, aspect, size):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _reaches(recipe, middle, least, aspect, size) else (middle, high)
+        if _reaches(recipe, middle, min_params, aspect, size):
+            high = middle
+        else:
+            low = middle
     width = high * recipe.width_step
     while True:
         depths = _depths(recipe, width, aspect)
-        if depths and count_params(recipe.shape(width, depths[0]), size) > most:  # the shallowest shape is too large
+        if depths and count_params(recipe.shape(width, depths[0]), size) > max_params:  # of the shallowest shape
             return
         yield width
         width += recipe.width_step
@@ -136,14 +142,14 @@ def _best_depths(recipe: Recipe, width: int, target: float, size: Size) -> set[i
     Other depths are worse: their feed-forward width departs from the rule by more than their aspect improves.
     """
     step = recipe.depth_step
-    n_1 = count_params(recipe.shape(width, step), size)
-    n_2 = count_params(recipe.shape(width, 2 * step), size)
-    exact = 1 + (target - n_1) / (n_2 - n_1)  # in steps, since N is linear in depth
+    first = count_params(recipe.shape(width, step), size)
+    second = count_params(recipe.shape(width, 2 * step), size)
+    exact = 1 + (target - first) / (second - first)  # the depth in steps that meets the target, as N is linear in depth
     return {num_steps * step for num_steps in (math.floor(exact), math.ceil(exact)) if num_steps >= 1}
 
 
 def _nearest_sizes(recipe: Recipe, target: float, aspect: float, size: Size) -> list[int]:
-    """The nearest N below and above the target, if each width has the depth that brings it nearest to the aspect."""
+    """The nearest N below and above the target, where each width has the depth that is best for the aspect."""
     below: int | None = None
     width = 0
     while True:

@@ -54,16 +54,15 @@ class TuningResult:
     def lines(self) -> list[str]:
         """One line per shape for a terminal: its optimum, and how much higher the loss is at the design's rate."""
         lines = []
-        for best in self.optima.itertuples():
-            at_end = ", at an end of the grid" if best.at_end else ""
-            shape = f"{best.family} {best.width}x{best.depth}"
-            line = f"{shape}: best learning rate {best.lr:.3g}{at_end}, loss {best.loss:.4f}"
-            excess = best.loss / best.loss_lowest - 1
+        for row in self.optima.itertuples():
+            where = ", at an end of the grid" if row.at_end else ""
+            line = f"{row.family} {row.width}x{row.depth}: best learning rate {row.lr:.3g}{where}, loss {row.loss:.4f}"
+            excess = row.loss / row.loss_lowest - 1
             if abs(excess) > MIN_DIFFERENCE:
                 side = "above" if excess > 0 else "below"
-                line += f" (parabola through {best.lr_fitted} rates; {abs(excess):.2%} {side} the lowest measured loss)"
-            if not math.isnan(best.excess_at_value):
-                line += f"; at the design's rate {best.lr_value:g} {best.excess_at_value:.2%} above the lowest measured"
+                line += f" (parabola through {row.lr_fitted} rates; {abs(excess):.2%} {side} the lowest measured loss)"
+            if not math.isnan(row.excess_at_value):
+                line += f"; at the design's rate {row.lr_value:g} {row.excess_at_value:.2%} above the lowest measured"
             lines.append(line)
         return lines
 
@@ -76,6 +75,7 @@ class Optimum:
     losses: Mapping[int, float]
     """Seed -> loss."""
     at_end: bool
+    """Whether this rate is the first or the last of the rates tried."""
     num_fitted: int
     """Number of rates in the parabola."""
     correction: float
@@ -93,9 +93,9 @@ def tune(runs: pd.DataFrame, design_rates: Mapping[str, float]) -> TuningResult:
         for shape, rows in runs.groupby(SHAPE, sort=False)
     ]
     losses_of_family: dict[str, list[pd.DataFrame]] = defaultdict(list)
-    for shape, _, losses in runs_of_shapes:
+    for (family, *_), _, losses in runs_of_shapes:
         if len(losses) >= MIN_RATES:
-            losses_of_family[shape[0]].append(losses)
+            losses_of_family[family].append(losses)
     noise_of_family = {family: pooled_noise(tables) for family, tables in losses_of_family.items()}
     best, optima, notes = [], [], []
     for shape, rows, losses in runs_of_shapes:
@@ -129,10 +129,10 @@ def pooled_noise(loss_tables: Sequence[pd.DataFrame]) -> float | None:
     """
     sum_of_squares, df = 0.0, 0
     for losses in loss_tables:
-        table = losses.to_numpy(float) / losses.to_numpy(float).min()
+        table = losses.to_numpy(float) / losses.to_numpy(float).min()  # relative to the lowest loss
         best = int(table.mean(axis=1).argmin())
         if table.shape[1] > 1:
-            near = table[max(best - 2, 0) : best + 3]
+            near = table[max(best - 2, 0) : best + 3]  # up to two rates on either side of the best
             residuals = near - near.mean(axis=0) - near.mean(axis=1, keepdims=True) + near.mean()
             df += (near.shape[0] - 1) * (near.shape[1] - 1)
         elif len(table) > MIN_RATES:
@@ -205,7 +205,7 @@ def _rates_near_best(means: np.ndarray, sigma: float) -> tuple[int, int]:
 
 
 def _lowest_point(b: float, c: float, x: np.ndarray) -> float:
-    """Where b x + c x^2 is lowest within the range of x."""
+    """The point within the range of x at which b x + c x^2 is lowest."""
     if c > 0:
         return float(np.clip(-b / (2 * c), x[0], x[-1]))
     return float(min((x[0], x[-1]), key=lambda end: b * end + c * end**2))

@@ -21,7 +21,7 @@ class Tracker:
         raise NotImplementedError
 
     def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        """Record a generated text, before `log` of the same step. A tracker that takes only numbers ignores it."""
+        """Record a generated text, before `log` of the same step. A tracker that takes only numbers ignores texts."""
 
     def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
         """Record the final numbers and close."""
@@ -31,10 +31,7 @@ class CsvTracker(Tracker):
     """Appends rows with fixed columns to a CSV file; a metric that was not measured at a step is left empty."""
 
     def __init__(self, path: Path, columns: Sequence[str], *, resume_step: int = 0) -> None:
-        """Open `path` and drop the rows after `resume_step`, because the run will write them again.
-
-        Raises `ValueError` if `path` is not a table of metrics.
-        """
+        """Drop rows after `resume_step`, as the run rewrites them. Raises `ValueError` if `path` is another table."""
         self.path, self.columns = path, ("step", *columns)
         rows = _read_rows_until(path, resume_step) if path.exists() else []
         table = io.StringIO(newline="")
@@ -44,7 +41,7 @@ class CsvTracker(Tracker):
         write_atomically(path, table.getvalue())
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one row with all digits of each value. Raises `ValueError` for a metric without a column."""
+        """Append one row. `repr` keeps all digits of a value. Raises `ValueError` for a metric without a column."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, restval="")
             writer.writerow({"step": step, **{name: repr(value) for name, value in metrics.items()}})
@@ -62,8 +59,7 @@ def _read_rows_until(path: Path, step: int) -> list[dict[str, str]]:
 class WandbTracker(Tracker):
     """Writes one W&B run, with the optimizer step as `_step` and with `tokens` as the axis of plots.
 
-    A run that is continued keeps its id. Offline it writes a second folder; each row has its step, so W&B merges both
-    folders when they are synced. Rows that were written twice have equal values.
+    A continued run keeps its id. Offline it has a second folder, which W&B merges with the first by step when synced.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
@@ -121,10 +117,7 @@ def check_logger(settings: Mapping[str, Any]) -> None:
 def open_trackers(
     folder: Path, config: Mapping[str, Any], *, columns: Sequence[str], resume_step: int = 0
 ) -> list[Tracker]:
-    """Open the trackers that the `logger` group of a run's `config` selects, in the run directory `folder`.
-
-    `columns` are the columns of metrics.csv. `check_logger` must have accepted the settings.
-    """
+    """Open the trackers that `config["logger"]` selects for the run directory `folder`; metrics.csv has `columns`."""
     settings = config["logger"]
     trackers: list[Tracker] = [CsvTracker(folder / "metrics.csv", columns, resume_step=resume_step)]
     if settings["wandb"]:

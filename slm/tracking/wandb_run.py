@@ -12,9 +12,9 @@ from typing import Any
 from slm.runtime.files import write_atomically
 
 RUN_ID = Path("wandb", "run_id")
-"""File in a run directory with its W&B run id, under which a resumed run continues."""
+"""File in a run directory with the W&B id of the run. A resumed run continues under this id."""
 MAX_ARTIFACT_NAME = 128
-"""Largest number of characters that W&B accepts."""
+"""Largest number of characters in a name that W&B accepts."""
 
 Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]
 """A table: its column names and its rows."""
@@ -53,13 +53,13 @@ def record_directory(
     summary: Mapping[str, Any],
     files: Sequence[Path],
 ) -> None:
-    """Log one run with `tables`, `images` (under figures/), `summary`, and an artifact of the `files` in `folder`.
+    """Log `tables`, `images` (under figures/), `summary`, and an artifact of the `files` in `folder`, as one W&B run.
 
     `kind` is the type of the artifact. `check_logger` must have accepted the `logger` group of `config`.
     """
     import wandb
 
-    # The number of earlier records: at a step that is already taken, rows would replace those of the earlier record.
+    # The step is the number of earlier records, because rows at a step that is taken would replace those of its record.
     step = len(list((folder / RUN_ID).parent.glob(f"*run-*-{known_run_id(folder)}")))
     logged_config = {key: value for key, value in config.items() if key != "logger"}
     run = start_run(folder, logged_config, name=name, settings=config["logger"])
@@ -83,7 +83,8 @@ def record_directory(
 def artifact_name(name: str, run_id: str) -> str:
     """Returns NAME-RUN_ID with only the characters that W&B accepts: letters, digits, `-`, `_` and `.`."""
     accepted = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
-    return accepted[: MAX_ARTIFACT_NAME - 1 - len(run_id)] + f"-{run_id}"
+    suffix = f"-{run_id}"
+    return accepted[: MAX_ARTIFACT_NAME - len(suffix)] + suffix
 
 
 def check_wandb(settings: Mapping[str, Any]) -> None:

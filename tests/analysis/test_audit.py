@@ -8,7 +8,7 @@ import pytest
 
 from slm.analysis.audit import audit
 from slm.scaling.tables import read_table
-from slm.sweep.evaluation import without_unmeasured
+from slm.sweep.evaluation import keep_measured_runs
 from tests.sweep.designs import runs, what
 
 NAMED = {"tokens": "tokens", "data_fingerprint": "data", "tokenizer_fingerprint": "tokenizer", "schedule": "schedule"}
@@ -50,7 +50,7 @@ def test_the_audit_goes_by_the_text_of_the_measure_that_is_analysed() -> None:
     def audited(columns: dict[str, str], **changes: object) -> dict:
         frame = runs(wiki_bits_per_byte=1.5, wiki_eval_data_fingerprint="w", books_eval_data_fingerprint="b")
         frame = frame.assign(run_id=[f"run{row}" for row in frame.index], **changes)
-        return audit(without_unmeasured(frame, columns)[0])
+        return audit(keep_measured_runs(frame, columns)[0])
 
     by_wiki, texts = {"bits_per_byte": "wiki_bits_per_byte"}, ["w"] * 6 + ["v"] * 6
     assert audited(by_wiki)["controlled"]

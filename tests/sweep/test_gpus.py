@@ -59,7 +59,7 @@ def saturating(most: float, memory: int = 10**9) -> Callable[[int], SharedGpuMea
 
 @pytest.mark.parametrize(("most", "expected"), [(1.0, 1), (1.05, 1), (2.0, 2), (3.0, 4), (100.0, 12)])
 def test_more_jobs_share_a_gpu_as_long_as_they_add_speed(most: float, expected: int) -> None:
-    assert choose_jobs(saturating(most), most=12, free_bytes=CARD)[0] == expected
+    assert choose_jobs(saturating(most), max_jobs=12, free_bytes=CARD)[0] == expected
 
 
 @given(memory=st.integers(10**8, 10**11), free=st.integers(10**9, CARD), most=st.integers(1, 64))
@@ -70,7 +70,7 @@ def test_never_more_jobs_than_memory_allows(memory: int, free: int, most: int) -
         tried.append(jobs)
         return saturating(1e9, memory)(jobs)
 
-    chosen, _ = choose_jobs(measure, most=most, free_bytes=free)
+    chosen, _ = choose_jobs(measure, max_jobs=most, free_bytes=free)
     assert 1 <= chosen <= most
     assert max(tried) == 1 or max(tried) * (memory + PROCESS_BYTES) <= USABLE_MEMORY * free
     if chosen > 1:  # what a job needs is within its share
@@ -81,8 +81,8 @@ def test_jobs_that_do_not_run_together_are_not_started_together() -> None:
     def measure(jobs: int) -> SharedGpuMeasurement | None:
         return saturating(100)(jobs) if jobs < 4 else None
 
-    assert choose_jobs(measure, most=8, free_bytes=CARD)[0] == 2
-    assert choose_jobs(lambda jobs: None, most=8, free_bytes=CARD) == (1, [])
+    assert choose_jobs(measure, max_jobs=8, free_bytes=CARD)[0] == 2
+    assert choose_jobs(lambda jobs: None, max_jobs=8, free_bytes=CARD) == (1, [])
 
 
 def test_slots_take_the_gpus_in_turn_and_share_their_memory(two_gpus: Callable[..., None]) -> None:

@@ -16,8 +16,8 @@ from slm.sweep.launchers.slurm import Slurm
 class Launcher(Protocol):
     """The interface of a launcher. None of its methods waits for a job."""
 
-    def width(self) -> int:
-        """The number of jobs that run at a time according to the settings."""
+    def max_running(self) -> int:
+        """The largest number of jobs that the settings allow to run at a time."""
 
     def num_free(self) -> int:
         """The number of jobs that `start` accepts now."""
@@ -26,7 +26,7 @@ class Launcher(Protocol):
         """Take over the jobs that an earlier master started and that still run or queue; returns their names."""
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """Start jobs, at most `num_free()`."""
+        """Start `jobs`, which are at most `num_free()`."""
 
     def collect_ended(self) -> dict[str, int | None]:
         """Jobs that ended since the last call: name -> exit code (negative for a signal, None if unknown)."""
@@ -39,10 +39,8 @@ LAUNCHERS: dict[str, Callable[..., Launcher]] = {"local": Local, "slurm": Slurm,
 
 KINDS: dict[str, dict[str, Kind]] = {
     "local": {
-        "slots": AUTO_COUNT,
-        "threads": AUTO_COUNT,
+        **dict.fromkeys(("slots", "threads", "jobs_per_gpu"), AUTO_COUNT),
         "gpus_per_job": NATURAL,
-        "jobs_per_gpu": AUTO_COUNT,
         "memory_gb": POSITIVE,
         "warm_start": SWITCH,
     },

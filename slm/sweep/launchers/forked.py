@@ -1,8 +1,8 @@
-"""Fork jobs from the fork server of `multiprocessing`, which has made their imports; for Linux without GPUs.
+"""Fork jobs from the fork server of `multiprocessing`, which has already imported torch; for Linux without GPUs.
 
 Importing torch and Lightning takes seconds of CPU time, more than a small job may train. The server imports them once,
 without starting a thread or a torch operation, because neither survives a fork. Apart from the imports, a forked job is
-the same as `python SCRIPT ...`. If the server is killed, its jobs continue, like the jobs of an earlier master.
+the same as `python SCRIPT ...`. If the server is killed, its jobs continue.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ its import makes a folder that the first job to end would delete."""
 
 
 class Descriptor:
-    """A descriptor of an open file. A forked process that unpickles it gets the number of its own descriptor."""
+    """A descriptor of an open file. A process that unpickles it gets the number of its own copy of the descriptor."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -38,7 +38,7 @@ class Descriptor:
 
 
 def start_server(environment: Mapping[str, str]) -> None:
-    """Start the fork server unless it runs already. OpenMP reads `environment` once, when torch is imported."""
+    """Start the fork server unless it runs already. OpenMP reads `environment` only then, when torch is imported."""
     multiprocessing.set_forkserver_preload(MODULES)
     with patch.dict(os.environ, environment, clear=True):
         forkserver.ensure_running()
@@ -79,5 +79,6 @@ def _become_job(job: Job, environment: Mapping[str, str], slot: int, lock: int, 
     """Become the script of `job`; `lock` stays open until this process ends."""
     os.setsid()
     (job.folder / PID).write_text(f"{os.getpid()} {slot} {platform.node()}\n", encoding="utf-8")
-    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]  # the server ends with its master
+    # The server ends when the master does, unless a job keeps this descriptor open.
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     become_script(job.command[1:], environment, (log, log))

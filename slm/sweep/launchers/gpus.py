@@ -26,15 +26,15 @@ from slm.runtime.system import num_cores
 
 CHOICE_FILE = "jobs_per_gpu.json"
 """File in the folder of the runs that keeps the choice and its measurements. A sweep that is started again must use the
-same number: a job's share of the memory may decide how many sequences it computes at once, which changes last bits."""
+same number: a job's share of the memory may decide how many sequences it computes at once, which changes rounding."""
 MIN_GAIN = 0.1
-"""Twice as many jobs must raise the total speed by this fraction."""
+"""Doubling the number of jobs must raise the total speed by at least this fraction."""
 USABLE_MEMORY = 0.9
-"""Fraction of the free memory that jobs may fill; the rest is for fragmentation and for cells of other sizes."""
+"""Fraction of the free memory that jobs may fill; the rest is for fragmentation and for the other runs of the sweep."""
 PROCESS_BYTES = 6e8
 """GPU memory that a process holds outside torch's allocator (driver, kernels, cuBLAS); assumed, not measured here."""
 PROBE_SECONDS = 300
-"""Longest time that a measurement may take."""
+"""Longest time that one measurement may take."""
 ROOT = Path(__file__).parents[3]
 
 
@@ -76,49 +76,47 @@ def gpu_memory(name: str) -> tuple[int, int] | None:
 
 
 def memory_share(num_jobs: int, memory: tuple[int, int] | None) -> float:
-    """The fraction of a GPU's memory that torch may allocate in each of `num_jobs` processes.
-
-    `memory` comes from `gpu_memory`. Raises `ValueError` if torch would get less than `PROCESS_BYTES` in each process.
-    """
+    """Fraction of `memory` (total, free) for torch in each of `num_jobs` jobs. Raises `ValueError` if it is too low."""
     if memory is None:
-        raise ValueError(f"launcher.jobs_per_gpu={num_jobs} needs nvidia-smi, which tells the memory: use 1")
+        raise ValueError(f"launcher.jobs_per_gpu={num_jobs} needs nvidia-smi, to read the memory of a GPU: set it to 1")
     total, _ = memory
-    if num_jobs > (most := _most_jobs(total)):
-        gigabytes = total / 1e9
-        raise ValueError(f"launcher.jobs_per_gpu={num_jobs}: a GPU with {gigabytes:.0f} GB allows at most {most} jobs")
+    max_jobs = _max_jobs(total)
+    if num_jobs > max_jobs:
+        gpu = f"a GPU with {total / 1e9:.0f} GB"
+        raise ValueError(f"launcher.jobs_per_gpu={num_jobs}: {gpu} allows at most {max_jobs} jobs")
     return 1 / num_jobs - PROCESS_BYTES / total
 
 
-def _most_jobs(total_bytes: int) -> int:
-    return int(total_bytes / 2 / PROCESS_BYTES)  # torch gets at least half of the memory of each job
+def _max_jobs(total_bytes: int) -> int:
+    return int(total_bytes / (2 * PROCESS_BYTES))  # torch must get at least as much as a process holds outside torch
 
 
-def choose_jobs(measure: Measure, *, most: int, free_bytes: int) -> tuple[int, list[SharedGpuMeasurement]]:
-    """Choose how many jobs, at most `most`, share `free_bytes` of a GPU; returns the number and the measurements."""
+def choose_jobs(measure: Measure, *, max_jobs: int, free_bytes: int) -> tuple[int, list[SharedGpuMeasurement]]:
+    """Choose how many jobs, up to `max_jobs`, share `free_bytes` of a GPU; returns the number and the measurements."""
     measurements: list[SharedGpuMeasurement] = []
     num_jobs = 1
     while (current := measure(num_jobs)) is not None:
         measurements.append(current)
         if num_jobs == 1:
-            most = min(most, int(USABLE_MEMORY * free_bytes / (current.memory_bytes + PROCESS_BYTES)))
+            max_jobs = min(max_jobs, int(USABLE_MEMORY * free_bytes / (current.memory_bytes + PROCESS_BYTES)))
         else:
             previous = measurements[-2]
             min_speedup = 1 + MIN_GAIN * (num_jobs / previous.jobs - 1)
             if current.tokens_per_second < min_speedup * previous.tokens_per_second:
                 return previous.jobs, measurements
-        if num_jobs >= most:
+        if num_jobs >= max_jobs:
             break
-        num_jobs = min(2 * num_jobs, most)
+        num_jobs = min(2 * num_jobs, max_jobs)
     return max((measured.jobs for measured in measurements), default=1), measurements
 
 
 def with_jobs_per_gpu(
     launcher: Mapping[str, Any], runs: Path, *, name: str, num_jobs: int, measure: Measure
 ) -> dict[str, Any]:
-    """Replace `jobs_per_gpu: auto` of `launcher` by a number that is measured with the cell `name`.
+    """Replace `jobs_per_gpu: auto` of the settings `launcher` by a number that is measured with the run `name`.
 
     `num_jobs` is the number of runs in the sweep. The choice is stored in the folder `runs` and used again for the same
-    cell. The settings are returned unchanged for other launchers, without a GPU, and if each job can have its own GPU.
+    run. The settings stay unchanged if the launcher is not local, if there is no GPU, or if each job can have its own.
     """
     if launcher["name"] != "local" or launcher["jobs_per_gpu"] != "auto" or launcher["gpus_per_job"] != 1:
         return dict(launcher)
@@ -131,8 +129,8 @@ def with_jobs_per_gpu(
         say(f"measuring how many jobs should share a GPU, with {name}")
         total, free = memory
         num_slots = min(num_jobs, num_cores()) if launcher["slots"] == "auto" else launcher["slots"]
-        most = max(1, min(math.ceil(num_slots / len(gpus)), _most_jobs(total)))
-        chosen, measurements = choose_jobs(measure, most=most, free_bytes=free)
+        max_jobs = max(1, min(math.ceil(num_slots / len(gpus)), _max_jobs(total)))
+        chosen, measurements = choose_jobs(measure, max_jobs=max_jobs, free_bytes=free)
         stored = {"cell": name, "jobs_per_gpu": chosen, "measured": [asdict(measured) for measured in measurements]}
         write_json(runs / CHOICE_FILE, stored, indent=2)
         for measured in measurements:

@@ -4,8 +4,7 @@ A slot does not pin its job to cores: the system schedules single threads well, 
 with other processes. All slots have the same number of threads, which depends only on the machine and the sweep:
 rounding depends on the number of threads, and a sweep that is started again must give the same bits.
 
-On Linux, without GPUs and with one thread per job, `warm_start` forks jobs from a process that has imported torch
-(`forked.py`).
+On Linux, `warm_start` forks jobs of one thread and without a GPU from a process that has imported torch (`forked.py`).
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ SERVER_LOST = 255
 
 
 @dataclass
-class Running:
-    """A running job; `process` is None if an earlier master started it."""
+class RunningJob:
+    """A running job; `process` is None if an earlier master (process of sweep.py) started it."""
 
     folder: Path
     slot: int
@@ -47,21 +46,20 @@ class Local:
         # Threads, the state of a GPU's driver and the libraries of macOS do not survive a fork.
         can_fork = has_one_thread and not gpus and hasattr(os, "fork") and sys.platform != "darwin"
         self._is_warm = settings["warm_start"] and can_fork
-        self._running: dict[str, Running] = {}
+        self._running: dict[str, RunningJob] = {}
         self._stopping = False
 
-    def width(self) -> int:
+    def max_running(self) -> int:
         return len(self.environments)
 
     def num_free(self) -> int:
         return max(0, len(self.environments) - len(self._running))
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:
-        """Take over the running jobs of an earlier master; they keep their slots."""
         alive = [job for job in jobs if is_running(job.folder)]
         for job in alive:
             _, slot = id_and_slot(job.folder) or (0, 0)
-            self._running[job.name] = Running(job.folder, slot, None)
+            self._running[job.name] = RunningJob(job.folder, slot, None)
         return [job.name for job in alive]
 
     def start(self, jobs: Sequence[Job]) -> None:
@@ -71,7 +69,7 @@ class Local:
             slot = min({*range(len(self.environments))} - taken)
             environment = {**environment_of_a_job(), **self.environments[slot]}
             process = self._begin_forked(job, environment, slot) or begin(job, environment, slot=slot)
-            self._running[job.name] = Running(job.folder, slot, process)
+            self._running[job.name] = RunningJob(job.folder, slot, process)
 
     def collect_ended(self) -> dict[str, int | None]:
         """Jobs that ended, with exit codes. The code of an adopted job is unknown, since it is not a child process."""
@@ -86,7 +84,7 @@ class Local:
                 continue
             codes[name] = code
             del self._running[name]
-            if code is None or code < 0:  # the ranks and workers of a killed process would keep the GPU
+            if code is None or code < 0:  # its ranks and workers may survive it and hold the GPU
                 _stop(running, force=True)
         return codes
 
@@ -110,7 +108,7 @@ def _exit_code(process: subprocess.Popen[bytes] | BaseProcess | None) -> int | N
     return process.poll() if process else None
 
 
-def _stop(running: Running, *, force: bool) -> None:
+def _stop(running: RunningJob, *, force: bool) -> None:
     if running.process:
         process_id = running.process.pid
     else:
@@ -122,11 +120,11 @@ def _stop(running: Running, *, force: bool) -> None:
 def slot_environments(settings: Mapping[str, Any], *, num_jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
     """Variables that each slot adds to the environment of its job, on a machine with `gpus`, for `num_jobs` jobs.
 
-    With `jobs_per_gpu` above 1, slots take the GPUs in turn, and each has its share of a GPU's memory. `auto` means 1
-    here: before training `gpus.with_jobs_per_gpu` replaces it. Raises `ValueError` for more GPUs than the machine has.
+    With `jobs_per_gpu` above 1, slots take the GPUs in turn, and each job has its share of a GPU's memory. Here `auto`
+    means 1, because `gpus.with_jobs_per_gpu` replaces it before training. Raises `ValueError` if GPUs are missing.
     """
-    cores = num_cores()
-    memory = machine_memory()
+    core_count = num_cores()
+    memory_bytes = machine_memory()
     gpus_per_job = settings["gpus_per_job"] if gpus else 0
     jobs_per_gpu = settings["jobs_per_gpu"] if gpus and settings["jobs_per_gpu"] != "auto" else 1
     if gpus_per_job > len(gpus):
@@ -134,16 +132,19 @@ def slot_environments(settings: Mapping[str, Any], *, num_jobs: int, gpus: Seque
     if jobs_per_gpu > 1 and gpus_per_job != 1:
         raise ValueError(f"launcher.jobs_per_gpu={jobs_per_gpu} needs launcher.gpus_per_job=1, not {gpus_per_job}")
     num_groups = len(gpus) // gpus_per_job if gpus_per_job else 0
-    fit_in_memory = cores if memory is None else int(memory / 1e9 / settings["memory_gb"])
-    max_slots = num_groups * jobs_per_gpu if gpus_per_job else min(cores, fit_in_memory)
+    if gpus_per_job:
+        max_slots = num_groups * jobs_per_gpu
+    else:
+        fit_in_memory = core_count if memory_bytes is None else int(memory_bytes / 1e9 / settings["memory_gb"])
+        max_slots = min(core_count, fit_in_memory)
     num_slots = max(1, min(max_slots, num_jobs)) if settings["slots"] == "auto" else settings["slots"]
     if gpus_per_job and num_slots > max_slots:
         shared = f" and launcher.jobs_per_gpu={jobs_per_gpu}" if jobs_per_gpu > 1 else ""
         asked = f"launcher.slots={num_slots} with launcher.gpus_per_job={gpus_per_job}{shared}"
         raise ValueError(f"{asked} needs more than {len(gpus)} GPUs")
-    threads = max(1, cores // num_slots) if settings["threads"] == "auto" else settings["threads"]
+    num_threads = max(1, core_count // num_slots) if settings["threads"] == "auto" else settings["threads"]
     # Without the second variable, torch.compile would start one worker per core in every job.
-    environment = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
+    environment = {"OMP_NUM_THREADS": str(num_threads), "TORCHINDUCTOR_COMPILE_THREADS": str(num_threads)}
     if jobs_per_gpu > 1:
         smallest_share = min(memory_share(jobs_per_gpu, gpu_memory(name)) for name in gpus)
         environment[GPU_MEMORY_SHARE] = f"{smallest_share:.4f}"

@@ -1,7 +1,7 @@
 """Run jobs as Ray tasks, on this machine or on a Ray cluster that shares the file system.
 
-Ray ends the tasks of a master that is killed. If a train.py outlives its task, it keeps its lock, and the task that a
-new master starts waits for this lock (`remote.py`).
+If the master (the process of sweep.py) is killed, Ray ends its tasks. A train.py that outlives its task keeps its lock,
+and the task that a new master starts waits for this lock (`remote.py`).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Ray:
         self.environment = {"OMP_NUM_THREADS": str(settings["cpus_per_job"])}
         self.resources = {"num_cpus": settings["cpus_per_job"], "num_gpus": settings["gpus_per_job"]}
         # Without retries by Ray, because the master decides whether a job is started again.
-        self.train = ray.remote(**self.resources, max_retries=0)(lambda job: job())
+        self.run_job = ray.remote(**self.resources, max_retries=0)(lambda job: job())
         self._running: dict[str, tuple[Job, Any]] = {}
 
-    def width(self) -> int:
+    def max_running(self) -> int:
         """The number of jobs for which this machine has cores and GPUs; unlimited on a cluster."""
         if self.address is not None:
             return UNLIMITED
@@ -40,19 +40,17 @@ class Ray:
         return max(1, min(available[kind] // per_job for kind, per_job in self.resources.items() if per_job))
 
     def num_free(self) -> int:
-        """Unlimited, since Ray queues jobs."""
-        return UNLIMITED
+        return UNLIMITED  # Ray queues jobs
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:
-        """Returns no jobs, since tasks end with the master that started them."""
-        return []
+        return []  # tasks end with the master that started them
 
     def start(self, jobs: Sequence[Job]) -> None:
         """Queue jobs; the first call joins or starts the cluster. Raises `ValueError` if Ray does not start."""
         if not self.ray.is_initialized():
             self._connect()
         for job in jobs:
-            self._running[job.name] = job, self.train.remote(RemoteJob(job, self.environment))
+            self._running[job.name] = job, self.run_job.remote(RemoteJob(job, self.environment))
 
     def collect_ended(self) -> dict[str, int | None]:
         """Jobs that ended, with exit codes. A task that was cancelled, or lost with its worker or node, has no code."""
@@ -66,10 +64,11 @@ class Ray:
         return codes
 
     def stop(self, *, force: bool = False) -> None:
-        """Interrupt all tasks, so that train.py saves; with `force`, kill all workers and the jobs of this machine."""
+        """Interrupt all tasks, and train.py saves; with `force`, kill all workers and the jobs of this machine."""
         for job, task in self._running.values():
             if force and (found := id_and_slot(job.folder)):
-                stop(found[0], force=True)  # found[0] is the process id
+                process_id, _ = found
+                stop(process_id, force=True)
             self.ray.cancel(task, force=force)
 
     def _connect(self) -> None:

@@ -1,11 +1,11 @@
 """Run jobs on other machines: the function that a launcher runs there, and how the master notices that it ended.
 
 The state that SLURM reports is not enough, since SLURM may show a lost job as running forever. So the job function
-writes a heartbeat to `job.beat` every few seconds. A job counts as lost if it is not queued and its beat has not
-changed for `launcher.silence_minutes`. When the job ends, the function writes the exit code to `job.exit`.
+writes the time to `job.beat`, as a heartbeat, every few seconds. A job counts as lost if it is not queued and its beat
+has not changed for `launcher.silence_minutes`. When the job ends, the function writes the exit code to `job.exit`.
 
-Submitting a cell twice, as after a master was killed while it submitted, is harmless: the second job waits for the lock
-of the first (`slm/sweep/job.py`), and then finds the run completed or continues it.
+If a master (process of sweep.py) is killed while it submits a job, the next master may submit the job again. The second
+submission waits for the lock of the first (`slm/sweep/job.py`), and then finds the run completed or continues it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ UNLIMITED = 1_000_000
 
 
 class RemoteJob:
-    """A picklable function that runs a job on another machine, adds `environment` there, and returns its exit code."""
+    """The job function: picklable; runs a job with the additional variables `environment` and returns its exit code."""
 
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
         self.job, self.environment = job, environment
@@ -53,7 +53,7 @@ class RemoteJob:
         return code
 
     def checkpoint(self) -> Any:
-        """Save, end, and continue later; submitit calls this before a time limit or a preemption."""
+        """Let the job save and end, and submit it again; submitit calls this before a time limit or a preemption."""
         from submitit.helpers import DelayedSubmission
 
         self.save_and_end()
@@ -73,7 +73,7 @@ class RemoteJob:
             (self.job.folder / BEAT).write_text(str(time.time()), encoding="utf-8")
             if self.process is None:
                 self.process = begin(self.job, {**environment_of_a_job(), **self.environment})
-            if self.process is None:  # the job of an earlier master still runs
+            if self.process is None:  # another process of this job still runs
                 time.sleep(BEAT_SECONDS)
                 continue
             with suppress(subprocess.TimeoutExpired):
@@ -85,15 +85,14 @@ class RemoteJob:
 
 
 class Beats:
-    """Tells in which run directories the beat has stopped. Only the clock of this machine counts: others may differ."""
+    """Tells in which run directories the beat has stopped, by this machine's clock: clocks of others may differ."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        shortest = 3 * BEAT_SECONDS / 60
-        kind = Kind(f"a number of at least {shortest:g}", lambda value: is_number(value) and value >= shortest)
+        least = 3 * BEAT_SECONDS / 60
+        kind = Kind(f"a number of at least {least:g}", lambda value: is_number(value) and value >= least)
         check_kind("launcher.silence_minutes", settings["silence_minutes"], kind)
-        self.seconds = 60 * settings["silence_minutes"]
-        self._last_change: dict[Path, tuple[str, float]] = {}
-        """Run directory -> its beat, and when this machine first saw that beat."""
+        self.max_silent_seconds = 60 * settings["silence_minutes"]
+        self._last_change: dict[Path, tuple[str, float]] = {}  # run directory -> its beat, and when it was first seen
 
     def is_silent(self, folder: Path) -> bool:
         """Whether the beat of `folder` has not changed for too long, counted from the first call."""
@@ -103,10 +102,10 @@ class Beats:
         if beat != last_beat:
             self._last_change[folder] = beat, now
             return False
-        return now - first_seen > self.seconds
+        return now - first_seen > self.max_silent_seconds
 
     def forget(self, folder: Path) -> None:
-        """Start the count again, for a job that starts or queues again."""
+        """Measure the silence of `folder` from now on, for a job that starts or queues again."""
         self._last_change.pop(folder, None)
 
 

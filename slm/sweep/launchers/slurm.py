@@ -21,7 +21,7 @@ from slm.sweep.launchers.remote import EXIT, UNLIMITED, Beats, RemoteJob, exit_c
 ID = "job.slurm"
 """File in a run directory with the SLURM id of the last submission."""
 ASK_SECONDS = 10.0
-"""Seconds between two queries of the scheduler and the shared disk, because other users need both too."""
+"""Seconds between two queries of the scheduler and the shared disk, to spare both for other users."""
 MAX_TIMEOUTS = 1_000_000
 """How often a job may reach its time limit and continue: no limit in practice."""
 
@@ -37,20 +37,19 @@ class Slurm:
         self.array_parallelism = settings["array_parallelism"]
         self.scheduler = Submitit(settings, folder)
         self._submitted: dict[str, tuple[Job, str]] = {}  # name -> the job and its SLURM id
-        self._states: dict[str, str] | None = None
+        self._states: dict[str, str] | None = None  # SLURM id -> state; None while SLURM does not answer
         self._asked_at = float("-inf")
         self._stopping, self._force = False, False
 
-    def width(self) -> int:
+    def max_running(self) -> int:
         """The number of jobs of one array that run at a time if the cluster has room."""
         return int(self.array_parallelism)
 
     def num_free(self) -> int:
-        """Unlimited, since SLURM queues jobs; but 0 while SLURM does not answer."""
-        return 0 if self._states is None else UNLIMITED
+        return 0 if self._states is None else UNLIMITED  # SLURM queues any number, if it answers
 
     def adopt(self, jobs: Iterable[Job]) -> list[str]:
-        """Take over the jobs whose last submission SLURM still has. Raises `ValueError` if SLURM does not answer."""
+        """Take over the jobs whose last submission queues or runs. Raises `ValueError` if SLURM does not answer."""
         self._states = self.scheduler.states()
         if self._states is None:
             raise ValueError("launcher=slurm: SLURM's controller does not answer squeue: try again later")
@@ -72,7 +71,7 @@ class Slurm:
             self._submitted[job.name] = job, job_id
 
     def collect_ended(self) -> dict[str, int | None]:
-        """Jobs that wrote an exit code, and lost jobs, whose exit code is unknown."""
+        """Jobs that wrote an exit code, and lost jobs (`remote.py`), whose exit code is unknown."""
         if self._force:
             remaining, self._submitted = self._submitted, {}
             return dict.fromkeys(remaining)
@@ -100,7 +99,7 @@ class Slurm:
         state = self._states.get(job_id)
         if state is None and self._stopping:
             return True
-        if state not in (None, "RUNNING", "COMPLETING"):  # queued, which may take any length of time
+        if state not in (None, "RUNNING", "COMPLETING"):  # queued: a job that waits has no beat
             self.beats.forget(job.folder)
             return False
         if not self.beats.is_silent(job.folder):
