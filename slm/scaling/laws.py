@@ -42,7 +42,7 @@ class KaplanJoint(Law):
         return np.stack([(n - alpha_n * x_IV[:, 0]) / alpha_d, d - x_IV[:, 1]])
 
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
-        return theta[:, [3]] * log_sum(self._log_terms(theta, x_IV))[0]
+        return theta[:, [3]] * log_sum(self._log_terms(theta, x_IV))[0]  # coordinate 3 is alpha_D
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
         g = theta[:, [3]]  # alpha_D

@@ -58,7 +58,7 @@ def deviance(fits: Sequence[Fit]) -> float:
     if not (residuals**2).sum() > 0:
         return np.nan
     # Fits number their clusters independently of each other.
-    labels = [[family, cluster] for family, fit in enumerate(fits) for cluster in fit.sample.clusters]
+    labels = [[index, cluster] for index, fit in enumerate(fits) for cluster in fit.sample.clusters]
     groups = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
     sums, counts = np.bincount(groups, residuals), np.bincount(groups)
 

@@ -52,8 +52,7 @@ def coordinate_bounds(law: Law, sample: Sample) -> tuple[Floats, Floats]:
 def _non_negative(basis: Floats, target: Floats) -> Floats:
     """Least-squares solutions [R, K] >= 0 of basis [R, I, K] and target [R, I], by trying all subsets of columns."""
     R, _, K = basis.shape
-    gram = np.matmul(basis.transpose(0, 2, 1), basis)
-    moment = np.einsum("rik,ri->rk", basis, target)
+    gram, moment = np.matmul(basis.transpose(0, 2, 1), basis), np.einsum("rik,ri->rk", basis, target)
     # A value is the sum of squared residuals of a solution, minus the sum of squares of the target.
     best, best_value = np.zeros((R, K)), np.zeros(R)
     for num_columns in range(1, K + 1):

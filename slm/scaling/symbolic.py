@@ -93,14 +93,14 @@ class Formula(Law):
         }
 
     @cached_property
-    def _scales(self) -> list[float]:
+    def _usual_sizes(self) -> list[float]:
         values = self._typical_values([1.0] * len(self._symbols))
         return [_usual_size(self.expression, symbol, values, self.variables) for symbol in self._symbols]
 
     @cached_property
     def _uncentring(self) -> Floats:
         """The matrix [P, P] that turns the centred coordinate of a coefficient into its log, and keeps the others."""
-        values = self._typical_values(self._scales)
+        values = self._typical_values(self._usual_sizes)
         matrix = np.eye(len(self.parameters))
         for k, coefficient in enumerate(self._symbols[: self.num_coefficients]):
             log_term = sp.log(sp.diff(self.expression, coefficient))
@@ -121,11 +121,12 @@ class Formula(Law):
     def _value_and_gradient(self, theta: Floats, x_IV: Floats) -> list[Floats]:
         """L, and its derivative with respect to each coordinate q of `_in_coordinates`; all are [R, I]."""
         with np.errstate(all="ignore"):
-            parts = _compiled(*self._in_coordinates)[0](*self._arguments(theta, x_IV))
+            compiled_value_and_gradient, *_ = _compiled(*self._in_coordinates)
+            parts = compiled_value_and_gradient(*self._arguments(theta, x_IV))
         return [np.broadcast_to(np.asarray(part, float), (len(theta), len(x_IV))) for part in parts]
 
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
-        """NaN where the formula is not above 0."""
+        """log L [R, I], which is NaN where the formula is not above 0."""
         with np.errstate(all="ignore"):
             return np.asarray(np.log(self._value_and_gradient(theta, x_IV)[0]))
 
@@ -135,8 +136,8 @@ class Formula(Law):
         def curvature(weights: Floats) -> Floats:
             hessian = -gram(slope, weights)
             with np.errstate(all="ignore"):
-                _, second_derivatives, indices = _compiled(*self._in_coordinates)
-                for (i, j), entry in zip(indices, second_derivatives(*self._arguments(theta, x_IV)), strict=True):
+                _, compiled_hessian, indices = _compiled(*self._in_coordinates)
+                for (i, j), entry in zip(indices, compiled_hessian(*self._arguments(theta, x_IV)), strict=True):
                     hessian[:, i, j] += (weights / value * entry).sum(axis=1)
                     hessian[:, j, i] = hessian[:, i, j]
             return np.asarray(self._uncentring.T @ hessian @ self._uncentring)
@@ -150,7 +151,7 @@ class Formula(Law):
         value, *gradient = (part / np.exp(log_y) for part in self._value_and_gradient(theta, x_IV))
         # np.stack needs an array even if the law has no coefficients: stack zeros last, and cut them off.
         basis = np.stack([*gradient[: self.num_coefficients], np.zeros_like(value)], axis=2)[:, :, :-1]
-        # `value` is L at coefficients of 1. Minus the sum of the basis, it is the part of L without coefficients.
+        # `value` is L / y at coefficients of 1. Minus the sum of the basis, it is the part without coefficients.
         return np.nan_to_num(basis), np.nan_to_num(1 - (value - basis.sum(axis=2)))
 
     def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
@@ -168,7 +169,7 @@ class Formula(Law):
             if not symbol.is_positive:
                 return -EXPONENT_BOUNDS[1], EXPONENT_BOUNDS[1], 3 * fraction - 1.5  # from -1.5 to 1.5
             return *EXPONENT_BOUNDS, np.exp(np.log(0.03) + fraction * np.log(2.0 / 0.03))  # from 0.03 to 2
-        scale = self._scales[self._symbols.index(symbol)]
+        scale = self._usual_sizes[self._symbols.index(symbol)]
         if symbol.name in self.not_logged:
             size = max(scale, float(np.exp(log_y.mean())))
             return -1e4 * size, 1e4 * size, 4 * size * (fraction - 0.5)
@@ -202,7 +203,7 @@ def vanishes(expression: sp.Expr) -> bool:
 
 
 def bases_of_exponents(expression: sp.Expr, variables: Sequence[str]) -> dict[str, set[str]]:
-    """Parameter in an exponent -> the variables in the bases of its powers."""
+    """Parameter in an exponent -> the variables in the bases of all powers with this parameter in the exponent."""
     bases: dict[str, set[str]] = {}
     for power in expression.atoms(sp.Pow):
         base_variables = {symbol.name for symbol in power.base.free_symbols} & {*variables}
@@ -213,7 +214,7 @@ def bases_of_exponents(expression: sp.Expr, variables: Sequence[str]) -> dict[st
 
 
 def _usual_size(expression: sp.Expr, symbol: sp.Symbol, values: dict[sp.Symbol, float], names: Sequence[str]) -> float:
-    """A usual magnitude of a parameter, if the variables `names` have the given `values`.
+    """A usual size of a parameter, if the variables `names` have the given `values`.
 
     In a sum or comparison with variables, its power is then as large as the rest; in a product, the product is 1.
     """

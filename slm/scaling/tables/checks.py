@@ -45,7 +45,7 @@ def check_columns(raw: pd.DataFrame, columns: Columns) -> None:
 
 
 def check_values(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> None:
-    """Raise `ValueError` for the first value that is missing, impossible or not a number. `raw` is unconverted."""
+    """Raise `ValueError` for the first value that is missing, impossible or not a number; `raw` has it as written."""
     for name in (name for name in QUANTITIES if name in raw):
         for row, value in raw[name].items():
             parsed = parse_number(value)

@@ -65,11 +65,11 @@ def keep_completed(raw: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.
         statuses = shortlist(sorted(set(incomplete)))
         raise ValueError(f"{columns.table} has no row whose status is completed: the statuses are {statuses}")
     if len(incomplete):
-        counts_text = []
+        status_texts = []
         for word, rows in incomplete.groupby(incomplete, sort=False):
             noun = "row" if len(rows) == 1 else "rows"
-            counts_text.append(f"{len(rows)} {shortened(word, 30)} ({noun} {shortlist(rows.index)})")
-        which = shortlist(counts_text, 3, max_characters=90)
+            status_texts.append(f"{len(rows)} {shortened(word, 30)} ({noun} {shortlist(rows.index)})")
+        which = shortlist(status_texts, 3, max_characters=90)
         left_out = plural(len(incomplete), "row was", "rows were")
         notes.append(f"{left_out} left out because the run did not complete: {which}.")
     synonyms = sorted(set(status) - set(incomplete) - {"completed"})
@@ -171,8 +171,8 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
     Runs with checkpoints are compared by their last rows, and all rows of the best run are kept. Raises `ValueError`
     for a name that is not a column or not a setting.
     """
-    canonical = {original: name for name, original in columns.original.items()}
-    names = [canonical.get(name, name) for name in names]
+    canonical_name = {original: name for name, original in columns.original.items()}
+    names = [canonical_name.get(name, name) for name in names]
     for name in names:
         if name not in frame:
             raise ValueError(
@@ -182,9 +182,9 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
             raise ValueError(f"best_of={name} must be a setting of which several values were tried, such as lr")
     if not names:
         return frame
-    run = run_ids(frame, "run_id")
+    run_of_row = run_ids(frame, "run_id")
     ordered = frame.sort_values("tokens", kind="stable") if "tokens" in frame else frame
-    is_last = ~run[ordered.index].duplicated(keep="last")
+    is_last = ~run_of_row[ordered.index].duplicated(keep="last")
     last_rows = frame.loc[ordered.index[is_last]].sort_index()
     group = group_numbers(last_rows, columns_held_fixed(names))
     setting = group_numbers(last_rows, names)
@@ -197,7 +197,7 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
         return frame
     best_pairs = set(means.groupby(level=0).idxmin())  # (group, setting)
     is_best = [pair in best_pairs for pair in zip(group, setting, strict=True)]
-    kept = frame[run.isin(run[last_rows.index[is_best]])]
+    kept = frame[run_of_row.isin(run_of_row[last_rows.index[is_best]])]
     tried_text, bias_text = f"{max_tried}", ""
     if num_tried.nunique() > 1:
         family_of_group = last_rows["family"].groupby(group).first()

@@ -50,14 +50,14 @@ def note_untuned_settings(frame: pd.DataFrame, columns: Columns) -> list[str]:
     settings = [name for name in TUNED_SETTINGS if name in frame and pd.api.types.is_numeric_dtype(frame[name])]
     group = group_numbers(frame, columns_held_fixed(settings))
     num_values = {name: frame[name].groupby(group).nunique() for name in settings}
-    untuned = [name for name, counts in num_values.items() if 2 * (counts > 1).sum() > len(counts)]
-    if not untuned:
+    varied = [name for name, counts in num_values.items() if 2 * (counts > 1).sum() > len(counts)]
+    if not varied:
         return []
-    counts_text = [f"{int(num_values[name].max())} values of {columns.original_name(name)}" for name in untuned]
-    best_of = untuned[0] if len(untuned) == 1 else f"[{','.join(untuned)}]"
-    max_tried = int(group_numbers(frame, untuned).groupby(group).nunique().max())
+    tried_texts = [f"{int(num_values[name].max())} values of {columns.original_name(name)}" for name in varied]
+    best_of = varied[0] if len(varied) == 1 else f"[{','.join(varied)}]"
+    max_tried = int(group_numbers(frame, varied).groupby(group).nunique().max())
     return [
-        f"Runs of one size and budget differ in a setting (up to {shortlist(counts_text, 3)}), so laws describe their "
+        f"Runs of one size and budget differ in a setting (up to {shortlist(tried_texts, 3)}), so laws describe their "
         f"average: best_of={best_of} keeps the best run of each. The best of {max_tried} is low by luck, by up to "
         f"{expected_luck(max_tried):.2f} times the scatter between seeds."
     ]
@@ -136,7 +136,7 @@ def _checkpointed_runs(frame: pd.DataFrame, run_columns: list[str], step: str | 
     None if at most half of the rows are checkpoints. Checkpoints of a run agree in `run_columns`, family, size and
     settings, and their tokens do not fall as `step` rises.
     """
-    columns_of_checkpoint = ("tokens", "steps", "budget", "isoflop", step)
+    columns_of_checkpoint = ("tokens", "steps", "budget", "isoflop", step)  # may differ between checkpoints of a run
     run = group_numbers(frame, [*(name for name in CELL if name not in columns_of_checkpoint), *run_columns])
     runs_per_name = run.groupby(group_numbers(frame, run_columns)).nunique()
     if run_columns != ["seed"] and runs_per_name.max() > 1:  # rows with one name differ in settings: not one run
