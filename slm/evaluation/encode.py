@@ -20,7 +20,7 @@ from slm.evaluation.texts import Text, document_of, read_run, validation_documen
 from slm.runtime.progress import progress
 
 DOCUMENTS_PER_CALL = 1024  # number of documents that the tokenizer encodes in one call
-LONG_TEXT = 4_000_000  # number of characters from which encoding takes seconds and therefore shows its progress
+LONG_TEXT_CHARACTERS = 4_000_000  # encoding a text of this length takes seconds, so longer texts show progress
 CUT_NOTE = "Only the first {:,} tokens of the text are used."
 
 
@@ -180,6 +180,6 @@ def _encode_documents(
 
 
 def _progress(num_characters: int) -> AbstractContextManager[Callable[[float], None]]:
-    if num_characters < LONG_TEXT:
+    if num_characters < LONG_TEXT_CHARACTERS:
         return nullcontext(lambda megabytes: None)
     return progress("data: encoding", num_characters / 1e6, "MB")

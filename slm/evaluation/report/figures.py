@@ -20,7 +20,7 @@ from slm.scaling.describe import exponent_text, has_complete_lists, is_identifie
 
 WIDTH_INCHES = 6.8
 DASHES = ("-", "--", ":", "-.")
-TASK_COLUMNS = 2
+NUM_TASK_COLUMNS = 2
 
 
 def _one_panel(title: str, names: Sequence[str], height: float = 4.0, **changes: float) -> tuple[Figure, Axes]:
@@ -199,7 +199,7 @@ def tasks_figure(results: Results) -> Figure | None:
     figure, axes = panels(
         len(panel_values),
         f"Tasks: values with 2 standard errors, {plural(len(names), 'checkpoint')}",
-        ncols=TASK_COLUMNS,
+        ncols=NUM_TASK_COLUMNS,
         width=left + 2.0,
         height=0.8 + 0.19 * len(names),
         margins=Margins(left=left, top=0.25, bottom=0.37),

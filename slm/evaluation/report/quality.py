@@ -32,7 +32,7 @@ from slm.report.markdown import Columns, Section, figure, table, table_by_column
 from slm.runtime import words
 from slm.scaling.pairs import holm
 
-MAX_ALL_PAIRS = 4  # with more checkpoints, only neighbours in rank are compared
+MAX_CHECKPOINTS = 4  # up to this number, all pairs are compared; of more checkpoints, only neighbours in rank
 BORDER_TOLERANCE = 0.01
 """Two block borders count as equal if they differ by at most this share of the mean bytes per block. They may differ by
 a token that crosses a border, or a first token that is scored for only one of the checkpoints."""
@@ -224,7 +224,7 @@ def _differences_table(results: Results, measure: Measure) -> str:
     ranking, target = rank_checkpoints(results, measure), results.target_for(measure)
     title = "**Differences**, A - B: below zero, A is better."
     candidates = list(combinations(ranking, 2))
-    if len(ranking) > MAX_ALL_PAIRS:
+    if len(ranking) > MAX_CHECKPOINTS:
         title += " Neighbours in rank only."
         candidates = list(pairwise(ranking))
     pairs = []

@@ -24,20 +24,20 @@ from slm.evaluation.report.results import (
 )
 from slm.runtime.words import is_number
 
-SCORES = ("loss", "perplexity", "bits_per_byte", "se_loss", "se_bits_per_byte", "word_perplexity")
+SCORE_KEYS = ("loss", "perplexity", "bits_per_byte", "se_loss", "se_bits_per_byte", "word_perplexity")
 SCORE_COLUMNS = {
-    **{name: name for name in SCORES if name != "perplexity"},
+    **{name: name for name in SCORE_KEYS if name != "perplexity"},
     **{f"eval_{name}": name for name in ("data", "data_fingerprint", "tokens", "bytes")},
     **{name: name for name in ("protocol", "max_length", "stride")},
 }
 """Column -> key of a score under the primary measure."""
-SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second", "cache", "compiled", "dtype", "device",
-          "device_name", "threads", "prompt_tokens", "new_tokens", "repetitions", "peak_memory_bytes", "model_bytes",
-          "kv_bytes_per_token", "kv_cache_bytes", "state_bytes")  # fmt: skip
-STUDY = ("model", "params_total", "perplexity", "tokens_per_second", "peak_memory_mb", "seconds")
+SPEED_KEYS = ("prefill_tokens_per_second", "decode_tokens_per_second", "cache", "compiled", "dtype", "device",
+              "device_name", "threads", "prompt_tokens", "new_tokens", "repetitions", "peak_memory_bytes",
+              "model_bytes", "kv_bytes_per_token", "kv_cache_bytes", "state_bytes")  # fmt: skip
+STUDY_COLUMNS = ("model", "params_total", "perplexity", "tokens_per_second", "peak_memory_mb", "seconds")
 """The published columns, which every results.csv has."""
-IDENTITY = ("checkpoint", "kind", "revision", "fingerprint", "stored_dtype", "dtype", "autocast", "device",
-            "load_seconds", "wall_seconds", "evaluated_at")  # fmt: skip
+IDENTITY_COLUMNS = ("checkpoint", "kind", "revision", "fingerprint", "stored_dtype", "dtype", "autocast", "device",
+                    "load_seconds", "wall_seconds", "evaluated_at")  # fmt: skip
 
 
 def rows(results: Results) -> list[Entry]:
@@ -47,7 +47,7 @@ def rows(results: Results) -> list[Entry]:
     table = [_row(entry, results, has_budgets) for entry in results.entries]
     names = dict.fromkeys(name for row in table for name in row)
     with_values = {name for row in table for name, value in row.items() if value is not None}
-    columns = [name for name in names if name in with_values or name in STUDY]
+    columns = [name for name in names if name in with_values or name in STUDY_COLUMNS]
     return [{name: row.get(name) for name in columns} for row in table]
 
 
@@ -84,7 +84,7 @@ def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
         **_other_scores(entry, results),
         **_speed_columns(speed),
         **_task_columns(entry, results),
-        **{name: entry.get(name) for name in IDENTITY},
+        **{name: entry.get(name) for name in IDENTITY_COLUMNS},
     }
 
 
@@ -95,13 +95,13 @@ def _other_scores(entry: Entry, results: Results) -> Entry:
     for measure in results.measures[1:]:
         suffix = measure.key if keys.count(measure.key) == 1 else f"{measure.key}_{measure.fingerprint[:8]}"
         score = score_for(entry, measure)
-        columns |= {f"{name}_{suffix}": score.get(name) for name in (*SCORES, "tokens", "bytes")}
+        columns |= {f"{name}_{suffix}": score.get(name) for name in (*SCORE_KEYS, "tokens", "bytes")}
     return columns
 
 
 def _speed_columns(speed: Entry) -> Entry:
     columns: Entry = {}
-    for name in SPEEDS:
+    for name in SPEED_KEYS:
         # Columns `dtype` and `device` tell how the checkpoint was scored, so these two get a prefix.
         column = f"speed_{name}" if name in ("dtype", "device") else name
         columns[column] = speed.get(name)

@@ -21,7 +21,7 @@ from slm.scaling.laws import get_law
 from slm.scaling.settings import Settings
 from slm.scaling.tables import table_from_frame
 
-MIN_STEP = 1.05  # smallest ratio of compared sizes; the gain per doubling of closer sizes would be mostly noise
+MIN_SIZE_RATIO = 1.05  # compared sizes differ at least by this factor; the gain of closer sizes would be mostly noise
 MIN_SIZES = 3  # fewest sizes to which a power law is fitted
 FEW_SIZES = 6  # with fewer sizes, a power law cannot be distinguished from other laws
 
@@ -53,7 +53,7 @@ def gains(results: Results) -> list[Gain]:
         _gain(family, scores_by_N, smaller_N, larger_N, results.fit_target)
         for family, scores_by_N in scores_by_size(results).items()
         for smaller_N, larger_N in pairwise(scores_by_N)
-        if larger_N >= MIN_STEP * smaller_N
+        if larger_N >= MIN_SIZE_RATIO * smaller_N
     ]
 
 

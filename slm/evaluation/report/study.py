@@ -125,8 +125,8 @@ def _row(pair: Pair) -> list[str]:
 
 
 def _why_not_repeated(pairs: list[Pair]) -> str:
-    scored = [pair.row["name"] for pair in pairs if pair.score]
-    missing = [row["name"] for row in published_rows() if row["name"] not in scored]
+    scored_names = [pair.row["name"] for pair in pairs if pair.score]
+    missing = [row["name"] for row in published_rows() if row["name"] not in scored_names]
     reason = "a model was evaluated more than once, or is untrained"
     if missing:
         reason = f"these models were not evaluated on the whole text under the study's protocol: {join_names(missing)}"
@@ -194,24 +194,24 @@ def _slope_finding(perplexity_fit: Fit) -> str:
 
 def _speed_findings(pairs: list[Pair]) -> dict[str, str]:
     """Check the claims on decode speed, and on perplexity times speed, with the scored pairs."""
-    scored = [pair for pair in pairs if pair.score]
-    speeds = np.array([pair.decode_speed or 0 for pair in scored])  # 0 if not measured
+    scored_pairs = [pair for pair in pairs if pair.score]
+    speeds = np.array([pair.decode_speed or 0 for pair in scored_pairs])  # 0 if not measured
     if not speeds.all():
         return dict.fromkeys(("speed", "product"), "Speed was not measured for all four models.")
-    products = speeds * [pair.row["depth"] for pair in scored]
+    products = speeds * [pair.row["depth"] for pair in scored_pairs]
     spread = products.max() / products.min() - 1
-    num_cached = sum(bool(pair.entry["speed"].get("cache")) for pair in scored)
-    # Number of models measured with a KV cache -> note; there is none if only some of them had a cache.
-    cache_notes = {len(scored): ", measured here with a KV cache", 0: ", measured here without a KV cache"}
-    cache_note = cache_notes.get(num_cached, "")
+    num_cached = sum(bool(pair.entry["speed"].get("cache")) for pair in scored_pairs)
+    cache_note = ""
+    if num_cached in (0, len(scored_pairs)):  # all or none
+        cache_note = f", measured here {'with' if num_cached else 'without'} a KV cache"
     numbers = ", ".join(f"{product:.0f}" for product in products)
     conclusion = "not constant, so more than the depth determines the speed"
     if spread <= MAX_SPREAD:
         conclusion = "constant, so the depth determines the speed"
-    losses = np.array([pair.score["loss"] for pair in scored if pair.score])
+    losses = np.array([pair.score["loss"] for pair in scored_pairs if pair.score])
     largest = int(np.argmax(np.exp(losses) * speeds))  # index of the model with the largest product
     remark = ", the model with the worst perplexity" if largest == int(np.argmax(losses)) else ""
     return {
         "speed": f"Tokens/s times layers{cache_note}: {numbers} (they vary by {spread:.0%}): {conclusion}.",
-        "product": f"Perplexity times speed is largest for {scored[largest].row['name']}{remark}.",
+        "product": f"Perplexity times speed is largest for {scored_pairs[largest].row['name']}{remark}.",
     }

@@ -20,8 +20,8 @@ from slm.runtime.words import NO_VALUE, escape_markdown, join_names, plural, sho
 
 Averages = dict[str, tuple[float, float | None]]  # checkpoint -> (mean over the common tasks, standard error)
 MAX_PAIRS = 10  # maximum number of pairs of checkpoints that a sentence names
-NUM_ITEMS = {"arc_easy": 2376, "arc_challenge": 1172, "boolq": 3270, "piqa": 1838, "social_iqa": 1954,
-             "hellaswag": 10042, "openbookqa": 500, "winogrande": 1267}  # fmt: skip
+ITEMS_PER_TASK = {"arc_easy": 2376, "arc_challenge": 1172, "boolq": 3270, "piqa": 1838, "social_iqa": 1954,
+                  "hellaswag": 10042, "openbookqa": 500, "winogrande": 1267}  # fmt: skip
 """Number of items that lm-evaluation-harness 0.4 scores for each of the MobileLLM paper's eight tasks."""
 
 
@@ -62,9 +62,9 @@ def warnings(entries: list[Entry]) -> list[str]:
     partly_scored, with_different_settings = [], []
     for name, results in results_by_task.items():
         counts = {int(n) for result in results if (n := number(result, "n")) is not None}
-        if name in NUM_ITEMS and counts and min(counts) < NUM_ITEMS[name]:
+        if name in ITEMS_PER_TASK and counts and min(counts) < ITEMS_PER_TASK[name]:
             counts_text = join_names([str(n) for n in sorted(counts)])
-            partly_scored.append(f"{escape_markdown(name)} ({counts_text} of {NUM_ITEMS[name]})")
+            partly_scored.append(f"{escape_markdown(name)} ({counts_text} of {ITEMS_PER_TASK[name]})")
         if len({(result.get("metric"), result.get("n"), result.get("num_fewshot")) for result in results}) > 1:
             with_different_settings.append(escape_markdown(name))
     sentences = []

@@ -18,7 +18,7 @@ from slm.runtime.settings import NAME, Kind, check_kind, list_of
 
 FORMS = {"choices": ("query", "choices", "gold"), "context_options": ("context_options", "continuation", "gold")}
 """Key with the options of a question -> all keys of its record."""
-OPTIONS = list_of(NAME, "at least two texts, none empty", min_length=2)
+OPTIONS_KIND = list_of(NAME, "at least two texts, none empty", min_length=2)
 
 
 def files_of_task(name: str, path: str) -> list[Path]:
@@ -84,7 +84,7 @@ def _record(row: Any, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} lacks {', '.join(missing)}: it must have the keys {_keys(' or ')}")
     for key in FORMS[options_key]:
         if key != "gold":
-            check_kind(f"{where}: {key}", row[key], OPTIONS if key == options_key else NAME)
+            check_kind(f"{where}: {key}", row[key], OPTIONS_KIND if key == options_key else NAME)
     last_index = len(row[options_key]) - 1
     index_kind = Kind(
         f"0 to {last_index}, the index of the right answer",

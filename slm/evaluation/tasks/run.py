@@ -27,7 +27,7 @@ from slm.model import Decoder
 from slm.runtime.progress import Progress, say
 from slm.runtime.words import is_number
 
-BOOTSTRAP = 1000  # bootstrap resamples for the standard errors of metrics other than means, which have a closed form
+NUM_RESAMPLES = 1000  # of the bootstrap for standard errors of metrics that are not means; means have a closed form
 MAIN_METRICS = ("acc_norm", "acc", "exact_match", "f1", "bleu", "word_perplexity")
 """A task's *value* is its first metric in this order: length-normalised accuracy before accuracy (docs/tasks.md)."""
 
@@ -115,7 +115,7 @@ def evaluate_task(
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return _entries(evaluate(model, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False))
+    return _entries(evaluate(model, loaded, limit=limit, bootstrap_iters=NUM_RESAMPLES, log_samples=False))
 
 
 def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
