@@ -25,7 +25,7 @@ class Case:
     equation: str  # the law and its target in words
 
     def is_significant(self, p: float) -> bool:
-        """Whether p is below the level of the analysis."""
+        """Whether p is below 1 minus the confidence level of the analysis."""
         return bool(p < 1 - self.comparison["primary"]["level"])
 
     def assessment(self, law_name: str) -> Entry:
@@ -65,7 +65,7 @@ def levels(case: Case) -> list[str]:
 
 def _level(case: Case, row: Entry) -> str:
     lower, higher = (row["a"], row["b"]) if row["level_log_ratio"] < 0 else (row["b"], row["a"])
-    share = -math.expm1(-abs(row["level_log_ratio"]))
+    reduction = -math.expm1(-abs(row["level_log_ratio"]))
     factors = [row["worth"][key] for key in ("low", "factor", "high")]
     worth = ""
     if None not in factors:
@@ -73,7 +73,7 @@ def _level(case: Case, row: Entry) -> str:
             factors = [1 / factor for factor in reversed(factors)]
         low, factor, high = factors
         worth = f", like a model with {factor:.3g} times the parameters [{low:.3g}, {high:.3g}]"
-    difference = f"At the middle size {lower} reaches a {case.target} {share:.1%} lower than {higher}"
+    difference = f"At the middle size {lower} reaches a {case.target} {reduction:.1%} lower than {higher}"
     return f"{difference}{worth} (p = {row['level_p_adjusted']:.2g})."
 
 
@@ -109,10 +109,10 @@ def detectable(case: Case) -> list[str]:
 def not_compared(case: Case, pairs: Sequence[Entry]) -> list[str]:
     """Sentences on pairs that were not compared, exponents that are not identified, and ranges of sizes that differ."""
     sentences = []
-    unmatched = case.comparison["paired"]["unmatched"]
-    unmatched = [row for row in unmatched if (row["a"], row["b"]) not in family_pairs(pairs)]
-    if unmatched and pairs:
-        reasons = [f"{row['a']} and {row['b']} ({row['reason']})" for row in unmatched]
+    compared = family_pairs(pairs)
+    rows = [row for row in case.comparison["paired"]["unmatched"] if (row["a"], row["b"]) not in compared]
+    if rows and pairs:
+        reasons = [f"{row['a']} and {row['b']} ({row['reason']})" for row in rows]
         sentences.append(f"Not compared: {shortlist(reasons, max_items=3, separator='; ', max_characters=150)}.")
     if families := [fit["family"] for fit in case.fits if not fit["identified"]]:
         exponents = f"{'exponent' if len(families) == 1 else 'exponents'} of {list_briefly(families)}"

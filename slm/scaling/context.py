@@ -97,7 +97,7 @@ def _identified_entry(fitted: ByLaw, law: str, family: str) -> Entry | None:
 def isoflop_entries(table: Table, fitted: ByLaw, settings: Settings, target: str, size: str) -> list[Entry]:
     """Return the results of approach 2 per family. If `settings.optima`, each row of the table is a budget's optimum.
 
-    `parametric` is the exponent of a fitted `chinchilla`. `bias` is the error of approach 2 on noise-free losses of it.
+    `parametric` is the exponent of a fitted `chinchilla`. `bias` is approach 2's error on that law's noise-free losses.
     """
     if missing_columns(table, LAWS["power_C"], target, size) or not is_complete(table.frame, "tokens"):
         return []

@@ -86,9 +86,9 @@ def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95)
     frames = [frame.iloc[rows] for rows in groups]
     fits = [_fit_parabola(runs, size, target) for runs in frames]
     df = sum(len(fit.log_sizes) - 3 for fit in fits)  # a parabola has three coefficients
-    variance = sum(fit.sse for fit in fits) / df if df else np.nan
+    variance = sum(fit.sse for fit in fits) / df if df else np.nan  # of the log target at one size
     quantile = float(stats.t.ppf(0.5 + level / 2, df)) if df else np.nan
-    variance_t2 = variance * quantile**2
+    variance_t2 = variance * quantile**2  # for Fieller's intervals
     budgets = [_budget(fit, runs, size, target, variance_t2) for fit, runs in zip(fits, frames, strict=True)]
     used = [(fit, budget) for fit, budget in zip(fits, budgets, strict=True) if budget.reason is None]
     ignored = tuple(name for name in BUDGET_COLUMNS if name in frame) if column == "flops" else ()

@@ -36,7 +36,7 @@ def _power(difference: float, errors: Sequence[float], dfs: Sequence[int], level
         return 0.0
     if error == 0:
         return float(difference != 0)
-    shift = abs(difference) / error
+    shift = abs(difference) / error  # in standard errors
     if len(errors) > 1:
         return _power_of_welch(shift, errors, dfs, level)
     # The power of Student's t test is a tail of the noncentral t (Cohen 1988, chapter 2).

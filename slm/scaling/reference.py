@@ -45,29 +45,29 @@ class Reference:
 
 REFERENCES = (
     Reference(
-        "Kaplan 2020, L(N)",
-        get_law("power"),
-        {"A": 8.8e13**0.076, "alpha": 0.076},
-        "params_non_embedding",
-        "Kaplan et al. 2020 (arXiv:2001.08361), equation 1.1; N from 768 to 1.5B without embeddings (section 3)",
-        {"N": (768, 1.5e9)},
+        name="Kaplan 2020, L(N)",
+        law=get_law("power"),
+        params={"A": 8.8e13**0.076, "alpha": 0.076},
+        size="params_non_embedding",
+        source="Kaplan et al. 2020 (arXiv:2001.08361), equation 1.1; N from 768 to 1.5B without embeddings (section 3)",
+        fitted={"N": (768, 1.5e9)},
     ),
     Reference(
-        "Hoffmann 2022",
-        get_law("chinchilla"),
-        {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28},
-        "params_total",
-        "Hoffmann et al. 2022 (arXiv:2203.15556), approach 3; N from 70M to 16B, D from 5B to 500B (abstract)",
-        {"N": (7e7, 1.6e10), "D": (5e9, 5e11)},
+        name="Hoffmann 2022",
+        law=get_law("chinchilla"),
+        params={"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28},
+        size="params_total",
+        source="Hoffmann et al. 2022 (arXiv:2203.15556), approach 3; N from 70M to 16B, D from 5B to 500B (abstract)",
+        fitted={"N": (7e7, 1.6e10), "D": (5e9, 5e11)},
     ),
     Reference(
-        "Besiroglu 2024",
-        get_law("chinchilla"),
-        {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658},
-        "params_total",
-        "Besiroglu et al. 2024 (arXiv:2404.10102), refit of 240 points of Hoffmann et al.'s figure 4; N from 57M to "
-        "16B, D from 0.82B to 318B (their data)",
-        {"N": (5.7e7, 1.62e10), "D": (8.18e8, 3.18e11)},
+        name="Besiroglu 2024",
+        law=get_law("chinchilla"),
+        params={"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658},
+        size="params_total",
+        source="Besiroglu et al. 2024 (arXiv:2404.10102), refit of 240 points of Hoffmann et al.'s figure 4; N from "
+        "57M to 16B, D from 0.82B to 318B (their data)",
+        fitted={"N": (5.7e7, 1.62e10), "D": (8.18e8, 3.18e11)},
     ),
 )
 

@@ -20,8 +20,7 @@ NESTED_LEVEL = 0.01  # of the F test of a law against one that contains it, such
 MAX_RELATIVE_MISFIT = 3.0
 """A law about which rows scatter this many times as much as about the best law lacks a variable, such as tokens."""
 SAME_VALUE = 1e-6  # largest relative difference between values of a variable that count as equal
-CHOICES = ("law", "target", "size", "loss")
-"""Keys of a fit's entry that the analyst may choose; each combination gives one ranking of the families."""
+CHOICES = ("law", "target", "size", "loss")  # what an analyst may choose; each combination gives one ranking
 ByLaw = Mapping[str, Mapping[str, Fitted]]  # law -> family -> fit
 
 
@@ -45,17 +44,18 @@ def assess_laws(fitted: ByLaw) -> dict[str, Entry]:
     most_families = max(map(len, fits_by_law.values()), default=0)
     compared = [law for law, by_family in fits_by_law.items() if by_family and 2 * len(by_family) > most_families]
     all_families = next(iter(fitted.values()), {})
-    common = [name for name in all_families if all(name in fits_by_law[law] for law in compared)]
-    fits = {law: [fits_by_law[law][name] for name in common] for law in compared}
+    common_families = [name for name in all_families if all(name in fits_by_law[law] for law in compared)]
+    fits = {law: [fits_by_law[law][name] for name in common_families] for law in compared}
     assessed: dict[str, Entry] = {}
     for law, families in candidates.items():
         refused = {name: result.entry["notes"][0] for name, result in families.items() if result.fit is None}
         row: Entry = {"families": list(fits_by_law[law]), "refused": refused}
         row |= {"tenable": False, "why": "it fits too few families"}
-        if law in compared and common:
-            score = criteria(fits[law])
-            row |= {"aicc": score.aicc, "aic": score.aic, "exact": all(fit.is_exact for fit in fits[law])}
-            row |= {"parameters": score.parameters, "held_out": _held_out_error(families[name] for name in common)}
+        if law in compared and common_families:
+            pooled = criteria(fits[law])
+            row |= {"aicc": pooled.aicc, "aic": pooled.aic, "exact": all(fit.is_exact for fit in fits[law])}
+            held_out = _held_out_error(families[name] for name in common_families)
+            row |= {"parameters": pooled.parameters, "held_out": held_out}
         assessed[law] = row
     compared_rows = [row for row in assessed.values() if "aic" in row]
     for key in ("aicc", "aic"):
@@ -64,11 +64,11 @@ def assess_laws(fitted: ByLaw) -> dict[str, Entry]:
             row[f"{key}_above_best"] = row[key] - best
     has_exact = any(row["exact"] for row in compared_rows)
     for row in compared_rows:
-        excess = min(row["aicc_above_best"], row["aic_above_best"])  # NaN if no law has an AICc: none is rejected
+        excess = min(row["aicc_above_best"], row["aic_above_best"])  # NaN if no law has an AICc; none is then rejected
         row["tenable"] = row["exact"] if has_exact else not excess > MAX_AIC_DIFFERENCE
         why = "other laws fit all rows exactly" if has_exact else f"AIC and AICc at least {excess:.3g} above the best"
         row["why"] = "" if row["tenable"] else why
-    if common and not has_exact:
+    if common_families and not has_exact:
         for law, p, richer in _rejected_by_richer(fits):
             assessed[law] |= {"tenable": False, "why": f"an F test against {richer} has p = {p:.2g}"}
     return assessed
