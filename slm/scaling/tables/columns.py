@@ -78,7 +78,7 @@ def add_canonical_columns(
       canonical name only in case, spaces and hyphens (`Family`).
     - A column of the table with the name of an added column is renamed to `table_NAME`.
     """
-    original = {name: source for name, source in columns.items() if name != source}
+    source_of = {name: source for name, source in columns.items() if name != source}
     computed = {}
     for name, source in columns.items():
         if source not in raw.columns:
@@ -86,27 +86,27 @@ def add_canonical_columns(
             notes.append(f"The column {name} was computed as {format_value(source)}.")
     for name, alias in ALIASES.items():
         if alias in raw.columns and name not in columns and name not in raw.columns:
-            original[name] = alias
-    similar = _similar_headers(raw, columns, table)
-    notes += [f"The column {header} was read as {name}." for name, header in similar.items()]
-    original |= similar
-    added = {name: computed[name] if name in computed else raw[source] for name, source in original.items()}
+            source_of[name] = alias
+    similar_headers = _similar_headers(raw, columns, table)
+    notes += [f"The column {header} was read as {name}." for name, header in similar_headers.items()]
+    source_of |= similar_headers
+    added = {name: computed[name] if name in computed else raw[source] for name, source in source_of.items()}
     renamed = {}
-    for name in [name for name in original if name in raw.columns]:
+    for name in [name for name in source_of if name in raw.columns]:
         new_name = f"table_{name}"
         while new_name in raw.columns:
             new_name = f"table_{new_name}"
         renamed[name] = new_name
-        source_text = format_value(original[name])
-        notes.append(f"The table's own column {name} is {new_name} here, because {name} is {source_text}.")
-    return raw.rename(columns=renamed).assign(**added), Columns(table, original)
+        reason = f"{name} is {format_value(source_of[name])}"
+        notes.append(f"The table's own column {name} is {new_name} here, because {reason}.")
+    return raw.rename(columns=renamed).assign(**added), Columns(table, source_of)
 
 
 def _similar_headers(raw: pd.DataFrame, columns: Mapping[str, str], table: str) -> dict[str, str]:
-    """Canonical name that the table lacks -> the header that differs from it only in case, spaces and hyphens."""
-    existing = {*columns, *raw.columns}
+    """Canonical name that the table lacks -> its header in other case, spaces or hyphens, or from `LIKELY_NAMES`."""
+    taken_names = {*columns, *raw.columns}
     canonical_name = {name: name for name in CANONICAL_NAMES} | {alias: name for name, alias in ALIASES.items()}
-    similar: dict[str, str] = {}
+    header_of: dict[str, str] = {}
     normalised_headers = {
         header: re.sub(r"[\s-]+", "_", header.strip().lstrip("#").strip().lower())
         for header in map(str, raw.columns)
@@ -114,18 +114,19 @@ def _similar_headers(raw: pd.DataFrame, columns: Mapping[str, str], table: str) 
     }
     for header, normalised in normalised_headers.items():
         name = canonical_name.get(normalised)
-        if name is None or header == normalised or name in existing or ALIASES.get(name) in existing:
+        if name is None or header == normalised or name in taken_names or ALIASES.get(name) in taken_names:
             continue
-        if name in similar:
-            raise ValueError(f"{table} has columns {similar[name]} and {header}, both of which mean {name}: rename one")
-        similar[name] = header
+        if name in header_of:
+            both = f"{header_of[name]} and {header}"
+            raise ValueError(f"{table} has columns {both}, both of which mean {name}: rename one")
+        header_of[name] = header
     for likely_header, name in LIKELY_NAMES.items():
         candidates = [header for header, text in normalised_headers.items() if text == likely_header and header != name]
         # A column `state` may also describe the state of a recurrent model.
         is_unambiguous = len(candidates) == 1 and (name != "status" or has_statuses(raw[candidates[0]]))
-        if is_unambiguous and name not in existing and name not in similar:
-            similar[name] = candidates[0]
-    return similar
+        if is_unambiguous and name not in taken_names and name not in header_of:
+            header_of[name] = candidates[0]
+    return header_of
 
 
 def derive_columns(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -164,7 +165,7 @@ def run_ids(frame: pd.DataFrame, *columns: str) -> pd.Series:
 
 
 def add_clusters_and_cells(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Add `cluster` (the run of a row, or the `trunk` it branched from) and `cell` (rows that differ only by seed)."""
+    """Add `cluster` (the run of a row, or the `trunk` it branched from) and `cell` (the number of the row's cell)."""
     cluster = run_ids(frame, "run_id", "trunk")
     has_several_families = frame["family"].groupby(cluster).transform("nunique") > 1
     if has_several_families.any():

@@ -190,8 +190,7 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
     setting = group_numbers(last_rows, names)
     means = last_rows[ranking_target(frame)].groupby([group, setting]).mean()
     num_tried = means.groupby(level=0).size()  # of each group
-    max_tried = int(num_tried.max())
-    best_of = ",".join(names)
+    max_tried, best_of = int(num_tried.max()), ",".join(names)
     if max_tried == 1:
         notes.append(f"best_of={best_of} had nothing to choose from: no rows differ only in this setting.")
         return frame
