@@ -118,7 +118,8 @@ def _keys_read_by(script: str, config: Mapping[str, Any]) -> Tree:
     file = _config_file(f"{script}.yaml")
     tree = dict(_merged([file]))
     groups = [name for entry in file["defaults"] if isinstance(entry, dict) for name in entry]
-    for group in (name for name in groups if not name.startswith("override ")):  # overrides change groups of Hydra
+    groups = [name for name in groups if not name.startswith("override ")]  # without the groups of Hydra itself
+    for group in groups:
         choices = list(_choices(group).values())
         settings = config.get(group)
         if group in CHOICE_KEYS and isinstance(settings, Mapping):

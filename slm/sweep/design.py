@@ -20,7 +20,7 @@ from slm.sweep.shapes import MAX_TOLERANCE
 BASE_SHAPE = ("base_width", "base_depth", "base_head_dim")
 """Keys of the shape at which the rate in `optim.lr` was tuned. A parametrization transfers the rate to other shapes."""
 GRIDS = ({"widths", "depths"}, {"shapes"}, {"sizes"})
-"""A grid must set exactly the keys of one of these sets."""
+"""A grid must set all keys of exactly one of these sets."""
 MIN_RATES = 3
 """Fewest learning rates from which the best is interpolated: a parabola has three parameters."""
 SET_BY_DESIGN = {
@@ -192,15 +192,15 @@ def _check_keys(sweep: Any) -> None:
 
 
 def _check_grid(grid: Mapping[str, Any]) -> None:
-    given = {key for keys in GRIDS for key in keys if grid[key] is not None}
-    if given not in GRIDS:
+    set_keys = {key for keys in GRIDS for key in keys if grid[key] is not None}
+    if set_keys not in GRIDS:
         raise ValueError(
-            f"sweep.grid must set widths and depths, or shapes, or sizes, but {_describe_set_keys(sorted(given))}: "
+            f"sweep.grid must set widths and depths, or shapes, or sizes, but {_describe_set_keys(sorted(set_keys))}: "
             "set the others to null, as in sweep.grid.sizes=null"
         )
     if grid["aspects"] is not None and grid["sizes"] is None:
         raise ValueError(f"sweep.grid.aspects={grid['aspects']} needs sweep.grid.sizes: set aspects to null")
-    for key in sorted({*given, "aspects"}):
+    for key in sorted({*set_keys, "aspects"}):
         _check_distinct(f"sweep.grid.{key}", grid[key] or [])
 
 

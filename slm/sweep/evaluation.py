@@ -51,7 +51,7 @@ def check_evaluations(evaluations: Evaluations) -> None:
             key = item.partition("=")[0].lstrip("+~").partition(".")[0]
             if key in SET_BY_SWEEP:
                 raise ValueError(f"sweep.evaluation.{name} has {item}, which the sweep sets itself: leave it out")
-        composed("evaluate", [*DEFAULTS, *overrides])
+        composed("evaluate", [*DEFAULTS, *overrides])  # raises for an override that evaluate.py does not know
 
 
 def evaluation_cells(cells: Iterable[Cell], evaluations: Evaluations, runs: Path, cache_dir: Path) -> list[Cell]:
@@ -99,11 +99,11 @@ def keep_measured_runs(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple
     from slm.scaling.tables.values import source_columns
 
     used_columns = [name for column in columns.values() for name in source_columns(column, table) if name in table]
-    # NAME_loss -> NAME_eval_data_fingerprint. The name of a column without a score stays, and is subtracted.
+    # NAME_loss -> NAME_eval_data_fingerprint. Columns that hold no score keep their name and are subtracted.
     score_at_end = f"({'|'.join(SCORES)})$"
     fingerprints = {re.sub(score_at_end, FINGERPRINT, name) for name in used_columns} - {*used_columns}
-    if present := sorted(fingerprints & {*table}):
-        table = table.assign(eval_fingerprint=table[present].fillna("").astype(str).agg(" ".join, axis=1))
+    if in_table := sorted(fingerprints & {*table}):
+        table = table.assign(eval_fingerprint=table[in_table].fillna("").astype(str).agg(" ".join, axis=1))
     is_unmeasured = table[used_columns].isna().any(axis=1)
     if not is_unmeasured.any() or is_unmeasured.all():
         return table, []

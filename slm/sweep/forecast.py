@@ -104,9 +104,9 @@ class Power:
 
 
 def find_power(
-    cells: Sequence[Cell], *, size: str, seeds: int, assume: Mapping[str, Any], power: float, level: float
+    cells: Sequence[Cell], *, size: str, num_seeds: int, assume: Mapping[str, Any], power: float, level: float
 ) -> Power | None:
-    """Find the smallest detectable difference of exponents between two families, with `seeds` seeds and with more.
+    """Find the smallest detectable difference of exponents between two families, with `num_seeds` seeds and with more.
 
     The test is paired if all pairs of families have enough sizes in common and `sweep.assume.law` is `power`; otherwise
     it is Welch's t-test. `size` is the column that laws use as N, `assume` the config group `sweep.assume`, `power` the
@@ -124,24 +124,24 @@ def find_power(
     sizes = {name: {getattr(cell, size) for cell in family} for name, family in families.items()}
     matched_of_pairs = [_matched_sizes(sizes[first], sizes[second]) for first, second in pairs]
     is_paired = assume["law"] == "power" and all(matched_of_pairs)
-    designs = {name: _family_design(family, size, assume, seeds) for name, family in families.items()}
+    designs = {name: _family_design(family, size, assume, num_seeds) for name, family in families.items()}
     comparisons: list[Comparison] = [UnpairedDesigns(designs[first], designs[second]) for first, second in pairs]
     if is_paired:
         comparisons = [
-            _paired_design(matched, families[first], assume, seeds)
+            _paired_design(matched, families[first], assume, num_seeds)
             for (first, _), matched in zip(pairs, matched_of_pairs, strict=True)
         ]
     test: dict[str, Any] = {"power": power, "level": 1 - level, "num_tests": len(pairs)}
 
-    def smallest(comparison: Comparison, num_seeds: int) -> float:
-        difference = comparison.changed(seeds=num_seeds).detectable(**test)
+    def smallest(comparison: Comparison, count: int) -> float:
+        difference = comparison.changed(seeds=count).detectable(**test)
         return math.inf if difference is None else difference
 
-    seed_counts = range(seeds, seeds + assume["more_seeds"] + 1)
+    seed_counts = range(num_seeds, num_seeds + assume["more_seeds"] + 1)
     detectable = {count: max(smallest(comparison, count) for comparison in comparisons) for count in seed_counts}
-    with_given_seeds = detectable[seeds]
+    with_given_seeds = detectable[num_seeds]
     size_ratios = [max(pair) / min(pair) for matched in matched_of_pairs for pair in matched]
-    hardest = max(comparisons, key=lambda comparison: smallest(comparison, seeds))
+    hardest = max(comparisons, key=lambda comparison: smallest(comparison, num_seeds))
     return Power(
         exponent=next(iter(designs.values())).law.exponents[0],
         num_pairs=len(pairs),
@@ -165,16 +165,16 @@ def _matched_sizes(first: Collection[int], second: Collection[int]) -> list[tupl
 
 
 def _paired_design(
-    matched: Sequence[tuple[int, int]], cells: Sequence[Cell], assume: Mapping[str, Any], seeds: int
+    matched: Sequence[tuple[int, int]], cells: Sequence[Cell], assume: Mapping[str, Any], num_seeds: int
 ) -> PairedDesign:
     log_N = np.log([math.sqrt(first * second) for first, second in matched])
     # The analysis averages over the budgets of a size. This reduces the noise, except between branches of one trunk,
     # which share its noise. It does not reduce the misfit, which all budgets of a size share.
     num_independent = 1 if any(cell.trunk for cell in cells) else len({cell.budget for cell in cells})
-    return PairedDesign(log_N, assume["sigma"] / math.sqrt(num_independent), assume["misfit"], seeds)
+    return PairedDesign(log_N, assume["sigma"] / math.sqrt(num_independent), assume["misfit"], num_seeds)
 
 
-def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], seeds: int) -> FamilyDesign:
+def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], num_seeds: int) -> FamilyDesign:
     """The design of one family, with a row for each shape and budget.
 
     The budgets of a shape share its misfit, and branches of a trunk also share its noise, so several budgets leave an
@@ -190,7 +190,7 @@ def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], 
     misfit = assume["own_misfit"] * inflation
     law, params = assume["law"], assume["params"]
     try:
-        planned = plan(columns, law=law, params=params, sigma=noise, misfit=misfit, seeds=seeds)
+        planned = plan(columns, law=law, params=params, sigma=noise, misfit=misfit, seeds=num_seeds)
     except ValueError as error:
         raise ValueError(f"sweep.assume.law={law}, sweep.assume.params={params}: {error}") from None
     if inflation == 1:

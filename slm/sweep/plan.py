@@ -98,7 +98,7 @@ def _power_lines(design: Design, plan: Plan, analysis: Settings, seconds_per_see
     size = "params_total" if analysis.size == "auto" else analysis.size
     assume, num_seeds = design.assume, len(design.seeds)
     power = find_power(
-        plan.cells, size=size, seeds=num_seeds, assume=assume, power=analysis.power, level=analysis.level
+        plan.cells, size=size, num_seeds=num_seeds, assume=assume, power=analysis.power, level=analysis.level
     )
     if power is None:
         return []
@@ -117,9 +117,9 @@ def _power_lines(design: Design, plan: Plan, analysis: Settings, seconds_per_see
         f"             by {test}, if the log loss of a run scatters by {assume['sigma']:.2g} between seeds,",
         f"             and {scatter} (sweep.assume)",
     ]
-    for count, detectable in list(power.detectable.items())[1:]:  # the first count is that of the design
+    for count, difference in list(power.detectable.items())[1:]:  # the first count is that of the design
         more = _minutes(seconds_per_seed * (count - num_seeds))
-        lines.append(f"             with {count} seeds: {detectable:.2g}, for {more} of additional training")
+        lines.append(f"             with {count} seeds: {difference:.2g}, for {more} of additional training")
     if power.advice is not None:
         advice = power.advice.text.replace("; ", ";\n             ")
         lines.append(f"             to find half of it, {smallest / 2:.2g}, takes {advice}")

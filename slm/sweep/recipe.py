@@ -96,8 +96,8 @@ def digest(data: Any) -> str:
 def check_inputs(config: DictConfig, setting: str) -> None:
     """Raise `ValueError` for texts or a tokenizer of `config` that do not exist; the message begins with `setting`."""
     for key in ("paths", "val_paths"):
-        if given := OmegaConf.select(config, f"data.{key}", throw_on_missing=False):
-            text_files(given if isinstance(given, str) else list(given), f"{setting}: data.{key}")
+        if paths := OmegaConf.select(config, f"data.{key}", throw_on_missing=False):
+            text_files(paths if isinstance(paths, str) else list(paths), f"{setting}: data.{key}")
     if OmegaConf.select(config, "tokenizer.kind") == "file":
         tokenizer: Any = OmegaConf.to_container(config.tokenizer)
         try:

@@ -37,7 +37,7 @@ TWO_FAMILIES = [cell(family, params) for family in "ab" for params in SIZES]
 
 def power(cells: list[Cell], seeds: int, assume: dict = ASSUME) -> Power:
     """The power of families whose size is the total of their parameters."""
-    found = find_power(cells, seeds=seeds, assume=assume, size="params_total", power=0.8, level=0.95)
+    found = find_power(cells, num_seeds=seeds, assume=assume, size="params_total", power=0.8, level=0.95)
     assert found is not None
     return found
 
@@ -94,7 +94,7 @@ def test_three_sizes_are_too_few_to_be_paired() -> None:
 def test_too_few_shapes_tell_nothing_and_impossible_ones_do_not_count() -> None:
     few = [cell("a", SIZES[0]), cell("a", 0, impossible="too small")]
     assert power(few, seeds=1).detectable == {1: None, 2: None, 3: None}
-    assert find_power(few[1:], seeds=1, assume=ASSUME, size="params_total", power=0.8, level=0.95) is None
+    assert find_power(few[1:], num_seeds=1, assume=ASSUME, size="params_total", power=0.8, level=0.95) is None
 
 
 @pytest.mark.parametrize("changes", [{"law": "cubic"}, {"params": {"A": 20}}])

@@ -104,7 +104,7 @@ def test_budgets_of_a_shape_share_its_misfit_and_branches_of_a_trunk_their_noise
 
     def detectable(misfit: float, *budgets: str) -> float:
         scatter = {"misfit": misfit, "own_misfit": misfit}
-        how: dict = {"size": "params_total", "seeds": 1, "assume": assume | scatter, "power": 0.8, "level": 0.95}
+        how: dict = {"size": "params_total", "num_seeds": 1, "assume": assume | scatter, "power": 0.8, "level": 0.95}
         found = find_power(cells_of(*BRANCHED, *wide, *budgets), **how)
         assert found is not None
         return found.detectable[1]

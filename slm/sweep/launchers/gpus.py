@@ -101,7 +101,9 @@ def choose_jobs(measure: Measure, *, max_jobs: int, free_bytes: int) -> tuple[in
             max_jobs = min(max_jobs, int(USABLE_MEMORY * free_bytes / (current.memory_bytes + PROCESS_BYTES)))
         else:
             previous = measurements[-2]
-            min_speedup = 1 + MIN_GAIN * (num_jobs / previous.jobs - 1)
+            min_speedup = 1 + MIN_GAIN * (
+                num_jobs / previous.jobs - 1
+            )  # for less than twice as many jobs, in proportion
             if current.tokens_per_second < min_speedup * previous.tokens_per_second:
                 return previous.jobs, measurements
         if num_jobs >= max_jobs:
