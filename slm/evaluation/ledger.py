@@ -44,8 +44,8 @@ class Ledger:
         """Lock the directory and write its settings. Raises `ValueError` if another process evaluates there."""
         with locked(self.folder, "process that evaluates there"):
             self.entries = self._read()  # another process may have added entries meanwhile
-            settings = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
-            write_atomically(self.folder / SETTINGS_FILE, settings)
+            settings_text = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
+            write_atomically(self.folder / SETTINGS_FILE, settings_text)
             yield
 
     def find_or_add(self, description: Entry) -> Entry:
@@ -88,8 +88,8 @@ class Ledger:
                 raise TypeError  # becomes the error below
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
             raise ValueError(f"output_dir={self.folder} holds files that cannot be read: choose another one") from None
-        settings = yaml.safe_load(yaml.safe_dump(self.settings))  # with the types that YAML reads back
-        if changed := [key for key in FIXED_SETTINGS if old_settings.get(key) != settings.get(key)]:
+        new_settings = yaml.safe_load(yaml.safe_dump(self.settings))  # with the types that YAML reads back
+        if changed := [key for key in FIXED_SETTINGS if old_settings.get(key) != new_settings.get(key)]:
             raise ValueError(
                 f"output_dir={self.folder} holds an evaluation with other values of {', '.join(changed)}: choose "
                 "another output_dir, or give the same values to continue it"

@@ -172,7 +172,7 @@ def target_error(score: Entry, target: str) -> float | None:
 
 
 def paired_error(weights_and_scores: Sequence[tuple[float, Entry]], target: str) -> Error:
-    """Return the error of a weighted sum of scores. If their blocks differ, the `Error` has a reason and no `se`."""
+    """Return the error of a weighted sum of scores. If it cannot be paired, it has a reason and no `se`."""
     scores = [score for _, score in weights_and_scores]
     if not all(score.get("blocks") for score in scores):
         return Error(None, None, "no blocks stored")
@@ -187,11 +187,11 @@ def paired_error(weights_and_scores: Sequence[tuple[float, Entry]], target: str)
     return Error(error, len(influence_K)) if math.isfinite(error) else Error(None, None, "a single block")
 
 
-def _have_same_borders(sizes: np.ndarray, other_sizes: np.ndarray) -> bool:
-    if len(sizes) != len(other_sizes):
+def _have_same_borders(block_bytes: np.ndarray, other_block_bytes: np.ndarray) -> bool:
+    if len(block_bytes) != len(other_block_bytes):
         return False
-    offsets = np.abs(np.cumsum(sizes) - np.cumsum(other_sizes))
-    return bool(offsets.max() <= BORDER_TOLERANCE * sizes.mean())
+    offsets = np.abs(np.cumsum(block_bytes) - np.cumsum(other_block_bytes))
+    return bool(offsets.max() <= BORDER_TOLERANCE * block_bytes.mean())
 
 
 def compare(first: Entry, second: Entry, target: str) -> Difference:

@@ -126,16 +126,16 @@ def _fastest(results: Results) -> str:
     if usual is None:
         return ""
     entries = [entry for entry in results.entries if conditions(entry) == usual]
-    best = max(entries, key=lambda entry: entry["speed"]["decode_tokens_per_second"])
-    rate = format_number(best["speed"]["decode_tokens_per_second"])
-    similar = []  # checkpoints whose spread of repetitions overlaps with that of the best
+    fastest = max(entries, key=lambda entry: entry["speed"]["decode_tokens_per_second"])
+    rate = format_number(fastest["speed"]["decode_tokens_per_second"])
+    similar = []  # checkpoints whose spread of repetitions overlaps with that of the fastest
     for entry in entries:
-        best_spread, spread = best["speed"].get("decode_spread"), entry["speed"].get("decode_spread")
-        if entry is not best and best_spread and spread and max(spread) >= min(best_spread):
+        best_spread, spread = fastest["speed"].get("decode_spread"), entry["speed"].get("decode_spread")
+        if entry is not fastest and best_spread and spread and max(spread) >= min(best_spread):
             similar.append(name_of(entry))
     tail = _not_distinguishable(similar, "the spread of repetitions")
     lead = "Fastest decoding" if len(entries) > 1 else "Decoding"
-    return f"{lead}: {name_of(best)}, {rate} tokens/s ({escape_markdown(usual)}){tail}."
+    return f"{lead}: {name_of(fastest)}, {rate} tokens/s ({escape_markdown(usual)}){tail}."
 
 
 def _highest_average(results: Results) -> str:
@@ -144,11 +144,11 @@ def _highest_average(results: Results) -> str:
     if len(common) < 2:
         return ""
     averages = [(name_of(entry), average(entry, common)) for entry in entries]
-    name, best = max(averages, key=lambda pair: pair[1][0])
-    similar = [other for other, value in averages if other != name and differ_significantly(value, best) is False]
+    name, highest = max(averages, key=lambda pair: pair[1][0])  # pair[1] is (mean, standard error)
+    similar = [other for other, mean in averages if other != name and differ_significantly(mean, highest) is False]
     tail = _not_distinguishable(similar, "these standard errors")
     lead = "Highest average" if len(entries) > 1 else "Average"
-    return f"{lead} of {len(common)} common tasks: {name}, {with_error(*best)}{tail}."
+    return f"{lead} of {len(common)} common tasks: {name}, {with_error(*highest)}{tail}."
 
 
 def _missing_tasks(results: Results) -> str:

@@ -132,9 +132,9 @@ def _cost(batch: Sequence[Group], pass_tokens: int) -> int:
 
 def _split(group: Group, batch_tokens: int) -> Iterator[Group]:
     """Yield parts of the group that each fit into a batch. A part of one request shares nothing and has no prefix."""
-    size = max(1, batch_tokens // _longest(group))
-    for start in range(0, len(group.requests), size):
-        requests = group.requests[start : start + size]
+    num_fitting = max(1, batch_tokens // _longest(group))
+    for start in range(0, len(group.requests), num_fitting):
+        requests = group.requests[start : start + num_fitting]
         yield Group(requests, group.prefix_length if len(requests) > 1 else 0)
 
 
