@@ -161,7 +161,7 @@ def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
     log_prediction = band(perplexity_fit, np.log([[2e9]]), None).for_run(perplexity_fit.sigma)
     prediction, low, high = np.exp([log_prediction.centre[0], log_prediction.low[0], log_prediction.high[0]])
     floor_uncertainty = _uncertainty(fit(measured, "power_floor"))
-    conclusion = "not identified" if "alpha" in floor_uncertainty.not_identified else "identified"
+    status = "not identified" if "alpha" in floor_uncertainty.not_identified else "identified"
     loss_fit = fit(measured, "power")
     loss_alpha = loss_fit.params["alpha"]
     non_embedding_ratio = fit(measured, "power", size="params_non_embedding").params["alpha"] / KAPLAN_EXPONENT
@@ -170,7 +170,7 @@ def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
         "slope": _slope_finding(perplexity_fit),
         "loss": f"The exponent of the loss is {loss_alpha:.4f} {interval(_uncertainty(loss_fit).ci['alpha'], 3)}, "
         f"{loss_alpha / KAPLAN_EXPONENT:.2f} times Kaplan's; {non_embedding_ratio:.2f} times with non-embedding N.",
-        "floor": f"With a free floor E, alpha's interval is {interval(floor_uncertainty.ci['alpha'], 2)}: {conclusion}.",
+        "floor": f"With a free floor E, alpha's interval is {interval(floor_uncertainty.ci['alpha'], 2)}: {status}.",
         "smallest": f"Without the 125M model the slope is {slope:.3f}.",
         "prediction": f"The fit gives {prediction:.2f}, 95% prediction interval [{low:.2f}, {high:.2f}].",
         **_speed_findings(pairs),
