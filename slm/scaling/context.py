@@ -73,7 +73,7 @@ def _reference_rows(reference: Reference, table: Table, family: str, size: str, 
         power = next((entry for entry in entries if entry["fitted"] and keys.items() <= entry.items()), None)
         if power is None:
             continue
-        expected = curve = None
+        expected, curve = None, None
         if not is_left_out:
             expected = local_exponent(np.log(N), log_target)
             curve = {"N": np.sort(N), "value": np.exp(log_target[np.argsort(N)])}

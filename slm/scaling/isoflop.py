@@ -94,7 +94,7 @@ def isoflop(frame: pd.DataFrame, size: str, target: str, *, level: float = 0.95)
     ignored = tuple(name for name in BUDGET_COLUMNS if name in frame) if column == "flops" else ()
     ungrouped = len(frame) - sum(len(rows) for rows in groups)
     reason = _why_no_exponents(column, len(budgets), len(used))
-    params = tokens = None
+    params, tokens = None, None
     if reason is None:
         log_c = np.log([budget.flops for _, budget in used])
         log_n = np.log(np.array([budget.params for _, budget in used], float))

@@ -150,7 +150,7 @@ def _noise(runs: list[tuple[Floats, Floats]]) -> tuple[float | None, int]:
 
 
 def _varies_beyond_size(log_n: Floats, column: Floats) -> bool:
-    """Whether the root mean square deviation of a column from a straight line in log N is more than 0.05."""
+    """Whether a log column deviates from a straight line in log N by more than 0.05 (root mean square)."""
     residuals = column - np.polyval(np.polyfit(log_n, column, 1), log_n)
     return bool(np.sqrt((residuals**2).mean()) > 0.05)
 

@@ -43,8 +43,8 @@ def overlay_models(
 ) -> list[Entry]:
     """Return one entry per family: `family`, `range` of N, `identified`, `refused`, `held`, `curve` and `models`.
 
-    A law in N and D is evaluated at the model's tokens; if they are unknown, and for the curve, at the table's median
-    (`held`). `refused` says why there is no law; `models` and `curve` are then empty. `models` has per model, in order:
+    For a law in N and D, `held` is the table's median of tokens: used for the curve, and for models of unknown tokens.
+    `refused` says why there is no law; `models` and `curve` are then empty. `models` has per model, in order:
     - `value`, `low`, `high`: the law's prediction for a new run of this size, with its interval (None: no interval);
     - `log_ratio`: log of the model's result divided by `value`; `inside`: whether the result is in the interval;
     - `times_beyond`: the factor by which N is outside the family's sizes (1 if it is inside).

@@ -60,7 +60,7 @@ def curve(fit: Fit, bounds: Uncertainty, exponent: str, level: float) -> Curve |
 
 
 class Difference(NamedTuple):
-    """The exponent of family a minus that of family b, its interval (None: an open end), and the test that it is 0."""
+    """The exponent of family a minus that of family b, an interval (None: an open end), and a test of equal exponents."""
 
     delta: float
     ci_low: float | None
@@ -97,12 +97,12 @@ def joint_p(curves: Sequence[Curve], rng: np.random.Generator) -> tuple[float, f
     because Welch's F does not keep its level if families have only two degrees of freedom each.
     """
     estimates, errors, dfs = np.array([(curve.estimate, curve.error, curve.df) for curve in curves]).T
-    common = np.linspace(estimates.min(), estimates.max(), 401)
-    squares = [np.interp(common, curve.exponents, curve.t) ** 2 for curve in curves]
+    common_exponents = np.linspace(estimates.min(), estimates.max(), 401)
+    squares = [np.interp(common_exponents, curve.exponents, curve.t) ** 2 for curve in curves]
     statistic = float(np.sum(squares, axis=0).min())
     shape = (SIMULATIONS, len(curves))
-    drawn = errors * rng.standard_normal(shape)  # estimates of one common exponent, 0
-    weights = 1 / (errors**2 * rng.chisquare(dfs, shape) / dfs)
+    drawn = errors * rng.standard_normal(shape)  # estimates if the common exponent is 0
+    weights = 1 / (errors**2 * rng.chisquare(dfs, shape) / dfs)  # from their simulated errors
     mean = (weights * drawn).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
     simulated = (weights * (drawn - mean) ** 2).sum(axis=1)
     return statistic, (1 + int((simulated >= statistic).sum())) / (SIMULATIONS + 1)
