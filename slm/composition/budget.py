@@ -17,7 +17,7 @@ LATER_KEYS = {"train": ("val_tokens",)}
 BUDGETS = ("tokens", "tokens_per_param", "flops")
 """Keys of the group `train` that set the budget; a run uses one of them."""
 MAX_PADDING = 0.05
-"""Empty sequences fill up a step that devices cannot share evenly: less than this fraction of the step's sequences."""
+"""Empty sequences fill up a step that devices cannot share evenly: fewer than this fraction of the step's sequences."""
 BASE_SHAPE = {
     "standard": (),
     "mup": ("base_width", "base_head_dim"),

@@ -115,11 +115,11 @@ def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cel
         keep_steps = set(settings["checkpoint"]["keep_steps"])
         for cell in group:
             num_steps = cell.tokens // batch_tokens
-            step = math.floor((1 - decay_fraction) * num_steps)
-            if cell.tokens < trunk.tokens and step > 0:
-                shared = step * batch_tokens
-                changed[cell.name] = replace(cell, trunk=trunk.name, branch_step=step, shared_tokens=shared)
-                keep_steps.add(step)
+            branch_step = math.floor((1 - decay_fraction) * num_steps)
+            if cell.tokens < trunk.tokens and branch_step > 0:
+                shared = branch_step * batch_tokens
+                changed[cell.name] = replace(cell, trunk=trunk.name, branch_step=branch_step, shared_tokens=shared)
+                keep_steps.add(branch_step)
         if keep_steps:
             override = f"checkpoint.keep_steps=[{','.join(map(str, sorted(keep_steps)))}]"
             changed[trunk.name] = replace(trunk, overrides=(*trunk.overrides, override))

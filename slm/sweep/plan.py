@@ -26,10 +26,11 @@ def print_plan(design: Design, plan: Plan, analysis: Settings, *, folder: Path, 
     console.width = max(console.width, WIDTH) if sys.stdout.isatty() else WIDTH
     possible = [cell for cell in plan.cells if cell.is_possible]
     speeds = read_speeds(plan.cache_dir, design.assume["flops_per_second"])
-    times = {cell.name: speeds.seconds(cell) for cell in possible}
-    seconds = sum(times.values())
+    seconds_of_cell = {cell.name: speeds.seconds(cell) for cell in possible}
+    seconds = sum(seconds_of_cell.values())
     # A branch starts after its trunk, so the times of both add up.
-    longest = max((times[cell.name] + times.get(cell.trunk or "", 0.0) for cell in possible), default=0.0)
+    chains = [seconds_of_cell[cell.name] + seconds_of_cell.get(cell.trunk or "", 0.0) for cell in possible]
+    longest = max(chains, default=0.0)
     elapsed = max(longest, seconds / num_slots)
     flops = sum(cell.flops_trained for cell in possible)
     for line in [

@@ -31,7 +31,7 @@ class CsvTracker(Tracker):
     """Appends rows with fixed columns to a CSV file; a metric that was not measured at a step is left empty."""
 
     def __init__(self, path: Path, columns: Sequence[str], *, resume_step: int = 0) -> None:
-        """Drop rows after `resume_step`, as the run rewrites them. Raises `ValueError` if `path` is another table."""
+        """Drop rows after `resume_step`, as the run rewrites them. Raises `ValueError` if `path` holds no metrics."""
         self.path, self.columns = path, ("step", *columns)
         rows = _read_rows_until(path, resume_step) if path.exists() else []
         table = io.StringIO(newline="")

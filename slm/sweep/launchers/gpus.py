@@ -28,7 +28,7 @@ CHOICE_FILE = "jobs_per_gpu.json"
 """File in the folder of the runs that keeps the choice and its measurements. A sweep that is started again must use the
 same number: a job's share of the memory may decide how many sequences it computes at once, which changes rounding."""
 MIN_GAIN = 0.1
-"""Doubling the number of jobs must raise the total speed by at least this fraction."""
+"""Doubling the number of jobs must raise the total speed by this fraction; a smaller increase, by a proportional one."""
 USABLE_MEMORY = 0.9
 """Fraction of the free memory that jobs may fill; the rest is for fragmentation and for the other runs of the sweep."""
 PROCESS_BYTES = 6e8
@@ -101,9 +101,7 @@ def choose_jobs(measure: Measure, *, max_jobs: int, free_bytes: int) -> tuple[in
             max_jobs = min(max_jobs, int(USABLE_MEMORY * free_bytes / (current.memory_bytes + PROCESS_BYTES)))
         else:
             previous = measurements[-2]
-            min_speedup = 1 + MIN_GAIN * (
-                num_jobs / previous.jobs - 1
-            )  # for less than twice as many jobs, in proportion
+            min_speedup = 1 + MIN_GAIN * (num_jobs / previous.jobs - 1)
             if current.tokens_per_second < min_speedup * previous.tokens_per_second:
                 return previous.jobs, measurements
         if num_jobs >= max_jobs:
