@@ -60,7 +60,7 @@ def curve(fit: Fit, bounds: Uncertainty, exponent: str, level: float) -> Curve |
 
 
 class Difference(NamedTuple):
-    """The exponent of family a minus that of family b, an interval (None: an open end), and a test of equal exponents."""
+    """The exponent of family a minus that of family b, its interval (None: an open end), a test of equal exponents."""
 
     delta: float
     ci_low: float | None
