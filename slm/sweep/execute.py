@@ -82,7 +82,7 @@ def execute(
         arguments = (*cell.overrides, *common, *run_paths(cell, folder))
         jobs[cell.name] = Job(name=cell.name, folder=folder / cell.name, command=(*command, *arguments))
     with Signals() as signals:
-        master = _Master(cells, jobs, launcher, tries=launcher_settings["tries"], show=show)
+        master = _Master(cells, jobs, launcher, max_tries=launcher_settings["tries"], show=show)
         master.adopt_running_jobs(retry=retry == "failed")
         master.run(signals)
     outcomes = {cell.name: master.outcome(cell) for cell in cells}
@@ -117,12 +117,12 @@ class Signals:
 
 class _Master:
     def __init__(
-        self, cells: Sequence[Cell], jobs: Mapping[str, Job], launcher: Launcher, *, tries: int, show: Show
+        self, cells: Sequence[Cell], jobs: Mapping[str, Job], launcher: Launcher, *, max_tries: int, show: Show
     ) -> None:
         self.cells, self.jobs, self.launcher, self.show = cells, jobs, launcher, show
         self.final_outcomes: dict[str, Outcome] = {}
         self.running: set[str] = set()
-        self.tries = {name: Tries(job.folder, tries) for name, job in jobs.items()}
+        self.tries_of_cell = {name: Tries(job.folder, max_tries) for name, job in jobs.items()}
         self.flops_to_the_end = _flops_to_the_end(cells)
 
     def adopt_running_jobs(self, *, retry: bool) -> None:
@@ -195,7 +195,7 @@ class _Master:
         ready.sort(key=lambda cell: -self.flops_to_the_end[cell.name])
         chosen = [cell.name for cell in ready[: self.launcher.num_free()]]
         for name in chosen:
-            self.tries[name].note_start()
+            self.tries_of_cell[name].note_start()
         if chosen:
             self.launcher.start([self.jobs[name] for name in chosen])
             self.running.update(chosen)
@@ -207,7 +207,7 @@ class _Master:
         if outcome.status in FINAL_STATUSES:
             self.final_outcomes[name] = outcome
         elif not stopping:
-            tries = self.tries[name]
+            tries = self.tries_of_cell[name]
             if why := tries.why_failed(code):
                 ledger.record_failure(folder, why=why, exit_code=code, starts=tries.starts)
                 self.final_outcomes[name] = Outcome("failed", why)

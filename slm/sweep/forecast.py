@@ -178,7 +178,7 @@ def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], 
     """The design of one family, with a row for each shape and budget.
 
     The budgets of a shape share its misfit, and branches of a trunk also share its noise, so several budgets leave an
-    exponent in N as uncertain as one. Further variables add two parameters each, which the budgets determine.
+    exponent in N as uncertain as one. Each variable besides N adds two parameters, which the budgets determine.
     """
     fields = {"N": size, **FIELDS}
     points = dict.fromkeys(tuple(getattr(cell, field) for field in fields.values()) for cell in cells)

@@ -28,7 +28,7 @@ CHOICE_FILE = "jobs_per_gpu.json"
 """File in the folder of the runs that keeps the choice and its measurements. A sweep that is started again must use the
 same number: a job's share of the memory may decide how many sequences it computes at once, which changes rounding."""
 MIN_GAIN = 0.1
-"""Doubling the number of jobs must raise the total speed by this fraction; a smaller increase, by a proportional one."""
+"""Doubling the number of jobs must raise the total speed by this fraction; a smaller increase, in proportion."""
 USABLE_MEMORY = 0.9
 """Fraction of the free memory that jobs may fill; the rest is for fragmentation and for the other runs of the sweep."""
 PROCESS_BYTES = 6e8

@@ -121,7 +121,7 @@ def slot_environments(settings: Mapping[str, Any], *, num_jobs: int, gpus: Seque
     """Variables that each slot adds to the environment of its job, on a machine with `gpus`, for `num_jobs` jobs.
 
     With `jobs_per_gpu` above 1, slots take the GPUs in turn, and each job has its share of a GPU's memory. Here `auto`
-    means 1, because `gpus.with_jobs_per_gpu` replaces it before training. Raises `ValueError` if GPUs are missing.
+    means 1: before training `gpus.with_jobs_per_gpu` replaces it. Raises `ValueError` if there are too few GPUs.
     """
     core_count = num_cores()
     memory_bytes = machine_memory()
@@ -131,7 +131,7 @@ def slot_environments(settings: Mapping[str, Any], *, num_jobs: int, gpus: Seque
         raise ValueError(f"launcher.gpus_per_job={gpus_per_job} is more than the {len(gpus)} GPUs here")
     if jobs_per_gpu > 1 and gpus_per_job != 1:
         raise ValueError(f"launcher.jobs_per_gpu={jobs_per_gpu} needs launcher.gpus_per_job=1, not {gpus_per_job}")
-    num_groups = len(gpus) // gpus_per_job if gpus_per_job else 0
+    num_groups = len(gpus) // gpus_per_job if gpus_per_job else 0  # a job gets one group of GPUs
     if gpus_per_job:
         max_slots = num_groups * jobs_per_gpu
     else:
