@@ -222,12 +222,12 @@ def test_a_second_interrupt_does_not_wait_for_slurm(other_machine: OtherMachine,
 
 
 SBATCH = """#!/bin/sh
-# sbatch FILE: runs each task of the array at once, as slurmd would the file; their ids stand in for job ids
+# sbatch FILE: runs each task of the array at once, as slurmd would a copy of FILE, which submitit then moves
 cp "$1" {there}/submitted
 tasks=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
 for task in $(seq 0 "$tasks"); do
   SLURM_JOB_ID=7 SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=1 sh -c \
-    "echo 7_$task RUNNING >{there}/task$task; sh $1; rm {there}/task$task" >{there}/log$task 2>&1 &
+    "echo 7_$task RUNNING >{there}/task$task; sh {there}/submitted; rm {there}/task$task" >{there}/log$task 2>&1 &
 done
 echo "Submitted batch job 7"
 """
