@@ -1,4 +1,4 @@
-"""Write a decoder as a folder that slm can load, and that transformers can load too if it has the architecture.
+"""Write a decoder as a folder for slm, and also for transformers if transformers implements the architecture.
 
 Our tensor names are Llama's without the prefix `model.`, so tensors are only renamed. config.json has our `ModelConfig`
 under the key `slm`, because transformers has no keys for some of the fields. `export_model`, which is used at the end
@@ -34,8 +34,7 @@ _EXPORTED_FILES = frozenset(
 )
 """All files that an export can have. A folder that holds any other file is not replaced."""
 _LLAMA_FIELDS = {*LLAMA_KEYS, "rope_theta", "tie_embeddings"}
-_REWRITTEN_FIELDS = {"layer_sharing", "num_repeats", "rope_style"}
-"""Fields that Llama lacks, but that can be removed by rewriting the weights."""
+_REWRITTEN_FIELDS = {"layer_sharing", "num_repeats", "rope_style"}  # Llama lacks them; rewriting can remove them
 
 
 def export(
@@ -45,7 +44,7 @@ def export(
     revision: str | None = None,
     unroll_sharing: bool = False,
 ) -> Path:
-    """Write a checkpoint that `load` accepts as a folder for transformers, with a model card. Returns the folder.
+    """Convert any checkpoint that `load` accepts to a folder for transformers, with a model card. Returns the folder.
 
     All weights are written in the precision in which most of them are stored. `revision` is a branch, tag or commit of
     a hub repository. By default, `folder` is `export` in the run directory (with `unroll_sharing`, `export-unrolled`).
@@ -143,7 +142,7 @@ def export_model(
             for name, tensor in state_dict.items()
         }
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        # safetensors makes a file that only its owner can read.
+        # Without this line, only the owner could read the file that safetensors has written.
         shutil.copymode(partial / "config.json", partial / "model.safetensors")
         tokenizer.save(partial)
         if folder.exists():
@@ -155,18 +154,19 @@ def export_model(
 
 def non_llama_fields(config: ModelConfig) -> tuple[str, ...]:
     """Return the names of the fields that transformers' Llama lacks and whose values are not the defaults."""
-    other_fields = (field for field in dataclasses.fields(config) if field.name not in _LLAMA_FIELDS)
-    return tuple(field.name for field in other_fields if getattr(config, field.name) != field.default)
+    own_fields = (field for field in dataclasses.fields(config) if field.name not in _LLAMA_FIELDS)
+    return tuple(field.name for field in own_fields if getattr(config, field.name) != field.default)
 
 
 def as_llama(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Rewrite interleaved rotation as rotation by halves. Returns the config and tensors of an equivalent decoder.
 
-    Both rotations turn pairs of channels by the same angles, and scores are sums over channels, so only the rows of the
-    query and key projections are reordered. Decoders that differ from Llama in other fields too are returned unchanged:
-    gains of queries and keys, or an SSD's convolution over them, would also have to be reordered.
+    Both rotations turn pairs of channels by the same angles, and attention scores are sums over channels in any order,
+    so it is enough to reorder rows of the query and key projections. Decoders that differ from Llama in other fields
+    are returned unchanged: query and key norms, or state-space (SSD) convolutions, would have to be reordered too.
     """
-    if config.rope_style == "half" or not _REWRITTEN_FIELDS.issuperset(non_llama_fields(config)):
+    other_fields = set(non_llama_fields(config)) - _REWRITTEN_FIELDS
+    if config.rope_style == "half" or other_fields:
         return config, dict(tensors)
     reordered = {
         name: _evens_then_odds(tensor, config.head_width) if ".q_proj." in name or ".k_proj." in name else tensor
@@ -182,7 +182,7 @@ def _evens_then_odds(rows: Tensor, head_width: int) -> Tensor:
 
 
 def unroll(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Make each use of a shared block a block of its own. Returns the config and tensors of an equivalent decoder.
+    """Copy a shared block for each time that it runs. Returns the config and tensors of an equivalent decoder.
 
     Raises `ValueError` if the decoder has anything that Llama lacks besides shared blocks and interleaved rotation.
     """

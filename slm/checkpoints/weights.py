@@ -50,8 +50,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def open_weights(folder: Path, config: ModelConfig) -> tuple[Weights, tuple[str, ...]]:
     """Open the first usable file of `WEIGHT_FILES` in a folder. Returns its weights, and notes on unusable files.
 
-    Raises `ValueError` if no file can be used: each is absent, damaged, holds more than tensors, or belongs to another
-    decoder.
+    Raises `ValueError` if every file is absent, damaged, holds more than tensors, or belongs to another decoder.
     """
     problems: list[str] = []
     for file in [folder / name for name in WEIGHT_FILES if (folder / name).exists()]:
@@ -70,13 +69,14 @@ def _open_tensors(file_or_index: Path) -> Weights:
     tensors: dict[str, Tensor] = {}
     for file in files:
         for name, tensor in open_file(file).items():
-            if "rotary_emb" not in name.split("."):  # frequencies in old releases, which the config determines
+            # Skip rotary frequencies, which old releases store although the config determines them.
+            if "rotary_emb" not in name.split("."):
                 tensors[name.removeprefix("model.")] = tensor
     return Weights(tensors, files)
 
 
 def open_run_checkpoint(file: Path, config: ModelConfig) -> Weights:
-    """Open the weights in a checkpoint of one of our runs, as they would be exported."""
+    """Open the weights that an export of this training checkpoint would contain: the averages if there are any."""
     state = _load_pickle(file).get("state_dict")
     if not isinstance(state, Mapping):
         raise ValueError(f"{file} is not a checkpoint of a run: it has no state_dict")
@@ -85,7 +85,7 @@ def open_run_checkpoint(file: Path, config: ModelConfig) -> Weights:
 
 
 def weights_to_export(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the decoder's weights in a training checkpoint's `state_dict`, or their averages if it has averages."""
+    """Return the decoder's weights from a training checkpoint's `state_dict`: the averages if there are any."""
     names = [name.removeprefix(_DECODER) for name in state if name.startswith(_DECODER)]
     return {name: state.get(_AVERAGES + average_name(name), state[_DECODER + name]) for name in names}
 
@@ -104,7 +104,7 @@ def empty_decoder(config: ModelConfig) -> Decoder:
 def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weights:
     """Return the weights under the decoder's names. Raises `ValueError` if names or shapes are not the decoder's.
 
-    If the head is tied to the embedding, both may be stored, or only one of the two.
+    If the head is tied to the embedding, the files may store both or only one of the two.
     """
     stored = dict(weights.tensors)
     source = weights.files[0] if len(weights.files) == 1 else folder
@@ -118,13 +118,13 @@ def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weight
             f"{source}: the config says that the head is not tied (neither tie_word_embeddings nor "
             f"share_embedding is true), but the weights have no {HEAD}"
         )
-    accepted = shapes | {HEAD: shapes[EMBEDDING]}  # a tied head may be stored too
+    accepted_shapes = shapes | {HEAD: shapes[EMBEDDING]}  # a tied head may be stored too
     faults = {
         "missing": [name for name in shapes if name not in stored],
-        "unexpected": [name if name.isprintable() else repr(name) for name in stored if name not in accepted],
+        "unexpected": [name if name.isprintable() else repr(name) for name in stored if name not in accepted_shapes],
         "mis-shaped": [
             f"{name} is {list(stored[name].shape)} and not {list(shape)}"
-            for name, shape in accepted.items()
+            for name, shape in accepted_shapes.items()
             if name in stored and stored[name].shape != shape
         ],
     }
@@ -154,8 +154,8 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(file_of_tensor, dict) or not file_of_tensor:
         raise ValueError(f"{index} has no weight_map, which names the file of each tensor: restore it")
     names = sorted({str(name) for name in file_of_tensor.values()})
-    if outside := [name for name in names if not name or Path(name).name != name]:
-        raise ValueError(f"{index} names {outside[0]!r}, which is not a file in the same folder")
+    if outside_names := [name for name in names if not name or Path(name).name != name]:
+        raise ValueError(f"{index} names {outside_names[0]!r}, which is not a file in the same folder")
     if absent := [name for name in names if not (index.parent / name).exists()]:
         raise ValueError(f"{index} names {absent[0]}, but {len(absent)} of its {len(names)} files do not exist")
     return [index.parent / name for name in names]
@@ -175,15 +175,15 @@ def _load_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _load_pickle(file: Path) -> dict[str, Any]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch warns of pickle protocols that it then refuses
+        with warnings.catch_warnings(action="ignore"):  # unsupported pickle protocols raise an error after the warning
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         refused_name = re.search(r"GLOBAL (\S+)", str(error))  # the function that the pickle would run
         if refused_name is None:
             raise ValueError(f"{file} is not a file of tensors, or is damaged: download it again") from None
         raise ValueError(
-            f"{file} is refused and was not executed: it is a pickle that would run {refused_name[1]}, but may hold "
-            "only tensors: use a release in safetensors"
+            f"{file} is refused and was not executed: loading this pickle would run {refused_name[1]}, and only "
+            "tensors are allowed; use a safetensors release instead"
         ) from None
     except Exception as error:  # a damaged file may raise anything, even an AssertionError
         reason = str(error).partition("\n")[0].partition(": ")[0]
@@ -198,6 +198,6 @@ def _check_tensors(file: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_sparse:
             raise ValueError(f"{file} must map names to dense tensors, but has the entry {str(name)!r}")
         if tensor.dtype not in _DTYPES:
-            accepted = ", ".join(map(dtype_name, _DTYPES))
-            raise ValueError(f"{file}: {name} is stored as {dtype_name(tensor.dtype)}, but must be one of {accepted}")
+            choices = ", ".join(map(dtype_name, _DTYPES))
+            raise ValueError(f"{file}: {name} is stored as {dtype_name(tensor.dtype)}, but must be one of {choices}")
     return {name: tensor.detach() for name, tensor in content.items()}

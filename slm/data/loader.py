@@ -47,20 +47,20 @@ def _permuted(seed: int, epoch: int, num_windows: int, positions: np.ndarray) ->
 def _feistel_shuffle(seed: int, epoch: int, num_windows: int, positions: np.ndarray) -> np.ndarray:
     """Return entries of a permutation that is never held in memory, with a Feistel network (Luby and Rackoff 1988).
 
-    The network permutes numbers of 2k bits, for the smallest k with 4^k >= num_windows. A result outside the range goes
-    through the network again (cycle walking, Black and Rogaway 2002): on average under four passes in all.
+    The network permutes numbers of 2k bits, for the smallest k with 4^k >= num_windows. Results of num_windows
+    or more pass through it again (cycle walking, Black and Rogaway 2002): under four passes per number on average.
     """
     half_bits = np.uint64(((num_windows - 1).bit_length() + 1) // 2)
     half_mask = np.uint64((1 << int(half_bits)) - 1)
     keys = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(_FEISTEL_ROUNDS)
     ids = positions.astype(np.uint64)
-    outside = np.ones(len(ids), dtype=bool)
-    while outside.any():
-        left, right = ids[outside] >> half_bits, ids[outside] & half_mask
+    is_outside = np.ones(len(ids), dtype=bool)
+    while is_outside.any():
+        left, right = ids[is_outside] >> half_bits, ids[is_outside] & half_mask
         for key in keys:
             left, right = right, left ^ (_mix(right ^ key) & half_mask)
-        ids[outside] = (left << half_bits) | right
-        outside = ids >= num_windows
+        ids[is_outside] = (left << half_bits) | right
+        is_outside = ids >= num_windows
     return ids.astype(np.int64)
 
 
@@ -73,30 +73,30 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=2)  # a batch may span two epochs
 def _sorted_shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
-    # NEP 19 guarantees that numpy never changes raw bits; `Generator.permutation` may change.
+    # NEP 19 guarantees the same raw bits in all versions of numpy, but not the same `Generator.permutation`.
     raw = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_windows)
     return np.argsort(raw, kind="stable")
 
 
 @dataclass(frozen=True)
 class _MicroBatches(Dataset[Tensor]):
-    """The micro-batches of one rank in `steps`; `rows` are the rank's positions in each global batch."""
+    """The micro-batches that one rank processes during `steps`; `rank_rows` is the rank's part of each global batch."""
 
     stream: TokenStream
     sequence_length: int
     batch_size: int
     seed: int
     steps: range
-    rows: range
+    rank_rows: range
     micro_batch_size: int
-    num_passes: int  # micro-batches per step
+    micro_batches_per_step: int
 
     def __len__(self) -> int:
-        return len(self.steps) * self.num_passes
+        return len(self.steps) * self.micro_batches_per_step
 
     def __getitem__(self, index: int) -> Tensor:
-        step_index, pass_index = divmod(index, self.num_passes)
-        rows = _part(self.rows, pass_index, self.num_passes)
+        step_index, part_index = divmod(index, self.micro_batches_per_step)
+        rows = _part(self.rank_rows, part_index, self.micro_batches_per_step)
         num_windows = self.stream.num_windows(self.sequence_length)
         batch_ids = window_ids(self.seed, self.steps[step_index], self.batch_size, num_windows)
         batch = np.full((self.micro_batch_size, self.sequence_length + 1), IGNORED, dtype=np.int64)
@@ -126,10 +126,10 @@ def train_loader(
 ) -> DataLoader[Tensor]:
     """Return a loader of the micro-batches of one rank: int64, shape (micro_batch_size, sequence_length + 1).
 
-    The loader yields the steps from `start_step` up to but not including `end_step`. Its `len` is the number of
-    micro-batches. The `batch_size` sequences of a step are divided evenly among the ranks, and the sequences of a rank
-    among its micro-batches. All ranks have the same number of micro-batches; rows of -100 fill up the smaller ones.
-    Raises ValueError if the stream is shorter than one window.
+    The loader yields the micro-batches of the steps `start_step` to `end_step` - 1. The `batch_size` sequences of a
+    step are divided evenly among the ranks, and the sequences of a rank among its micro-batches. All ranks have the
+    same number of micro-batches; a micro-batch with fewer sequences is padded with rows of -100. Raises ValueError if
+    the stream is shorter than one window.
     """
     if stream.num_windows(sequence_length) == 0:
         raise ValueError(
@@ -138,9 +138,9 @@ def train_loader(
         )
     steps = range(start_step, end_step)
     rows = _part(range(batch_size), rank, world_size)
-    num_passes = passes_of_a_step(batch_size, world_size, micro_batch_size)
+    micro_batches_per_step = num_micro_batches_per_step(batch_size, world_size, micro_batch_size)
     return DataLoader(
-        _MicroBatches(stream, sequence_length, batch_size, seed, steps, rows, micro_batch_size, num_passes),
+        _MicroBatches(stream, sequence_length, batch_size, seed, steps, rows, micro_batch_size, micro_batches_per_step),
         batch_size=None,  # an item of the data set is a micro-batch
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
@@ -150,7 +150,7 @@ def train_loader(
     )
 
 
-def passes_of_a_step(batch_size: int, world_size: int, micro_batch_size: int) -> int:
+def num_micro_batches_per_step(batch_size: int, world_size: int, micro_batch_size: int) -> int:
     """Return how many micro-batches each rank needs for its part of `batch_size` sequences."""
     return math.ceil(math.ceil(batch_size / world_size) / micro_batch_size)
 
@@ -167,9 +167,9 @@ def val_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (inputs, targets), each int64 of shape (B, T): every token of the stream but the first is a target once.
 
-    `max_tokens` keeps max_tokens // T windows, and at least one. They are spread evenly over the stream, because the
-    first windows of a stream come from few documents. The last window and the last batch are padded with targets -100,
-    so that all batches have the same shape.
+    With `max_tokens`, only max_tokens // T windows are kept, but at least one. They are spread evenly over the
+    stream, because its first windows come from few documents. The last window and the last batch are padded with
+    targets -100, so that all batches have the same shape.
     """
     num_windows = math.ceil((stream.num_tokens - 1) / sequence_length)
     num_kept = num_windows if max_tokens is None else min(num_windows, max(1, max_tokens // sequence_length))
@@ -187,5 +187,5 @@ def val_batches(
 
 
 def document_numbers(tokens_BT: Tensor, separator: int) -> Tensor:
-    """Return for each token, (B, T), the index of its document in the row: the number of separators up to the token."""
+    """Return each token's document index within its row, (B, T): the number of separators at or before the token."""
     return (tokens_BT == separator).cumsum(1)

@@ -18,39 +18,40 @@ class TokenStream:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Open the stream of a split; `facts` is the split's entry in the manifest of `folder` (`split_facts`)."""
+        """Open the stream of a split; `facts` is its entry in the manifest of `folder` (made by `split_facts`)."""
         self.num_tokens: int = facts["tokens"]
         self.num_bytes: int = facts["bytes"]
         self.num_documents: int = facts["documents"]
         self._dtype = np.dtype(facts["dtype"])
         self._paths = [folder / shard["file"] for shard in facts["shards"]]
-        self._starts = np.cumsum([0] + [shard["tokens"] for shard in facts["shards"]])  # of all shards, then the end
+        self._shard_bounds = np.cumsum([0] + [shard["tokens"] for shard in facts["shards"]])  # all starts, then the end
         self._open_shards: dict[int, np.memmap] = {}
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return tokens [start, stop) as a new array of the stored dtype. Raises IndexError outside the stream."""
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"[{start}, {stop}) is outside a stream of {self.num_tokens} tokens")
-        first_shard = int(np.searchsorted(self._starts, start, side="right")) - 1
-        end_shard = int(np.searchsorted(self._starts, stop))
-        parts = [np.empty(0, self._dtype)]
-        for number in range(first_shard, end_shard):
-            shard_start = self._starts[number]
-            parts.append(self._shard(number)[max(0, start - shard_start) : stop - shard_start])
+        # The shard that holds token `start`, and one past the shard that holds token `stop` - 1.
+        first_shard = int(np.searchsorted(self._shard_bounds, start, side="right")) - 1
+        end_shard = int(np.searchsorted(self._shard_bounds, stop))
+        parts = [np.empty(0, self._dtype)]  # np.concatenate needs an array even if start == stop
+        for index in range(first_shard, end_shard):
+            shard_start = self._shard_bounds[index]
+            parts.append(self._shard(index)[max(0, start - shard_start) : stop - shard_start])
         return np.concatenate(parts)
 
     def num_windows(self, sequence_length: int) -> int:
         """Return the number of complete windows [i*T, i*T + T + 1), where T is `sequence_length`."""
         return max(0, (self.num_tokens - 1) // sequence_length)
 
-    def _shard(self, number: int) -> np.ndarray:
-        shard = self._open_shards.pop(number, None)  # inserted again below: the dict is in the order of last use
+    def _shard(self, index: int) -> np.ndarray:
+        shard = self._open_shards.pop(index, None)  # inserted again below, so that the dict is in the order of last use
         if shard is None:
             if len(self._open_shards) >= MAX_OPEN_SHARDS:
                 least_recently_read = next(iter(self._open_shards))
                 del self._open_shards[least_recently_read]
-            shard = np.memmap(self._paths[number], dtype=self._dtype, mode="r")
-        self._open_shards[number] = shard
+            shard = np.memmap(self._paths[index], dtype=self._dtype, mode="r")
+        self._open_shards[index] = shard
         return shard
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class ShardWriter:
 
 
 def split_facts(shards: list[dict[str, Any]], vocab_size: int, counts: Mapping[str, int]) -> dict[str, Any]:
-    """Return the manifest's entry for a split; `counts` holds the number of `documents` and `bytes` of text."""
+    """Return the manifest's entry for a split; `counts` holds the numbers of `documents` and of `bytes` of text."""
     return {
         "tokens": sum(shard["tokens"] for shard in shards),
         "bytes": counts["bytes"],

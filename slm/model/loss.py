@@ -1,8 +1,8 @@
 """Head and cross-entropy in chunks of tokens, so that the full (tokens x vocabulary) float32 logits never exist.
 
-Notable: gradients are computed in the *forward* pass, while a chunk's logits exist. So the backward pass only scales
-them, and does not compute the logits again. If the loss is compiled, the steps between the matmuls of a chunk read and
-write the logits about twice instead of ten times. Sums are in float32 at least, whatever the dtype of the matmuls.
+Notable: gradients are computed in the *forward* pass, while a chunk's logits exist. The backward pass only scales
+these gradients and does not recompute the logits. Compilation fuses the elementwise operations between a chunk's
+matmuls, so that the logits pass through memory about twice instead of ten times. Sums are in float32 or float64.
 `torch.nn.functional.linear_cross_entropy` is not used, because torch 2.13 computes it wrongly for bfloat16 on a CPU.
 
 Legend: N tokens (batch and sequence flattened), D hidden, V vocabulary, n tokens of one chunk.
@@ -87,7 +87,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         grad_x, grad_w = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
-        grad_hidden = (grad_x.to(hidden_dtype) * grads[0]).to(hidden_dtype)
+        grad_hidden = grad_x.to(hidden_dtype) * grads[0]
         return grad_hidden, (grad_w * grads[0]).to(weight_dtype), None, None, None, None
 
 

@@ -29,10 +29,10 @@ def one_of(*allowed: str) -> Kind:
     return Kind(f"one of {', '.join(allowed)}", lambda value: isinstance(value, str) and value in allowed)
 
 
-def list_of(kind: Kind, what: str, *, min_length: int = 1) -> Kind:
-    """Return the kind for lists of at least `min_length` values of `kind`; `what` names the values in the plural."""
+def list_of(kind: Kind, plural: str, *, min_length: int = 1) -> Kind:
+    """Return the kind for lists of at least `min_length` values of `kind`; messages call the values `plural`."""
     return Kind(
-        f"a list of {what}",
+        f"a list of {plural}",
         lambda value: isinstance(value, list) and len(value) >= min_length and all(map(kind.accepts, value)),
     )
 
@@ -68,7 +68,7 @@ BETAS = Kind(
     "two numbers of at least 0 and below 1",
     lambda value: isinstance(value, list) and len(value) == 2 and all(is_number(x) and 0 <= x < 1 for x in value),
 )
-SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}  # refused: 2k may be 2,000 or 2,048
 
 
 def check_kinds(settings: Mapping[str, Any], kinds: Mapping[str, Kind], optional: Mapping[str, Kind] = {}) -> None:
@@ -90,7 +90,7 @@ def check_kinds(settings: Mapping[str, Any], kinds: Mapping[str, Kind], optional
 def check_kind(key: str, value: Any, kind: Kind) -> None:
     """Raise `ValueError` for a value that is not of its kind."""
     if not kind.accepts(value):
-        raise ValueError(f"{key}={as_typed(value)} must be {kind.words}{written_out(value)}")
+        raise ValueError(f"{key}={as_typed(value)} must be {kind.words}{suffix_hint(value)}")
 
 
 def as_typed(value: Any) -> str:
@@ -100,8 +100,8 @@ def as_typed(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def written_out(value: Any) -> str:
-    """Return `; write 1_000_000` for `1M`. Suffixes are refused, because 2k tokens may mean 2,000 or 2,048."""
+def suffix_hint(value: Any) -> str:
+    """Return a hint to append to an error message, such as `; write 1_000_000` for `1M`, or an empty string."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMBGT])", value) if isinstance(value, str) else None
     if match is None:
         return ""

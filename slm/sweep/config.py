@@ -14,14 +14,12 @@ from slm.runtime import settings as kinds
 from slm.runtime.command_line import new_folder_path
 from slm.scaling.published import NAME as SHIPPED_TABLE
 
-SWEEP_GROUPS = ("sweep", "launcher")
-"""Config groups that only training reads, not the analysis of a finished table (`runs`)."""
+SWEEP_GROUPS = ("sweep", "launcher")  # config groups that training reads, but not the analysis of a finished table
 KINDS: dict[str, kinds.Kind] = {
     **{key: kinds.or_null(kinds.NAME) for key in ("runs", "output_dir", "overlay", "overlay_column")},
     "dry_run": kinds.SWITCH,
     "retry": kinds.one_of("none", "failed"),
-    "where": kinds.or_null(kinds.TEXT),
-    "name": kinds.or_null(kinds.TEXT),
+    **{key: kinds.or_null(kinds.TEXT) for key in ("where", "name")},
     "drop_worst": kinds.NATURAL,
     "seed": kinds.NATURAL,
     "best_of": kinds.Kind(
@@ -34,7 +32,7 @@ COLUMN = kinds.or_null(kinds.Kind("a column of the table, or arithmetic of its c
 
 
 def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Check the settings; returns them without `columns` that are null, and with `best_of` as a list or null.
+    """Check the settings; returns them without the null entries of `columns`, and with `best_of` as a list or null.
 
     `overrides` come from the command line. If `runs` is null, a sweep is trained. Otherwise the table `runs` is
     analysed, in a new folder unless `output_dir` is set. Raises `ValueError` naming the first key that is wrong.
@@ -44,11 +42,11 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
         kinds.check_kind(f"columns.{name}", expression, COLUMN)
     runs, output_dir, best_of = config["runs"], config["output_dir"], config["best_of"]
     sweep_defaults = {"dry_run": False, "retry": "none"}
-    changed = [key for key, default in sweep_defaults.items() if config[key] != default]
-    sweep_only = [f"{key}={kinds.as_typed(config[key])}" for key in changed]
-    sweep_only += [item for item in overrides if re.split(r"[.=@]", item.lstrip("+~"))[0] in SWEEP_GROUPS]
-    if runs is not None and sweep_only:
-        raise ValueError(f"{sweep_only[0]} is for training a sweep, but runs={runs} is a finished table: leave one out")
+    changed_keys = [key for key, default in sweep_defaults.items() if config[key] != default]
+    for_training = [f"{key}={kinds.as_typed(config[key])}" for key in changed_keys]
+    for_training += [override for override in overrides if _group_of(override) in SWEEP_GROUPS]
+    if runs is not None and for_training:
+        raise ValueError(f"{for_training[0]} is for training a sweep, but runs={runs} is a finished table: choose one")
     if config["overlay_column"] is not None and config["overlay"] is None:
         column = config["overlay_column"]
         raise ValueError(f"overlay_column={column} needs overlay=results.csv: give both, or leave overlay_column out")
@@ -65,6 +63,11 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
     }
 
 
+def _group_of(override: str) -> str:
+    """Return the config group that an override changes, such as `sweep` for `+sweep.seeds=[1,2]`."""
+    return re.split(r"[.=@]", override.lstrip("+~"))[0]
+
+
 def _check_exists(runs: str) -> None:
     # The code that reads tables checks this too, but it loads pandas and scipy first, which takes seconds.
     if runs == SHIPPED_TABLE or os.path.exists(runs):
@@ -76,24 +79,24 @@ def _check_exists(runs: str) -> None:
     raise ValueError(f"runs={runs} does not exist: {hint}")
 
 
-def check_column_names(config: Mapping[str, Any], columns: Collection[str], prefixes: Collection[str]) -> None:
-    """Raise `ValueError` if `where`, `best_of` or `columns` name a column that the table of a sweep will not have.
+def check_column_names(config: Mapping[str, Any], table_columns: Collection[str], prefixes: Collection[str]) -> None:
+    """Raise `ValueError` if the setting `where`, `best_of` or `columns` names a column that a sweep's table will lack.
 
-    The table will have `columns`, and columns that begin with one of `prefixes`.
+    The table will have `table_columns`, and further columns that begin with one of `prefixes`.
     """
     # Imported here, because importing scipy takes a second, and --help should not wait for it.
     from slm.runtime.words import shortlist
     from slm.scaling.tables.values import source_columns
 
     def check_column(setting: str, name: str) -> None:
-        if name not in columns and not name.startswith(tuple(prefixes)):
-            similar = get_close_matches(name, columns, n=1)
-            hint = f"did you mean {similar[0]}?" if similar else f"they have {shortlist(columns, 12)}"
+        if name not in table_columns and not name.startswith(tuple(prefixes)):
+            similar = get_close_matches(name, table_columns, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else f"they have {shortlist(table_columns, 12)}"
             raise ValueError(f"{setting}: the runs of a sweep have no column {name}; {hint}")
 
-    for canonical, expression in config["columns"].items():
-        for name in source_columns(expression, columns):
-            check_column(f"columns.{canonical}={expression}", name)
+    for new_name, expression in config["columns"].items():
+        for source_name in source_columns(expression, table_columns):
+            check_column(f"columns.{new_name}={expression}", source_name)
     for name in config["best_of"] or []:
         if name not in config["columns"]:
             check_column(f"best_of={name}", name)
@@ -102,7 +105,7 @@ def check_column_names(config: Mapping[str, Any], columns: Collection[str], pref
         parsed = ast.parse(where.strip().replace("`", ""), mode="eval")  # pandas allows backticks around a column name
     except SyntaxError as error:
         raise ValueError(f"where={where} must be a condition such as tokens > 1e9 ({error.msg})") from None
-    functions = {id(node.func) for node in ast.walk(parsed) if isinstance(node, ast.Call)}  # not columns
+    functions = {id(node.func) for node in ast.walk(parsed) if isinstance(node, ast.Call)}  # they name no columns
     for node in ast.walk(parsed):
         if isinstance(node, ast.Name) and id(node) not in functions and node.id not in config["columns"]:
             check_column(f"where={where}", node.id)

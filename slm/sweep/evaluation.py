@@ -22,18 +22,15 @@ from slm.sweep.recipe import composed, digest
 if TYPE_CHECKING:
     import pandas as pd
 
-Evaluations = Mapping[str, Sequence[str]]
-"""Name -> overrides of evaluate.py."""
+Evaluations = Mapping[str, Sequence[str]]  # name -> overrides of evaluate.py
 
 EVALUATE = Path(__file__).parents[2] / "evaluate.py"
 DEFAULTS = ("logger=csv", "speed.enabled=false", "perplexity.protocols=[non_overlapping]")
 """Log to no tracker, measure no speed (other jobs would reduce it), and compute losses as train.py does."""
 SET_BY_SWEEP = ("checkpoint", "checkpoints", "revision", "output_dir", "cache_dir", "prompt", "export", "logger")
 """Settings of evaluate.py that a design cannot override."""
-SCORES = ("loss", "perplexity", "bits_per_byte")
-"""Scores under each perplexity protocol."""
-FINGERPRINT = "eval_data_fingerprint"
-"""Suffix of the column that identifies the text of an evaluation."""
+SCORES = ("loss", "perplexity", "bits_per_byte")  # of each perplexity protocol
+FINGERPRINT = "eval_data_fingerprint"  # suffix of the column that identifies the text of an evaluation
 
 
 def is_evaluations(value: Any) -> bool:
@@ -54,14 +51,14 @@ def check_evaluations(evaluations: Evaluations) -> None:
         composed("evaluate", [*DEFAULTS, *overrides])  # raises for an override that evaluate.py does not know
 
 
-def evaluation_cells(cells: Iterable[Cell], evaluations: Evaluations, runs: Path, cache_dir: Path) -> list[Cell]:
-    """One cell for each evaluation of each completed run; `runs` is the folder with the runs of `cells`."""
+def evaluation_cells(cells: Iterable[Cell], evaluations: Evaluations, runs_folder: Path, cache_dir: Path) -> list[Cell]:
+    """Return one cell per completed cell and evaluation; `runs_folder` contains the run directories of `cells`."""
     common = (f"cache_dir={in_quotes(cache_dir)}", *DEFAULTS)
     return [
         replace(
             cell,
             name=str(_evaluation_folder(Path(cell.name), name, overrides)),
-            overrides=(f"checkpoint={in_quotes(runs.resolve() / cell.name)}", *common, *overrides),
+            overrides=(f"checkpoint={in_quotes(runs_folder.resolve() / cell.name)}", *common, *overrides),
             trunk=None,
             branch_step=0,
             shared_tokens=0,
@@ -71,8 +68,8 @@ def evaluation_cells(cells: Iterable[Cell], evaluations: Evaluations, runs: Path
     ]
 
 
-def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) -> pd.DataFrame:
-    """Returns the table of runs with additional columns for each evaluation NAME, empty for runs that have no result.
+def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs_folder: Path) -> pd.DataFrame:
+    """Return the table of runs with additional columns for each evaluation NAME, empty for runs that have no result.
 
     The first protocol has the columns `NAME_loss`, `NAME_perplexity`, `NAME_bits_per_byte` and
     `NAME_eval_data_fingerprint`; further protocols have `NAME_PROTOCOL_loss` and so on. A task has `NAME_TASK` and
@@ -84,26 +81,29 @@ def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs: Path) 
     for run_id in table["run_id"]:
         row: dict[str, Any] = {}
         for name, overrides in evaluations.items():
-            row |= _scores_by_column(name, read_evaluation(_evaluation_folder(runs / str(run_id), name, overrides)))
+            folder = _evaluation_folder(runs_folder / str(run_id), name, overrides)
+            row |= _scores_by_column(name, read_evaluation(folder))
         rows.append(row)
     return table.join(pd.DataFrame(rows, index=table.index)) if any(rows) else table
 
 
 def keep_measured_runs(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
-    """Returns the runs that have a value in every column that `columns` uses, and a sentence that names the others.
+    """Return the runs that have a value in every column that `columns` uses, and a sentence that names the others.
 
-    If `columns` uses scores of evaluations, a column `eval_fingerprint` identifies their texts for the analysis.
+    If `columns` uses evaluation scores, a column `eval_fingerprint` is added, which identifies the evaluated texts.
     """
     # Imported here, because importing scipy takes a second, and an error in the design should not wait for it.
     from slm.runtime.words import shortlist
     from slm.scaling.tables.values import source_columns
 
-    used_columns = [name for column in columns.values() for name in source_columns(column, table) if name in table]
-    # NAME_loss -> NAME_eval_data_fingerprint. Columns that hold no score keep their name and are subtracted.
+    used_columns = [
+        name for expression in columns.values() for name in source_columns(expression, table) if name in table
+    ]
     score_at_end = f"({'|'.join(SCORES)})$"
-    fingerprints = {re.sub(score_at_end, FINGERPRINT, name) for name in used_columns} - {*used_columns}
-    if in_table := sorted(fingerprints & {*table}):
-        table = table.assign(eval_fingerprint=table[in_table].fillna("").astype(str).agg(" ".join, axis=1))
+    used_scores = [name for name in used_columns if re.search(score_at_end, name)]
+    fingerprints = {re.sub(score_at_end, FINGERPRINT, name) for name in used_scores}  # NAME_eval_data_fingerprint
+    if new_fingerprints := sorted(name for name in fingerprints if name in table and name not in used_columns):
+        table = table.assign(eval_fingerprint=table[new_fingerprints].fillna("").astype(str).agg(" ".join, axis=1))
     is_unmeasured = table[used_columns].isna().any(axis=1)
     if not is_unmeasured.any() or is_unmeasured.all():
         return table, []

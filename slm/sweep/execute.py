@@ -209,7 +209,7 @@ class _Master:
         elif not stopping:
             tries = self.tries_of_cell[name]
             if why := tries.why_failed(code):
-                ledger.record_failure(folder, why=why, exit_code=code, starts=tries.starts)
+                ledger.record_failure(folder, why=why, exit_code=code, num_starts=tries.num_starts)
                 self.final_outcomes[name] = Outcome("failed", why)
             else:
                 say(f"{name}: {ledger.how_it_ended(code)}; it will be started again")

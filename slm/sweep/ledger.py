@@ -1,9 +1,9 @@
 """Read the outcome of a cell from its run directory, and decide whether a job without a result is started again.
 
-The outcome is read from `result.json`, which train.py writes last and atomically; if there is none, from
+A cell is one run of the sweep, a job is the process that trains it, and the master (sweep.py) starts the jobs. The
+outcome is read from `result.json`, which train.py writes last and atomically. If there is none, it is read from
 `failure.json`, which the master writes for a job that ended without a result. A truncated file counts as absent: the
-cell is then started again, and a run that is complete trains no step. The outcome of an evaluation is read from its
-results.json.
+job is then started again, and trains no step if its run is complete. For an evaluation, results.json is read.
 """
 
 from __future__ import annotations
@@ -26,14 +26,11 @@ from slm.sweep.job import LOG
 Status = Literal["completed", "diverged", "failed", "interrupted", "impossible", "not_started"]
 
 FAILURE = "failure.json"
-LOG_LINES = 20
-"""Number of lines from the end of a job's log that `failure.json` keeps."""
-TAIL_BYTES = 8192
-"""Bytes read from the end of a metrics.csv: about fifty rows."""
-KILLED = -9
-"""Exit code of a process that SIGKILL ended. (`signal.SIGKILL` does not exist on Windows.)"""
+LOG_LINES = 20  # number of lines from the end of a job's log that `failure.json` keeps
+TAIL_BYTES = 8192  # number of bytes read from the end of a metrics.csv: about fifty rows
+KILLED = -9  # exit code of a process that SIGKILL ended; `signal.SIGKILL` does not exist on Windows
 MAX_OOM_KILLS = 2
-"""A cell fails after the kernel has killed its job this often, for lack of memory, without a new checkpoint."""
+"""A cell fails once the kernel has killed its job this many times for lack of memory, with no new checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -49,42 +46,41 @@ class RunProgress:
     """The progress of a run according to the newest rows of its metrics.csv."""
 
     tokens: int
-    loss: float | None
-    """Mean training loss, in nats per token."""
+    loss: float | None  # mean training loss in nats per token
     tokens_per_second: float | None
 
 
 class Tries:
     """Counts how often one master has started the run in `folder` since its newest checkpoint."""
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        self.folder, self.limit = folder, limit
-        self.starts, self.oom_kills = 0, 0
-        self._checkpoint_at_start = _checkpoint_time(folder)
+    def __init__(self, folder: Path, max_starts: int) -> None:
+        self.folder, self.max_starts = folder, max_starts
+        self.num_starts, self.num_oom_kills = 0, 0
+        self._checkpoint_time_at_start = _checkpoint_time(folder)
         self._kernel_kills_at_start: int | None = None
 
     def note_start(self) -> None:
         """Count a start."""
-        self.starts += 1
-        self._checkpoint_at_start = _checkpoint_time(self.folder)
-        self._kernel_kills_at_start = kernel_kills()
+        self.num_starts += 1
+        self._checkpoint_time_at_start = _checkpoint_time(self.folder)
+        self._kernel_kills_at_start = count_kernel_kills()
 
     def why_failed(self, code: int | None) -> str | None:
-        """Returns why a job that ended with exit code `code` is not started again; None if it is started again.
+        """Return why a job that ended with exit code `code` is not started again; None if it is started again.
 
         `code` is negative for a signal and None if unknown. A job that exits by itself has failed, since the next start
         would have the same settings. A job that was killed continues from its checkpoint.
         """
         if code is not None and 0 <= code <= 128:  # a shell reports 128 + the number of a signal
             return f"exit code {code}: {_error_in(log_tail(self.folder))}"
-        if _checkpoint_time(self.folder) != self._checkpoint_at_start:
-            self.starts, self.oom_kills = 0, 0
-        if code == KILLED and (kernel_kills() or 0) > (self._kernel_kills_at_start or 0):
-            self.oom_kills += 1
-        if self.oom_kills >= MAX_OOM_KILLS:
-            return f"out of memory: killed by the kernel {self.oom_kills} times with no new checkpoint"
-        if self.starts >= self.limit:
-            return f"{how_it_ended(code)} {self.starts} times with no new checkpoint"
+        if _checkpoint_time(self.folder) != self._checkpoint_time_at_start:
+            self.num_starts, self.num_oom_kills = 0, 0
+        if code == KILLED and (count_kernel_kills() or 0) > (self._kernel_kills_at_start or 0):
+            self.num_oom_kills += 1
+        if self.num_oom_kills >= MAX_OOM_KILLS:
+            return f"out of memory: killed by the kernel {self.num_oom_kills} times with no new checkpoint"
+        if self.num_starts >= self.max_starts:
+            return f"{how_it_ended(code)} {self.num_starts} times with no new checkpoint"
         return None
 
 
@@ -98,8 +94,8 @@ def how_it_ended(code: int | None) -> str:
     return f"killed by signal {number}"
 
 
-def kernel_kills() -> int | None:
-    """Number of processes that this machine's kernel has killed for lack of memory since boot; None if unknown."""
+def count_kernel_kills() -> int | None:
+    """Count the processes that this machine's kernel has killed for lack of memory since boot; None if unknown."""
     with suppress(OSError):
         for line in Path("/proc/vmstat").read_text(encoding="utf-8").splitlines():
             if line.startswith("oom_kill "):
@@ -108,7 +104,7 @@ def kernel_kills() -> int | None:
 
 
 def read_outcome(folder: Path) -> Outcome:
-    """The outcome of the job in `folder`; a job that still runs counts as interrupted."""
+    """Return the outcome of the job in `folder`; a job that still runs counts as interrupted."""
     result, failure = read_json_object(folder / "result.json"), read_json_object(folder / FAILURE)
     if result.get("status") == "completed" or read_evaluation(folder):
         return Outcome("completed")
@@ -128,7 +124,7 @@ def read_outcome(folder: Path) -> Outcome:
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
-    """The only entry of the results.json in `folder`; empty unless the evaluation is complete and without errors."""
+    """Return the only entry of results.json in `folder`; empty unless the evaluation completed without errors."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         (entry,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         if entry["status"] == "completed" and not any("error" in task for task in entry["tasks"].values()):
@@ -136,13 +132,13 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def record_failure(folder: Path, *, why: str, exit_code: int | None, starts: int) -> None:
+def record_failure(folder: Path, *, why: str, exit_code: int | None, num_starts: int) -> None:
     """Write `failure.json` into `folder`; `exit_code` is negative for a signal and None if unknown."""
     failure = {
         "why": why,
         "exit_code": exit_code,
         "signal": -exit_code if exit_code is not None and exit_code < 0 else None,
-        "starts": starts,
+        "starts": num_starts,
         "when": datetime.now().astimezone().isoformat(timespec="seconds"),
         "log": log_tail(folder),
     }
@@ -150,7 +146,7 @@ def record_failure(folder: Path, *, why: str, exit_code: int | None, starts: int
 
 
 def log_tail(folder: Path) -> list[str]:
-    """The last lines of the job's log that are not blank."""
+    """Return the last `LOG_LINES` lines of the job's log that are not blank."""
     with suppress(OSError), (folder / LOG).open(encoding="utf-8", errors="replace") as log:
         return list(deque((line.rstrip() for line in log if line.strip()), LOG_LINES))
     return []
@@ -170,7 +166,7 @@ def make_ready_to_retry(folder: Path) -> None:
 
 
 def read_progress(folder: Path) -> RunProgress | None:
-    """The progress of the run in `folder`; None before its first row of metrics."""
+    """Return the progress of the run in `folder`; None before its first row of metrics."""
     try:
         latest = _latest_values(folder / "metrics.csv")
         loss, speed = latest.get("train/loss"), latest.get("time/tokens_per_second")
@@ -180,7 +176,7 @@ def read_progress(folder: Path) -> RunProgress | None:
 
 
 def _latest_values(table: Path) -> dict[str, float]:
-    """The newest value of each column among the complete lines at the end of a CSV file."""
+    """Return the newest value of each column among the complete lines at the end of a CSV file."""
     with table.open("rb") as file:
         header = file.readline()
         start = max(len(header), table.stat().st_size - TAIL_BYTES)
@@ -189,11 +185,12 @@ def _latest_values(table: Path) -> dict[str, float]:
         if start > len(header):  # reading began within a line
             lines = lines[1:]
     rows = csv.DictReader([header.decode(), *lines])
+    # A later row overwrites the values of earlier rows.
     return {column: float(value) for row in rows for column, value in row.items() if value}
 
 
 def _numbered(path: Path) -> Path:
-    """`path` with the first number after its stem for which no file exists."""
+    """Return `path` with -1, -2, ... after its stem: the first of these paths that does not exist."""
     number = 1
     while (candidate := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
         number += 1
@@ -207,7 +204,7 @@ def _error_in(log: Sequence[str]) -> str:
 
 
 def _checkpoint_time(folder: Path) -> int:
-    """Modification time of the newest checkpoint in ns; 0 without one."""
+    """Return the modification time of the newest checkpoint in ns; 0 if there is none."""
     with suppress(OSError):
         return (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     return 0

@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from slm.composition.budget import IDENTITY, LATER_KEYS, check_family, model_config
+from slm.composition.budget import IDENTITY_KEYS, LATER_KEYS, check_family, model_config
 from slm.composition.keys import CONF, check_keys, explain_unknown_keys
 from slm.composition.settings import LEGACY_VALUES
 from slm.data.local import text_files
@@ -77,7 +77,7 @@ def run_key(settings: Mapping[str, Any]) -> str:
     A key added later enters the hash only if it changes what older runs did. Precision is hashed as requested, because
     `auto` depends on the machine.
     """
-    hashed = {group: settings[group] for group in IDENTITY}
+    hashed = {group: settings[group] for group in IDENTITY_KEYS}
     for group, later_keys in LATER_KEYS.items():
         without_effect = {key for key in later_keys if hashed[group].get(key) == LEGACY_VALUES[f"{group}.{key}"]}
         hashed[group] = {key: value for key, value in hashed[group].items() if key not in without_effect}

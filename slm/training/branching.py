@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm.composition.budget import BUDGETS, IDENTITY, shape_and_steps
+from slm.composition.budget import BUDGETS, IDENTITY_KEYS, shape_and_steps
 from slm.composition.schedules import count_common_steps
 from slm.training.checkpointing import checkpoint_step, first_intact, resumable_checkpoints, step_checkpoints
 from slm.training.run_directory import RunDirectory, differences
 
-MAY_DIFFER = ("schedule.", *(f"train.{key}" for key in BUDGETS))
-"""Prefixes of the keys in which a branch may differ from its trunk."""
+MAY_DIFFER = ("schedule.", *(f"train.{key}" for key in BUDGETS))  # prefixes of keys in which the runs may differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +25,7 @@ class Branch:
     """The checkpoint of another run, the trunk, at which a run starts."""
 
     checkpoint: Path
-    step: int
-    """Optimizer steps done at the checkpoint."""
+    step: int  # optimizer steps done at the checkpoint
     trunk: RunDirectory
     trunk_name: str
 
@@ -41,11 +39,12 @@ class Branch:
 
 
 def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Branch | None:
-    """Find the checkpoint at which a run of `steps` steps starts. `branch_from` is this file or the trunk's directory.
+    """Find the checkpoint at which a run of `steps` steps starts.
 
-    A directory stands for the latest of its `checkpoint.keep_steps` checkpoints up to which both runs are the same.
-    Returns None if `branch_from` is null or the run has checkpoints of its own. Raises `ValueError` if the runs differ
-    before the checkpoint. The corpora are compared later, by `Branch.check_corpus`.
+    `branch_from` is the path of that checkpoint or of the trunk's directory. For a directory, the checkpoint is the
+    latest one kept by `checkpoint.keep_steps` at which both runs are still identical. Returns None if `branch_from` is
+    null or the run has checkpoints of its own. Raises `ValueError` if the runs differ before the checkpoint. The
+    corpora are compared later, by `Branch.check_corpus`.
     """
     if settings.get("branch_from") is None or resumable_checkpoints(RunDirectory(settings["output_dir"]).checkpoints):
         return None
@@ -54,7 +53,7 @@ def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Bra
     trunk_settings = trunk.settings() if path.exists() else None
     if trunk_settings is None or not trunk.metrics.exists():
         raise ValueError(f"branch_from={path} must be a run with config.yaml and metrics.csv, or a checkpoint of one")
-    clauses = differences(trunk_settings, settings, IDENTITY)  # each begins with a key
+    clauses = differences(trunk_settings, settings, IDENTITY_KEYS)  # each begins with a key
     if forbidden := [clause for clause in clauses if not clause.startswith(MAY_DIFFER)]:
         raise ValueError(
             f"branch_from={path} is a run with other settings ({'; '.join(forbidden[:3])}): "
@@ -70,8 +69,9 @@ def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Bra
 
 
 def _count_shared_steps(trunk: Mapping[str, Any], settings: Mapping[str, Any], steps: int, devices: int) -> int:
-    """Count the steps from 0 that are the same in both runs. A run's last step differs: its validation is longer."""
-    # Apart from budget and schedule, the trunk has this run's settings. `keep_steps` may lie after the trunk's end.
+    """Count the steps from 0 that are the same in both runs. Last steps do not count: their validation is longer."""
+    # Apart from budget and schedule, the trunk has this run's settings. The group `checkpoint` is
+    # left out, because this run's keep_steps may exceed the trunk's number of steps and would then be rejected.
     train = settings["train"] | {key: trunk["train"].get(key) for key in BUDGETS}
     trunk_settings = {**settings, "train": train, "schedule": trunk["schedule"], "checkpoint": {}}
     _, trunk_steps = shape_and_steps(trunk_settings, devices=devices)

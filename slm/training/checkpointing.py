@@ -1,8 +1,8 @@
 """Checkpoints of a run. Each is written under a temporary name and then renamed, and the last two are kept.
 
-DIR/checkpoints/last.ckpt is the newest checkpoint, previous.ckpt the checkpoint before it. On request, best.ckpt has
-the lowest validation loss and step-000500.ckpt is from step 500. On one CPU, a run that was interrupted and continued
-from a checkpoint is bit for bit the same as an uninterrupted run. Files are read with `weights_only=True`.
+DIR/checkpoints/last.ckpt is the newest checkpoint, previous.ckpt the checkpoint before it. Optionally kept are
+best.ckpt (the checkpoint with the lowest validation loss) and step-000500.ckpt (the one at step 500). On one CPU, a run
+that was interrupted and resumed equals an uninterrupted run bit for bit. Files are read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from slm.checkpoints.location import LAST, PREVIOUS
 from slm.runtime.files import is_intact_zip, replace
 
 BEST = "best.ckpt"
-SCHEMA = 1
-"""Version stored in every checkpoint. Increase it when the contents of checkpoints change."""
+SCHEMA = 1  # version stored in every checkpoint; increase it when the contents of checkpoints change
 
 
 class CheckpointError(ValueError):
@@ -28,7 +27,7 @@ class CheckpointError(ValueError):
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write `checkpoint` to `path` completely or not at all, and rename the file that was there to previous.ckpt.
+    """Write `checkpoint` to `path` completely or not at all, and rename an existing file at `path` to previous.ckpt.
 
     Raises `CheckpointError` if the checkpoint cannot be written.
     """
@@ -72,7 +71,7 @@ def newest_intact(folder: Path) -> Path | None:
 
 
 def resumable_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints, possibly damaged and newest first, from which a run can continue."""
+    """Return the existing checkpoints from which a run may resume, newest first. They may be damaged."""
     return [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
 
 
@@ -86,7 +85,7 @@ def first_intact(paths: Iterable[Path]) -> Path | None:
 
 
 def step_checkpoint_name(step: int) -> str:
-    """Return the file name of a checkpoint in `checkpoint.keep_steps`."""
+    """Return the file name of the checkpoint that is kept for a step in `checkpoint.keep_steps`."""
     return f"step-{step:06d}.ckpt"
 
 

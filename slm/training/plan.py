@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from slm.composition.budget import shape_and_steps
-from slm.data.loader import passes_of_a_step
+from slm.data.loader import num_micro_batches_per_step
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, kv_cache_bytes, num_params
 from slm.model.counts import state_bytes as decoding_state_bytes
@@ -51,7 +51,7 @@ class Plan:
     @property
     def accumulation(self) -> int:
         """Forward passes of one device in one optimizer step."""
-        return passes_of_a_step(self.batch_size, self.hardware.world_size, self.micro_batch_size)
+        return num_micro_batches_per_step(self.batch_size, self.hardware.world_size, self.micro_batch_size)
 
     @property
     def padding(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from slm.composition.budget import IDENTITY
+from slm.composition.budget import IDENTITY_KEYS
 from slm.composition.settings import LEGACY_VALUES
 from slm.runtime.files import locked, read_json_object, write_atomically, write_json
 
@@ -55,7 +55,7 @@ class RunDirectory:
             raise ValueError(f"output_dir={self.path} is a file; it must be a folder, or not exist yet")
         settings = self.settings()
         if settings is not None:
-            self._refuse_if_different(differences(settings, config, IDENTITY))
+            self._refuse_if_different(differences(settings, config, IDENTITY_KEYS))
         elif foreign := [name for name in CONTENTS if (self.path / name).exists()]:
             raise ValueError(
                 f"output_dir={self.path} holds {foreign[0]} but no config.yaml, so it may belong to another run: "

@@ -145,7 +145,7 @@ def test_different_tokenizers_are_warned_of_and_compared_by_bits_per_byte_alone(
     # More tokens of the same text: a lower loss for the same bits.
     entries = scored(coarse=score(3.0), fine=score(2.8, tokens=500_000))
     results = Results(entries)
-    assert (results.target_for(results.primary), results.fit_target) == ("bits_per_byte", "bits_per_byte")
+    assert (results.metric_for(results.primary), results.fit_metric) == ("bits_per_byte", "bits_per_byte")
     quality, summary = quality_section(results), summary_section(results)
     assert quality
     assert "the tokenizers differ, so losses and perplexities are not comparable" in quality.markdown()

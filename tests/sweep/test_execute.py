@@ -127,7 +127,7 @@ def test_the_longest_goes_first_and_a_trunk_counts_its_longest_branch(tmp_path: 
 
 def test_two_deaths_for_want_of_memory_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kills = iter(range(100))
-    monkeypatch.setattr(ledger, "kernel_kills", lambda: next(kills))
+    monkeypatch.setattr(ledger, "count_kernel_kills", lambda: next(kills))
     outcome = execute([cell("a", "do=die")], tmp_path / "runs", LOCAL | {"tries": 9}, script=STUB)["a"]
     assert outcome.why == "out of memory: killed by the kernel 2 times with no new checkpoint"
     assert count(tmp_path, "start", "a") == 2

@@ -25,7 +25,7 @@ def test_a_result_counts_before_a_failure_and_a_failure_before_an_interruption(t
     assert read_outcome(tmp_path / "nowhere") == Outcome("not_started")
     write_result(tmp_path, status="interrupted")
     assert read_outcome(tmp_path) == Outcome("interrupted", "interrupted at step 7 of 9")
-    record_failure(tmp_path, why="lost", exit_code=None, starts=3)
+    record_failure(tmp_path, why="lost", exit_code=None, num_starts=3)
     assert read_outcome(tmp_path) == Outcome("failed", "lost")
     write_result(tmp_path, status="diverged", train_loss_final=None)
     assert read_outcome(tmp_path).why == "diverged at step 7 of 9, with no finite loss"
@@ -50,7 +50,7 @@ def test_an_evaluation_is_done_when_all_that_was_asked_is_measured(entries: obje
 
 def test_a_failure_keeps_the_end_of_the_log(tmp_path: Path) -> None:
     (tmp_path / "job.log").write_text("".join(f"line {n}\n\n" for n in range(100)))
-    record_failure(tmp_path, why="killed", exit_code=-9, starts=1)
+    record_failure(tmp_path, why="killed", exit_code=-9, num_starts=1)
     failure = json.loads((tmp_path / "failure.json").read_text())
     assert failure["log"] == [f"line {n}" for n in range(80, 100)]
     assert (failure["signal"], failure["exit_code"]) == (9, -9)
@@ -58,7 +58,7 @@ def test_a_failure_keeps_the_end_of_the_log(tmp_path: Path) -> None:
 
 def test_each_retry_keeps_the_record_of_the_one_before(tmp_path: Path) -> None:
     for why in ("first", "second"):
-        record_failure(tmp_path, why=why, exit_code=1, starts=1)
+        record_failure(tmp_path, why=why, exit_code=1, num_starts=1)
         make_ready_to_retry(tmp_path)
     kept = [json.loads((tmp_path / f"failure-{number}.json").read_text())["why"] for number in (1, 2)]
     assert kept == ["first", "second"]

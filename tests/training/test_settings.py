@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from slm.composition.settings import KINDS, OPTIMIZERS, OPTIONAL_KINDS, check_settings
-from slm.runtime.settings import written_out
+from slm.runtime.settings import suffix_hint
 from slm.training import optim
 from tests.composing import composed
 
@@ -66,12 +66,12 @@ def test_every_optimizer_can_be_asked_for() -> None:
 
 def test_a_count_with_a_suffix_is_refused_with_the_number_that_it_would_be() -> None:
     numbers = {"1M": "1_000_000", "2.5k": "2_500", "64K": "64_000", "20B": "20_000_000_000", "1 T": "1_000_000_000_000"}
-    assert {value: written_out(value) for value in numbers} == {v: f"; write {n}" for v, n in numbers.items()}
+    assert {value: suffix_hint(value) for value in numbers} == {v: f"; write {n}" for v, n in numbers.items()}
 
 
 @pytest.mark.parametrize("value", ["lots", "1e6", "M", "1Mb", "", None, 5, ["1M"]])
 def test_of_other_values_no_number_is_guessed(value: Any) -> None:
-    assert written_out(value) == ""
+    assert suffix_hint(value) == ""
 
 
 @pytest.mark.parametrize(

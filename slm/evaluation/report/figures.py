@@ -40,14 +40,14 @@ def _half_bar(se: float | None) -> float | None:
 
 
 def size_figure(results: Results) -> Figure | None:
-    """Draw loss, or bits per byte (`fit_target`), against N, with each family's law; None for fewer than two points."""
-    target = results.fit_target
-    rows = [(e, score) for e, score in results.scores_under(results.primary) if is_number(score.get(target))]
+    """Draw loss, or bits per byte (`fit_metric`), against N, with each family's law; None for fewer than two points."""
+    metric = results.fit_metric
+    rows = [(e, score) for e, score in results.scores_under(results.primary) if is_number(score.get(metric))]
     published = published_points(results)
     if len(rows) + len(published) < 2 or not rows or results.primary is None:
         return None
     names = [results.labels[entry["name"]] for entry, _ in rows]
-    title = f"{target.replace('_', ' ').capitalize()} against N on {results.primary.title}{_exponents(results.laws)}"
+    title = f"{metric.replace('_', ' ').capitalize()} against N on {results.primary.title}{_exponents(results.laws)}"
     figure, axis = _one_panel(title, names)
     published_N = [N for N, _ in published]
     published_losses = [loss for _, loss in published]
@@ -60,15 +60,15 @@ def size_figure(results: Results) -> Figure | None:
         axis.plot(published_N, published_losses, ls="", marker="D", ms=9, mfc="none", mec=GREY, label="published")
         ranges.append((min(published_losses), max(published_losses)))
     for name, (entry, score) in zip(names, rows, strict=True):
-        yerr = _half_bar(target_error(score, target))
-        _draw_point(axis, names, name, entry["params_total"], score[target], yerr=yerr)
-        ranges.append(_bar_ends(score, target))
+        yerr = _half_bar(target_error(score, metric))
+        _draw_point(axis, names, name, entry["params_total"], score[metric], yerr=yerr)
+        ranges.append(_bar_ends(score, metric))
     if published or len(laws) > 1:
         axis.legend(loc="lower left", frameon=False, fontsize=8)
     log_axis(axis.xaxis, min(all_N) / 1.25, max(all_N) * 1.25)
     log_axis(axis.yaxis, min(low for low, _ in ranges) / 1.03, max(high for _, high in ranges) * 1.03, counts=False)
     axis.set_xlabel("N (all parameters)")
-    axis.set_ylabel(TARGET_UNITS[target])
+    axis.set_ylabel(TARGET_UNITS[metric])
     return figure
 
 
@@ -102,18 +102,18 @@ def _draw_law(axis: Axes, law: Entry, largest_N: float, dashes: str) -> tuple[fl
 
 def pareto_figure(results: Results) -> Figure | None:
     """Draw quality against decode speed, and the Pareto front, for checkpoints measured under the usual conditions."""
-    target, usual = results.target_for(results.primary), usual_conditions(results)
-    is_comparable = target == "bits_per_byte" or results.has_same_tokens(results.primary)
+    metric, usual = results.metric_for(results.primary), usual_conditions(results)
+    is_comparable = metric == "bits_per_byte" or results.has_same_tokens(results.primary)
     if results.primary is None or usual is None or not is_comparable:
         return None
     rows = [
         (entry, entry["speed"]["decode_tokens_per_second"], score)
         for entry, score in results.scores_under(results.primary)
-        if conditions(entry) == usual and is_number(score.get(target))
+        if conditions(entry) == usual and is_number(score.get(metric))
     ]
     if len(rows) < 2:
         return None
-    costs = np.array([[score[target], -speed] for _, speed, score in rows])  # lower is better in both columns
+    costs = np.array([[score[metric], -speed] for _, speed, score in rows])  # lower is better in both columns
     is_on_front = pareto_front(costs)
     names = [results.labels[entry["name"]] for entry, _, _ in rows]
     title = f"Quality against decode speed: {int(is_on_front.sum())} of {len(rows)} are on the Pareto front"
@@ -122,18 +122,18 @@ def pareto_figure(results: Results) -> Figure | None:
     for name, (entry, speed, score), on_front in zip(names, rows, is_on_front, strict=True):
         slowest, fastest = entry["speed"].get("decode_spread") or (speed, speed)
         xerr = [[max(speed - slowest, 0)], [max(fastest - speed, 0)]]
-        yerr = _half_bar(target_error(score, target))
-        _draw_point(axis, names, name, speed, score[target], yerr=yerr, xerr=xerr, alpha=1.0 if on_front else 0.35)
-        ranges.append(_bar_ends(score, target))
+        yerr = _half_bar(target_error(score, metric))
+        _draw_point(axis, names, name, speed, score[metric], yerr=yerr, xerr=xerr, alpha=1.0 if on_front else 0.35)
+        ranges.append(_bar_ends(score, metric))
         if on_front:
-            front.append((speed, score[target]))
+            front.append((speed, score[metric]))
     front.sort()
     axis.plot([speed for speed, _ in front], [value for _, value in front], color=INK, lw=1, alpha=0.7, zorder=1.5)
     speeds = [speed for _, speed, _ in rows]
     log_axis(axis.xaxis, min(speeds) / 1.25, max(speeds) * 1.25)
     log_axis(axis.yaxis, min(low for low, _ in ranges) / 1.02, max(high for _, high in ranges) * 1.02, counts=False)
     axis.set_xlabel(f"decode, tokens per second: more is better\n({usual})")
-    axis.set_ylabel(f"{TARGET_UNITS[target]}, {short_name(results.primary.data)}: less is better")
+    axis.set_ylabel(f"{TARGET_UNITS[metric]}, {short_name(results.primary.data)}: less is better")
     return figure
 
 
@@ -145,9 +145,9 @@ def doubling_figure(results: Results) -> Figure | None:
     families = list(dict.fromkeys(gain.family for gain in all_gains))
     labels = dict(zip(families, unique_labels(families), strict=True))
     names = list(labels.values())
-    target = results.fit_target.replace("_", " ")
+    metric = results.fit_metric.replace("_", " ")
     num_positive = sum(gain.value > 0 for gain in all_gains)
-    title = f"Decrease of {target} per doubling of N: positive in {num_positive} of {plural(len(all_gains), 'step')}"
+    title = f"Decrease of {metric} per doubling of N: positive in {num_positive} of {plural(len(all_gains), 'step')}"
     figure, axis = _one_panel(title, names, height=3.8, left=1.1, right=0.2)
     laws = [law for law in results.laws if has_complete_lists(law.get("doubling"), "x", "gain")]
     for law in laws:
@@ -166,7 +166,7 @@ def doubling_figure(results: Results) -> Figure | None:
     log_axis(axis.xaxis, min(sizes) / 1.15, max(sizes) * 1.15)
     _scale_gains(axis, all_gains, [value for law in laws for value in law["doubling"]["gain"]])
     axis.set_xlabel("N (all parameters); each bar spans the two sizes compared")
-    axis.set_ylabel(f"decrease of {target} per doubling of N")
+    axis.set_ylabel(f"decrease of {metric} per doubling of N")
     return figure
 
 

@@ -204,10 +204,10 @@ def compare(first: Entry, second: Entry, target: str) -> Difference:
 
 def rank_checkpoints(results: Results, measure: Measure | None) -> list[tuple[Entry, Entry]]:
     """Return pairs (entry, score) under one measure, best first; empty if the scores are not comparable."""
-    target = results.target_for(measure)
-    if target == "loss" and not results.has_same_tokens(measure):
+    metric = results.metric_for(measure)
+    if metric == "loss" and not results.has_same_tokens(measure):
         return []
-    return sorted(results.scores_under(measure), key=lambda row: float(row[1][target]))
+    return sorted(results.scores_under(measure), key=lambda row: float(row[1][metric]))
 
 
 def _differences(first: Entry, second: Entry) -> dict[str, Difference]:
@@ -221,7 +221,7 @@ def _differences(first: Entry, second: Entry) -> dict[str, Difference]:
 
 def _differences_table(results: Results, measure: Measure) -> str:
     """Return a table of pairs of checkpoints, the better one first; empty if no pair is comparable."""
-    ranking, target = rank_checkpoints(results, measure), results.target_for(measure)
+    ranking, metric = rank_checkpoints(results, measure), results.metric_for(measure)
     title = "**Differences**, A - B: below zero, A is better."
     candidates = list(combinations(ranking, 2))
     if len(ranking) > MAX_CHECKPOINTS:
@@ -234,15 +234,15 @@ def _differences_table(results: Results, measure: Measure) -> str:
             pairs.append((name_of(a), name_of(b), _differences(a_score, b_score)))
     if not pairs:
         return ""
-    targets = [target]
-    if target == "bits_per_byte" and any("loss" in differences for _, _, differences in pairs):
-        targets.append("loss")
-    significance = significance_texts([differences[target] for _, _, differences in pairs])
+    metrics = [metric]
+    if metric == "bits_per_byte" and any("loss" in differences for _, _, differences in pairs):
+        metrics.append("loss")
+    significance = significance_texts([differences[metric] for _, _, differences in pairs])
     rows = []
     for (a_name, b_name, differences), significance_text in zip(pairs, significance, strict=True):
-        values = [_difference_text(differences.get(name)) for name in targets]
-        rows.append([a_name, b_name, *values, _error_text(differences[target].error), significance_text])
-    header = ["A", "B", *(words.TARGET_NAMES[name] for name in targets), "error", "beyond 2 se"]
+        values = [_difference_text(differences.get(name)) for name in metrics]
+        rows.append([a_name, b_name, *values, _error_text(differences[metric].error), significance_text])
+    header = ["A", "B", *(words.TARGET_NAMES[name] for name in metrics), "error", "beyond 2 se"]
     return f"{title}\n\n{table(header, rows)}"
 
 

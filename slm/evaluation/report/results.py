@@ -52,7 +52,7 @@ def is_wikitext2(data: str) -> bool:
 
 
 def nearly_equal(counts: Collection[float]) -> bool:
-    """Whether counts differ by at most 0.1%, as the ends of a text may cause. True without counts."""
+    """Whether counts differ by at most 0.1%: tokenizers may leave out the ends of a text. True without any counts."""
     return not counts or max(counts) <= 1.001 * min(counts)
 
 
@@ -62,7 +62,7 @@ def measure_of(score: Entry) -> Measure:
 
 
 class Results:
-    """The entries in their given order, with unique names; the evaluation directory; and the fitted laws."""
+    """The entries of results.json in the given order, the evaluation directory, and the fitted laws."""
 
     def __init__(self, entries: Sequence[Entry], folder: Path = Path(), laws: Sequence[Entry] = ()) -> None:
         """`folder` is the evaluation directory; `laws` comes from `slm.evaluation.report.scaling.fit_laws`."""
@@ -72,7 +72,7 @@ class Results:
 
     @cached_property
     def measures(self) -> list[Measure]:
-        """Every measure that any checkpoint has, the primary one first."""
+        """All measures under which some checkpoint has a score, the primary measure first."""
         scores = [score for entry in self.entries for score in entry["perplexity_results"]]
         num_losses = Counter(measure_of(score) for score in scores if has_loss(score))
 
@@ -100,24 +100,24 @@ class Results:
         """Whether all checkpoints cut the text into the same tokens, so that losses per token are comparable."""
         return len({score.get("segmentation") for _, score in self.scores_under(measure)}) <= 1
 
-    def target_for(self, measure: Measure | None) -> str:
-        """Return the key of the values to compare: bits_per_byte, or loss if a score has no bits per byte."""
+    def metric_for(self, measure: Measure | None) -> str:
+        """Return the name of the metric to compare: bits_per_byte, or loss if a score has no bits per byte."""
         have_bits_per_byte = all(is_number(score.get("bits_per_byte")) for _, score in self.scores_under(measure))
         return "bits_per_byte" if have_bits_per_byte else "loss"
 
     @cached_property
-    def fit_target(self) -> str:
-        """Key of the values to fit against N: loss, as in published laws, or bits_per_byte if tokenizers differ."""
-        return "loss" if self.has_same_tokens(self.primary) else self.target_for(self.primary)
+    def fit_metric(self) -> str:
+        """Name of the metric to fit against the number of parameters: bits_per_byte if tokenizers differ, else loss."""
+        return "loss" if self.has_same_tokens(self.primary) else self.metric_for(self.primary)
 
 
 def unique_labels(names: Sequence[str]) -> list[str]:
-    """Shorten names for a figure: to the last part of paths if this is unique. Equal short names get numbers."""
+    """Shorten names for a figure: to the last parts of paths, if these all differ. Equal short names get numbers."""
     last_parts = [name.rstrip("/").rpartition("/")[2] for name in names]
     if len(set(last_parts)) == len(names):
         names = last_parts
     labels = [short_name(name) for name in names]
-    return [name if labels.count(name) == 1 else f"{name[:19]} #{i}" for i, name in enumerate(labels, start=1)]
+    return [label if labels.count(label) == 1 else f"{label[:19]} #{i}" for i, label in enumerate(labels, start=1)]
 
 
 def number(entry: Mapping[str, Any], key: str) -> float | None:
@@ -161,7 +161,7 @@ def family_of(entry: Entry) -> str:
 
 
 def common_tasks(entries: Sequence[Entry]) -> list[str]:
-    """Return the tasks with a value for every checkpoint that has a value for any task."""
+    """Return the tasks for which every checkpoint has a value, ignoring checkpoints without any task results."""
     tasks_by_entry = [tasks for entry in entries if (tasks := tasks_of(entry))]
     first_tasks = tasks_by_entry[0] if tasks_by_entry else {}
     return [name for name in first_tasks if all(name in tasks for tasks in tasks_by_entry)]
@@ -186,7 +186,7 @@ def difference_error(first_error: float | None, second_error: float | None) -> f
 
 
 def is_significant(difference: float, se: float | None) -> bool | None:
-    """Whether a difference exceeds two of its standard errors; None if the error is unknown."""
+    """Whether a difference exceeds `SIGNIFICANT_ERRORS` of its standard errors `se`; None if `se` is unknown."""
     return None if se is None else abs(difference) > SIGNIFICANT_ERRORS * se
 
 

@@ -38,10 +38,10 @@ class Gain(NamedTuple):
 
 
 def scores_by_size(results: Results) -> dict[str, dict[int, list[Entry]]]:
-    """Return family -> N -> the scores under the primary measure that have the fit target, smallest N first."""
+    """Return family -> N -> the scores under the primary measure that have the fitted metric, smallest N first."""
     families: dict[str, dict[int, list[Entry]]] = {}
     for entry, score in results.scores_under(results.primary):
-        if words.is_number(score.get(results.fit_target)):
+        if words.is_number(score.get(results.fit_metric)):
             scores_by_N = families.setdefault(family_of(entry), {})
             scores_by_N.setdefault(entry["params_total"], []).append(score)
     return {family: dict(sorted(scores_by_N.items())) for family, scores_by_N in families.items()}
@@ -50,7 +50,7 @@ def scores_by_size(results: Results) -> dict[str, dict[int, list[Entry]]]:
 def gains(results: Results) -> list[Gain]:
     """Return the gain per doubling of N, with its standard error, between consecutive sizes of each family."""
     return [
-        _gain(family, scores_by_N, smaller_N, larger_N, results.fit_target)
+        _gain(family, scores_by_N, smaller_N, larger_N, results.fit_metric)
         for family, scores_by_N in scores_by_size(results).items()
         for smaller_N, larger_N in pairwise(scores_by_N)
         if larger_N >= MIN_SIZE_RATIO * smaller_N
@@ -82,7 +82,7 @@ def _mean_error(scores: Sequence[Entry], target: str) -> float | None:
 def fit_laws(results: Results) -> list[Entry]:
     """Fit law `power` in params_total to each family with three sizes or more; return entries as in fits.json."""
     families = scores_by_size(results).items()
-    return [_fit(family, scores, results.fit_target) for family, scores in families if len(scores) >= MIN_SIZES]
+    return [_fit(family, scores, results.fit_metric) for family, scores in families if len(scores) >= MIN_SIZES]
 
 
 def _fit(family: str, scores_by_N: dict[int, list[Entry]], target: str) -> Entry:
@@ -128,7 +128,7 @@ def scaling_section(results: Results) -> Section | None:
     ]
     command = shlex.join(["python", "sweep.py", f"runs={results.folder / 'results.csv'}"])
     return Section("Scaling").add(
-        f"The law `L = A N^-alpha`, where L is {words.TARGET_NAMES[results.fit_target]} and N counts all parameters. "
+        f"The law `L = A N^-alpha`, where L is {words.TARGET_NAMES[results.fit_metric]} and N counts all parameters. "
         "Intervals are 95% (Student's t over the sizes).",
         table_by_column(fitted, columns),
         bullets(failures),
@@ -156,13 +156,13 @@ def gain_section(results: Results) -> Section | None:
     all_gains = gains(results)
     if not all_gains:
         return None
-    target = words.TARGET_NAMES[results.fit_target]
+    metric = words.TARGET_NAMES[results.fit_metric]
     families = dict.fromkeys(gain.family for gain in all_gains)
     columns: Columns = {
         "family": lambda gain: words.escape_markdown(gain.family),
         "from N": lambda gain: words.count(gain.smaller_N),
         "to N": lambda gain: words.count(gain.larger_N),
-        f"decrease of {target} per doubling of N": lambda gain: words.with_error(gain.value, gain.se),
+        f"decrease of {metric} per doubling of N": lambda gain: words.with_error(gain.value, gain.se),
         "more than 2 se from 0": lambda gain: SIGNIFICANCE_TEXT[is_significant(gain.value, gain.se)],
     }
     caption = (
@@ -170,7 +170,7 @@ def gain_section(results: Results) -> Section | None:
         f"{MIN_SIZES} sizes or more, with 95% bands."
     )
     return Section("Gain of doubling").add(
-        f"Difference of {target} between neighbouring sizes of a family, per doubling of N. {_error_note(all_gains)}",
+        f"Difference of {metric} between neighbouring sizes of a family, per doubling of N. {_error_note(all_gains)}",
         table_by_column(all_gains, columns),
         bullets([line for family in families for line in _caveats(family, results)]),
         figure(results.folder, "doubling", caption),

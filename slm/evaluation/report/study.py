@@ -75,7 +75,7 @@ def _is_same_model(row: Entry, entry: Entry) -> bool:
 def published_points(results: Results) -> list[tuple[float, float]]:
     """Return N and loss of the study's rows; empty unless the report fits the loss under the study's measure."""
     study_measures = [measure_of(pair.score) for pair in study_pairs(results) if pair.score]
-    if results.fit_target != "loss" or results.primary not in study_measures:
+    if results.fit_metric != "loss" or results.primary not in study_measures:
         return []
     return [(row["params_total"], math.log(row["perplexity"])) for row in published_rows()]
 

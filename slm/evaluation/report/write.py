@@ -91,11 +91,11 @@ def summary_section(results: Results) -> Section:
         names = join_names([f"{name_of(entry)} ({escape_markdown(entry['status'])})" for entry in unfinished])
         lines.append(f"**Not finished**: {names}.")
     lines += filter(None, (_best(results), _fastest(results), _highest_average(results), _missing_tasks(results)))
-    target = TARGET_NAMES[results.fit_target]
+    metric_name = TARGET_NAMES[results.fit_metric]
     for law in results.laws:
         if is_identified(law, "alpha"):
             alpha = f"alpha = {exponent_text(law, 'alpha')} (n = {law['n_runs']})"
-            lines.append(f"{family_name(law)}: {target} falls as N to the power -alpha, {alpha}.")
+            lines.append(f"{family_name(law)}: {metric_name} falls as N to the power -alpha, {alpha}.")
     if warnings(results):
         lines.append("**Caution**: see the warnings under Quality before comparing numbers.")
     return Section("Summary").add(bullets(lines))
@@ -106,15 +106,15 @@ def _best(results: Results) -> str:
     if not ranking or results.primary is None:
         return ""
     (best_entry, best_score), *others = ranking
-    target = results.target_for(results.primary)
-    name, target_name = name_of(best_entry), TARGET_NAMES[target]
+    metric = results.metric_for(results.primary)
+    name, metric_name = name_of(best_entry), TARGET_NAMES[metric]
     measure = escape_markdown(results.primary.title)
-    value = with_error(best_score[target], target_error(best_score, target))
+    value = with_error(best_score[metric], target_error(best_score, metric))
     if not others:
-        return f"{name} has {value} {target_name} on {measure}."
-    similar = [name_of(e) for e, score in others if compare(best_score, score, target).is_significant is False]
+        return f"{name} has {value} {metric_name} on {measure}."
+    similar = [name_of(e) for e, score in others if compare(best_score, score, metric).is_significant is False]
     tail = _not_distinguishable(similar, "the standard errors of the differences")
-    return f"Lowest {target_name} on {measure}: {name}, {value}{tail}."
+    return f"Lowest {metric_name} on {measure}: {name}, {value}{tail}."
 
 
 def _not_distinguishable(names: list[str], criterion: str) -> str:
