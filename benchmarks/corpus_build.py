@@ -1,17 +1,20 @@
 """Rate, memory and open files of building a corpus, and what they mean for a trillion tokens.
 
-    python benchmarks/corpus_build.py [--megabytes 10 200] [--processes 1 2]
+    python benchmarks/corpus_build.py [--megabytes 10 200] [--processes 1 2] [--kill]
 
 Builds corpora of generated text in files of 1 MB, first the smaller, then the larger, with each number of processes in
 turn, each in a process of its own and in a fresh cache. The tokenizer is BPE with 4096 entries, trained on 2 MB.
 
 Prints for each build the text per second of both stages, the largest resident memory of one process, and the most open
-files of all processes together; then the hours for a trillion tokens at 4 bytes a token and this rate per process.
+files of all processes together; then the hours for a trillion tokens at 4 bytes a token and this rate per process. With
+`--kill`, builds the largest corpus once more, killed by SIGKILL in the middle of each stage and started again, and says
+which shards were kept and whether the result equals that of the uninterrupted build byte for byte.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -45,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 200])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--kill", action="store_true")
     options = parser.parse_args()
     print(f"{'MB':>6} {'processes':>9} {'documents':>12} {'tokens':>12} {'peak memory':>12} {'open files':>10}")
     with tempfile.TemporaryDirectory() as folder:
@@ -59,6 +63,8 @@ def main() -> None:
                     f"{memory / 1e6:>9.0f} MB {files:>10}",
                     flush=True,
                 )
+        if options.kill:
+            kill_and_continue(f"{folder}/text", Path(folder) / "killed", Path(cache), processes)
     hours = 4e12 / num_bytes * (documents + tokens) * processes / 3600
     print(f"{num_bytes / num_tokens:.2f} bytes a token in this text")
     print(
@@ -80,14 +86,18 @@ def write_text(folder: Path, megabytes: int) -> None:
             file.write_text("\n\n".join(documents))
 
 
-def build(text: str, cache: str, processes: int) -> tuple[tuple[float, float, int, int], int, int]:
-    """(seconds of both stages, tokens, bytes), peak resident bytes of one process, and open files of all."""
+def start_build(text: str, cache: str, processes: int) -> subprocess.Popen[str]:
     data = {"name": "text", "source": "local", "paths": text, "val_paths": None, "text_column": "text"}
     data |= {"max_document_bytes": 10_000, "val_fraction": 0.01}
     tokenizer = {"kind": "bpe", "vocab_size": 4096, "train_bytes": 2_000_000}
     arguments = [json.dumps(value) for value in (data, tokenizer, cache, processes)]
     command = [sys.executable, "-c", BUILD, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def build(text: str, cache: str, processes: int) -> tuple[tuple[float, float, int, int], int, int]:
+    """(seconds of both stages, tokens, bytes), peak resident bytes of one process, and open files of all."""
+    process = start_build(text, cache, processes)
     memory = files = 0
     while process.poll() is None:
         with suppress(OSError):  # a process that has just ended
@@ -98,6 +108,34 @@ def build(text: str, cache: str, processes: int) -> tuple[tuple[float, float, in
         time.sleep(0.05)
     answer, _ = process.communicate()
     return json.loads(answer), memory, files
+
+
+def kill_and_continue(text: str, killed: Path, uninterrupted: Path, processes: int) -> None:
+    for stage, suffix in (("documents", "parquet"), ("tokens", "bin")):
+        num_files = len(list(uninterrupted.glob(f"{stage}/*/*.{suffix}")))
+        process = start_build(text, str(killed), processes)
+        while len(list(killed.glob(f"{stage}/*.partial/parts/{stage}-*.json"))) < num_files / 2:
+            if process.poll() is not None:
+                print(f"the {stage} were complete before they could be killed: give more --megabytes")
+                return
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    time.sleep(1)  # for workers to notice
+    restarted = time.time()
+    start_build(text, str(killed), processes).communicate()
+    shards = list(killed.glob("tokens/*/*.bin"))
+    kept = sum(shard.stat().st_mtime < restarted for shard in shards)
+    is_equal = hash_files(killed) == hash_files(uninterrupted)
+    print(
+        f"killed in the middle of both stages: {kept} of {len(shards)} token shards kept, {len(shards) - kept} built "
+        f"after the last start; files equal byte for byte: {is_equal}"
+    )
+
+
+def hash_files(cache: Path) -> dict[str, str]:
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    return {str(file.relative_to(cache)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ export WANDB_MODE=offline HF_HUB_OFFLINE=1 SLM_CACHE=$work/cache TORCHDYNAMO_DIS
 declare -A smallest=(
     [analysis_speed]="analysis=quick analysis.laws=[power] analysis.calibration=0 logger=csv"
     [coord_check]="--widths 64 128 --depths 2 4 --steps 1 --seeds 1 --out $work/coord_check"
-    [corpus_build]="--megabytes 1 2 --processes 2"
+    [corpus_build]="--megabytes 1 12 --processes 2 --kill"
     [cpu_choices]="smallest"
     [decode_throughput]="--layers 1 --prompt-tokens 8 --new-tokens 4 --rounds 1"
     [device_check]="--smallest --only machine step_125m loss_by_chunk decoding mixers"
