@@ -27,6 +27,7 @@ from slm.runtime import machine
 MAX_SECONDS = 120.0  # no repetition begins after this time, because a repetition without a cache can take minutes
 
 
+@machine.explain_compiler_error("speed.compile")
 @torch.inference_mode()
 def measure_speed(
     decoder: Decoder, settings: Mapping[str, Any], *, progress: Callable[[float], None] = lambda amount: None

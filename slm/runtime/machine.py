@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,6 +69,24 @@ def why_not_compiled(device: str) -> str | None:
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists() and sys.platform != "darwin":
         return "Python.h is missing (the package python3-dev of Debian has it)"
     return None
+
+
+@contextmanager
+def explain_compiler_error(setting: str) -> Iterator[None]:
+    """If torch's compiler fails in this context, raise a `ValueError`; with `setting` false nothing is compiled."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import BackendCompilerFailed  # imported here, because it imports the compiler
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        if not isinstance(error, BackendCompilerFailed):
+            raise
+        cause = f"{type(error.inner_exception).__name__}: {error.inner_exception}".splitlines()[0]
+        raise ValueError(
+            f"torch's compiler failed ({cause}): {setting}=false runs without it. If a process was killed while it "
+            f"compiled, delete the compiler's cache, {cache_dir()}"
+        ) from error
 
 
 def why_no_gpu() -> str | None:

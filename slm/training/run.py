@@ -17,7 +17,7 @@ from slm.checkpoints.weights import weights_to_export
 from slm.data.corpus import Corpus, prepare
 from slm.data.tokenizer import LOSSY_NOTE
 from slm.runtime.files import write_atomically
-from slm.runtime.machine import reset_peak_memory
+from slm.runtime.machine import explain_compiler_error, reset_peak_memory
 from slm.runtime.progress import Progress
 from slm.tracking import Tracker, open_trackers
 from slm.training.checkpointing import LAST, checkpoint_step, newest_intact
@@ -49,7 +49,7 @@ def train(plan: Plan) -> dict[str, Any]:
     if plan.settings["dry_run"]:
         if is_first_process():
             start_step = plan.branch.step if plan.branch else 0
-            with _explain_out_of_memory(plan):
+            with _explain_failures(plan):
                 measure_run(plan, LanguageModel(plan).decoder, start_step)
         return {}
     earlier_result = plan.folder.result()
@@ -63,7 +63,7 @@ def train(plan: Plan) -> dict[str, Any]:
         plan.branch.check_corpus(fingerprints)
     corpus_facts = {**fingerprints, "left_out": corpus.left_out}  # `left_out`: numbers of documents, by reason
     lock = plan.folder.lock(plan.settings, corpus_facts) if is_first_process() else nullcontext()
-    with _explain_out_of_memory(plan), lock:
+    with _explain_failures(plan), lock:
         result = _fit(plan, corpus)
     if dist.is_initialized():
         dist.barrier()  # if another process ended first, Lightning would kill the first process while it is writing
@@ -155,10 +155,11 @@ def check_corpus(plan: Plan, corpus: Corpus) -> None:
 
 
 @contextmanager
-def _explain_out_of_memory(plan: Plan) -> Iterator[None]:
-    """If memory runs out in this context, raise a `ValueError` that says what to change."""
+def _explain_failures(plan: Plan) -> Iterator[None]:
+    """If memory runs out or the compiler fails in this context, raise a `ValueError` that says what to change."""
     try:
-        yield
+        with explain_compiler_error("trainer.compile"):
+            yield
     except (MemoryError, RuntimeError) as error:
         has_memory_class = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not has_memory_class and not any(words in str(error) for words in OUT_OF_MEMORY):

@@ -113,3 +113,15 @@ def test_a_gpu_that_torch_cannot_see_is_said_where_a_cpu_was_not_asked_for(
     assert not any("WARNING" in line for line in plan_lines(make_plan(plan, resolve_hardware(AUTO))))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine.why_no_gpu() is None
+
+
+def test_a_compiler_that_fails_is_one_sentence_and_other_errors_stay() -> None:
+    def load_damaged_file(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> None:
+        raise ImportError("kernel.so: file too short\nand 50 lines")
+
+    said = r"^torch's compiler failed \(ImportError: kernel\.so: file too short\): trainer\.compile=false .*cache, /"
+    with pytest.raises(ValueError, match=said) as caught, machine.explain_compiler_error("trainer.compile"):
+        torch.compile(lambda x: x + 1, backend=load_damaged_file)(torch.ones(2))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeError, match=r"^other$"), machine.explain_compiler_error("trainer.compile"):
+        raise RuntimeError("other")

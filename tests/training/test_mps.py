@@ -187,7 +187,7 @@ def test_a_step_that_the_host_skips_is_as_if_the_device_had_skipped_it(
 def test_out_of_memory_on_other_systems_says_what_to_change(words: str) -> None:
     planned = make_plan(composed("model=tiny", *SHORT), CPU)
     said = r"^out of memory with trainer\.micro_batch_tokens=64: lower it"
-    with pytest.raises(ValueError, match=said), run._explain_out_of_memory(planned):
+    with pytest.raises(ValueError, match=said), run._explain_failures(planned):
         raise RuntimeError(words)
 
 
