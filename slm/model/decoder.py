@@ -230,13 +230,19 @@ class Decoder(nn.Module):
         hidden_BTD = self.hidden(tokens_BT, documents_BT=documents_BT)
         return token_losses(hidden_BTD.flatten(0, 1), self.head_weight, targets_BT.flatten()).view_as(targets_BT)
 
-    def compile_blocks(self) -> None:
-        """Compile each block and the loss in place; names of parameters stay. Blocks of one kind are compiled once."""
+    def compile_blocks(self, device: str | None = None) -> None:
+        """Compile each block and the loss in place; names of parameters stay. Blocks of one kind are compiled once.
+
+        `device` is the type of the device on which the decoder will run; None stands for the device where it is now.
+        """
         raise_recompile_limit(self.config)
         # Called here because a decorator of `has_fused_kernels` would import the compiler (1.4 s) in every program.
         torch.compiler.assume_constant_result(has_fused_kernels)
+        on_cpu = (device or self.head_weight.device.type) == "cpu"
+        block: Any
         for block in self.layers:
-            block.compile(dynamic=False)
+            if block.self_attn.compiles_on_cpu or not on_cpu:
+                block.compile(dynamic=False)
         self.chunk_loss = torch.compile(chunk_loss, dynamic=False)
         self.is_compiled = True
 

@@ -64,7 +64,7 @@ class LanguageModel(L.LightningModule):
         self.register_buffer("grad_norm", torch.zeros(()))  # of the last step, before clipping
         self.average = self._new_average()
         if plan.hardware.compile:
-            self.decoder.compile_blocks()
+            self.decoder.compile_blocks(plan.hardware.accelerator)
 
     def configure_model(self) -> None:
         """Under FSDP, shard each block and then the rest."""

@@ -82,6 +82,8 @@ class Mixer(nn.Module):
 
     takes_block_mask = False
     """Whether `forward` takes a `slm.model.positions.document_block_mask` in place of `starts_BT`."""
+    compiles_on_cpu = True
+    """Whether training on a CPU may compile blocks with this mixer."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()

@@ -28,6 +28,8 @@ EPSILON = 1e-6  # added to the normaliser, as in the authors' code
 class LinearAttention(Projections):
     """Grouped-query linear attention."""
 
+    compiles_on_cpu = False  # in bfloat16, torch 2.13's code for a CPU has NaN in the gradient of k
+
     def forward(
         self, x_BTD: Tensor, rotary: Rotary | None, memory: Any = None, starts_BT: Tensor | None = None
     ) -> Tensor:
