@@ -129,6 +129,7 @@ def signal_in_slow_step(processes: list[Script], folder: Path, number: int) -> f
         assert time.monotonic() < deadline, processes[0].printed()
         assert processes[0].poll() is None, processes[0].printed()
         time.sleep(0.01)
+    time.sleep(0.2)  # until it sleeps
     sent = time.monotonic()
     processes[-1].send_signal(number)
     for process in processes:
