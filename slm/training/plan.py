@@ -14,7 +14,7 @@ import torch
 from slm.composition.budget import shape_and_steps
 from slm.data.loader import num_micro_batches_per_step
 from slm.model.config import ModelConfig
-from slm.model.counts import flops_per_token, kv_cache_bytes, num_params
+from slm.model.counts import flops_per_token, kv_cache_bytes, mixers_of_blocks, num_params
 from slm.model.counts import state_bytes as decoding_state_bytes
 from slm.runtime.machine import available_bytes, why_no_gpu, why_not_compiled
 from slm.training import memory
@@ -201,7 +201,10 @@ def plan_lines(plan: Plan) -> list[str]:
 
 def _compilation(plan: Plan) -> str:
     if plan.hardware.compile:
-        return "compiled"
+        mixers = dict(zip(plan.model.mixer_letters, mixers_of_blocks(plan.model), strict=True))
+        skipped = [letter for letter, mixer in mixers.items() if not mixer.compiles_on_cpu]
+        is_partial = skipped and plan.hardware.accelerator == "cpu"
+        return f"compiled except blocks with mixer {' and '.join(skipped)}" if is_partial else "compiled"
     if plan.settings["trainer"]["compile"] is False:
         return "not compiled"
     return f"not compiled because {why_not_compiled(plan.hardware.accelerator)}"

@@ -51,6 +51,14 @@ def test_devices_that_do_not_divide_a_batch_take_few_large_passes(
     assert (f"{padding} empty sequences" in line) == bool(padding)
 
 
+def test_the_plan_says_which_blocks_a_cpu_does_not_compile() -> None:
+    settings = config()
+    for pattern, words in (("LF", "compiled except blocks with mixer L,"), ("GF", "compiled,")):
+        settings["model"] = settings["model"] | {"mixer_pattern": pattern}
+        (line,) = [x for x in plan_lines(make_plan(settings, replace(CPU, compile=True))) if x.startswith("hardware ")]
+        assert f" {words}" in line
+
+
 def test_the_three_budgets_mean_the_same_thing() -> None:
     params = num_params(make_plan(config(), CPU).model)
     by_tokens = make_plan(config(tokens=20 * params), CPU)
