@@ -75,16 +75,16 @@ def exponent_rows(analysis: Directory) -> Rows:
 
 
 def comparison_rows(analysis: Directory) -> Rows:
-    """One row for each pair of families compared at the same sizes, and one for each pair, law and exponent."""
-    labels = {"law": "same sizes", "exponent": "local exponent", "identified": True}  # this comparison has no law
-    pairs = [pair | labels for pair in analysis.comparison["paired"]["pairs"]]
+    """One row per pair of families compared at the same sizes (without a law), and one per pair, law and exponent."""
+    labels_without_law = {"law": "same sizes", "exponent": "local exponent", "identified": True}
+    pairs = [pair | labels_without_law for pair in analysis.comparison["paired"]["pairs"]]
     pairs += [pair | {"law": law} for law, tests in analysis.comparison["laws"].items() for pair in tests["pairs"]]
     columns = ["law", "a", "b", "exponent", *PAIR_COLUMNS, "identified"]
     return columns, [[pair[column] for column in columns] for pair in pairs]
 
 
 def summary(analysis: Directory) -> dict[str, Any]:
-    """The verdict, the exponents of all laws for its target and its N, and the comparisons on which it is based.
+    """The verdict and its comparisons, and the exponents of all laws for the verdict's target and definition of N.
 
     Keys are `verdict`, `exponent/<family>/<law>/<name>` and `comparison/<a>_vs_<b>/<column>`. The first exponent of a
     law has its interval under `.../ci_low` and `.../ci_high`, other exponents under `.../<name>_ci_low` and so on.
@@ -99,7 +99,7 @@ def summary(analysis: Directory) -> dict[str, Any]:
                 low, high = entry["ci95"][name]
                 quantities[f"{key}/{name}"] = entry["params"][name]
                 quantities |= {f"{key}/{prefix}ci_low": low, f"{key}/{prefix}ci_high": high}
-    # Rows of a pair have the same keys. Reversed, so that the first (of the ranking exponent) overwrites the others.
+    # A pair has one row per exponent, all with the same keys. The first row, of the ranking exponent, must be set last.
     for pair in reversed(analysis.comparison["verdict"]["pairs"]):
         a, b = (pair[side].replace("/", "_") for side in ("a", "b"))
         quantities |= {f"comparison/{a}_vs_{b}/{column}": pair[column] for column in PAIR_COLUMNS if column != "p"}

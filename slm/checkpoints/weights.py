@@ -152,7 +152,7 @@ def open_file(file: Path) -> dict[str, Tensor]:
 def _shards(index: Path) -> list[Path]:
     file_of_tensor = read_json(index).get("weight_map")
     if not isinstance(file_of_tensor, dict) or not file_of_tensor:
-        raise ValueError(f"{index} has no weight_map, which names the file of each tensor: restore it")
+        raise ValueError(f"{index} has no weight_map, which names the file of each tensor: restore this file")
     names = sorted({str(name) for name in file_of_tensor.values()})
     if outside_names := [name for name in names if not name or Path(name).name != name]:
         raise ValueError(f"{index} names {outside_names[0]!r}, which is not a file in the same folder")
@@ -166,8 +166,8 @@ def _load_safetensors(file: Path) -> dict[str, Tensor]:
         with safe_open(file, framework="pt") as content:
             return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
-        # Keep only the reason, such as "header too small" in "Error while deserializing header: header too small".
-        reason = str(error).rpartition("header: ")[2].partition(", expected")[0]
+        reason = str(error).rpartition("header: ")[2]  # of "Error while deserializing header: header too small"
+        reason = reason.partition(", expected")[0]  # of "unknown variant `F99`, expected one of `BOOL`, `F4`, ..."
         raise ValueError(
             f"{file} is not a safetensors file, or is truncated or damaged ({reason}): download it again"
         ) from None
@@ -186,7 +186,7 @@ def _load_pickle(file: Path) -> dict[str, Any]:
             "tensors are allowed; use a safetensors release instead"
         ) from None
     except Exception as error:  # a damaged file may raise anything, even an AssertionError
-        reason = str(error).partition("\n")[0].partition(": ")[0]
+        reason = re.split("\n|: ", str(error))[0]
         raise ValueError(f"{file} is truncated or damaged ({reason}): download it again") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{file} holds a {type(content).__name__}, but must map names to tensors")

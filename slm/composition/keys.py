@@ -109,7 +109,7 @@ def _refusal(key: str, quoted: str, script: str, config: Mapping[str, Any] = Map
 
 def _sets_key(override: str, key: str) -> bool:
     """Whether an override sets `key`, its group, or a key below it."""
-    name = override.partition("=")[0].partition("@")[0]
+    name = re.split("[=@]", override)[0]
     return name == key or key.startswith(f"{name}.") or name.startswith(f"{key}.")
 
 

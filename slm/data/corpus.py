@@ -89,14 +89,14 @@ def check_sources(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> None
         plan_tokenizer(tokenizer)
 
 
-def _val_bytes(tokenizer: Tokenizer, split: Mapping[str, Any], token_bytes: int) -> np.ndarray:
+def _val_bytes(tokenizer: Tokenizer, split: Mapping[str, Any], total_token_bytes: int) -> np.ndarray:
     """Return `Corpus.val_bytes`: the byte length of each id, scaled to sum to the bytes of the validation text.
 
-    `split` is the manifest's entry for the validation split, and `token_bytes` the unscaled byte length of all its
-    tokens. If `token_bytes` is 0, all ids count for the same number of bytes.
+    `split` is the manifest's entry for the validation split, and `total_token_bytes` the unscaled byte length of all
+    its tokens. If this length is 0, all ids count for the same number of bytes.
     """
-    if token_bytes:
-        return tokenizer.token_bytes * (split["bytes"] / token_bytes)
+    if total_token_bytes:
+        return tokenizer.token_bytes * (split["bytes"] / total_token_bytes)
     num_scored = max(1, split["tokens"] - 1)  # the first token of the stream is not scored
     return np.full(tokenizer.vocab_size, split["bytes"] / num_scored)
 
@@ -140,25 +140,23 @@ def write_tokens(folder: Path, documents: Path, document_facts: Mapping[str, Any
 
 
 def encode_file(
-    folder: Path, number: int, split: str, documents: str, begins_stream: bool, advance: Callable[[float], None]
+    folder: Path, number: int, split: str, documents_file: str, begins_stream: bool, advance: Callable[[float], None]
 ) -> dict[str, Any]:
-    """Encode the Parquet file `documents` of a split into shards. `build_parts` calls this function."""
+    """Encode the Parquet file `documents_file` of a split into shards. `build_parts` calls this function."""
     tokenizer = _cached_tokenizer(str(folder / "tokenizer"))
     writer = ShardWriter(folder, f"{split}-{number:05d}", tokenizer.vocab_size)
     if begins_stream:
         writer.write(tokenizer.ids_before_stream)
-    token_bytes = 0
-    keeps_text = True
-    for texts in read_file(Path(documents)):
+    total_token_bytes, keeps_text = 0, True
+    for texts in read_file(Path(documents_file)):
         encoded = tokenizer.encode_batch(texts)
         writer.write(chain.from_iterable(map(tokenizer.with_begin_and_end, encoded)))
         if split == "val":  # these facts describe only the validation text
-            token_bytes += sum(int(tokenizer.token_bytes[ids].sum()) for ids in encoded)
+            total_token_bytes += sum(int(tokenizer.token_bytes[ids].sum()) for ids in encoded)
             keeps_text = keeps_text and all(map(tokenizer.keeps, texts, encoded))
         advance(sum(len(text.encode()) for text in texts) / 1e6)
-    files = [shard["file"] for shard in writer.shards]
-    facts = {"split": split, "token_bytes": token_bytes, "keeps_text": keeps_text}
-    return {**facts, "shards": writer.shards, "files": files}
+    facts = {"split": split, "token_bytes": total_token_bytes, "keeps_text": keeps_text}
+    return {**facts, "shards": writer.shards, "files": [shard["file"] for shard in writer.shards]}
 
 
 @lru_cache(maxsize=1)

@@ -149,12 +149,12 @@ def panels(
     return figure, axes
 
 
-def log_axis(axis: Any, low: float, high: float, *, counts: bool = True) -> None:
-    """Make an axis logarithmic from `low` to `high`, with a few ticks; see `tick_label` for `counts`."""
+def log_axis(axis: Any, low: float, high: float, *, as_counts: bool = True) -> None:
+    """Make an axis logarithmic from `low` to `high`, with a few ticks; see `tick_label` for `as_counts`."""
     letter = axis.axis_name  # x or y
     axis.axes.set(**{f"{letter}scale": "log"})
     ticks = _ticks(low, high)
-    axis.set_ticks(ticks, labels=[tick_label(t, counts=counts) for t in ticks])
+    axis.set_ticks(ticks, labels=[tick_label(t, as_counts=as_counts) for t in ticks])
     axis.set_ticks([], minor=True)
     axis.axes.set(**{f"{letter}lim": (low, high)})
 
@@ -171,9 +171,9 @@ def _ticks(low: float, high: float) -> list[float]:
     return ticks[::stride] if ticks else [low, high]
 
 
-def tick_label(value: float, *, counts: bool = True) -> str:
-    """Return the label of a tick, such as `2.5` or `10⁵`; if the ticks are `counts`, such as `10M`."""
-    if counts and 1e3 <= value < 1e14:
+def tick_label(value: float, *, as_counts: bool = True) -> str:
+    """Return the label of a tick, such as `2.5` or `10⁵`; with `as_counts`, such as `10M`."""
+    if as_counts and 1e3 <= value < 1e14:
         return count(value)
     if 1e-3 <= value < 1e4:
         return f"{value:.3g}"

@@ -76,15 +76,15 @@ def amount(variable: str, value: Any) -> str:
     return format_number(value, 3) if variable == "C" else count(value)
 
 
-def percent(log_ratio: Any, *, sign: bool = False, digits: int = 2) -> str:
-    """Write a log ratio times 100, with a percent sign; with `sign`, also a plus sign."""
+def percent(log_ratio: Any, *, with_sign: bool = False, digits: int = 2) -> str:
+    """Write a log ratio times 100, with a percent sign; with `with_sign`, also a plus sign."""
     if not is_number(log_ratio):
         return NO_VALUE
-    return f"{100 * log_ratio:+.{digits}f}%" if sign else f"{100 * log_ratio:.{digits}f}%"
+    return f"{100 * log_ratio:+.{digits}f}%" if with_sign else f"{100 * log_ratio:.{digits}f}%"
 
 
-def p_value(p: Any, replicates: int | None = None, *, equals: bool = False) -> str:
-    """Write a p-value: `0.012` (`= 0.012` if `equals`), or `< 0.001`.
+def p_value(p: Any, replicates: int | None = None, *, with_equals: bool = False) -> str:
+    """Write a p-value: `0.012` (`= 0.012` if `with_equals`), or `< 0.001`.
 
     A p-value of `replicates` simulations is at least 1/(replicates + 1), and is shown with `≤` at that bound.
     """
@@ -95,7 +95,7 @@ def p_value(p: Any, replicates: int | None = None, *, equals: bool = False) -> s
         return f"≤ {format_number(smallest, 1)}"
     if p < 0.001:
         return "< 0.001"
-    return f"= {p:.3f}" if equals else f"{p:.3f}"
+    return f"= {p:.3f}" if with_equals else f"{p:.3f}"
 
 
 def escape_markdown(text: Any) -> str:

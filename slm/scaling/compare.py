@@ -99,7 +99,7 @@ def _over_common_range(fits: Fits, law: Law, settings: Settings) -> tuple[Fits, 
 
 
 def _curves(fits: Fits, law: Law, level: float) -> dict[str, dict[str, Curve]]:
-    """Return exponent -> family -> t at each value of the exponent, for the families that identify the exponent."""
+    """Return exponent -> family -> t at each value of the exponent, for the families in which it is identified."""
     curves: dict[str, dict[str, Curve]] = {exponent: {} for exponent in law.exponents}
     for exponent, by_family in curves.items():
         for name, (fit, intervals) in _identified(fits, exponent).items():
@@ -109,11 +109,11 @@ def _curves(fits: Fits, law: Law, level: float) -> dict[str, dict[str, Curve]]:
 
 
 def _identified(fits: Fits, exponent: str) -> Fits:
-    return {name: fits[name] for name, (_, intervals) in fits.items() if exponent not in intervals.not_identified}
+    return {f: fits[f] for f, (_, intervals) in fits.items() if exponent not in intervals.reasons_not_identified}
 
 
 def _joint_tests(curves: Mapping[str, Mapping[str, Curve]], rng: np.random.Generator) -> dict[str, Entry]:
-    """Test whether all families that identify an exponent share it; `p_adjusted` is adjusted over the exponents."""
+    """Test whether families in which an exponent is identified share it; `p_adjusted` is adjusted over exponents."""
     tests: dict[str, Entry] = {}
     for exponent, by_family in curves.items():
         if len(by_family) > 1:
@@ -177,7 +177,7 @@ def _likelihood_ratios(
 
 
 def _pooled(fits: Fits, exponent: str, level: float, tests: Mapping[str, Entry]) -> Entry | None:
-    """Pool the exponent over the families that identify it; None if there are too few."""
+    """Pool the exponent over the families in which it is identified; None if there are too few."""
     identified = _identified(fits, exponent)
     if len(identified) < MIN_FAMILIES_TO_POOL or exponent not in tests:
         return None
@@ -219,7 +219,7 @@ def _power(fits: Fits, law: Law, fitted: Mapping[str, Fitted], settings: Setting
 
 
 def _design(fit: Fit, intervals: Uncertainty, entry: Entry, level: float) -> Design:
-    """Return a family's design. Its `noise` is the scatter between seeds; `misfit` is that of sizes about the law."""
+    """Return a family's design. Its `noise` is the scatter between seeds; `misfit` is that of sizes around the law."""
     num_seeds = max(1, round(entry["n_rows"] / entry["n_cells"])) if entry["unit"] == "cell" else 1
     noise = entry["lack_of_fit"]["pure_sigma"] if entry["lack_of_fit"] else None
     misfit = float(np.sqrt(max(fit.sigma**2 - (noise or 0.0) ** 2 / num_seeds, 0.0)))

@@ -1,4 +1,4 @@
-"""Curves, predictions, doubling and extrapolation of the fits on which the report's answer may rest."""
+"""Curves, predictions, the gain of doubling N, and extrapolation, for the fits on which the verdict may rest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compute_details(
     """Return keys of an entry: profiles, points, curve, predictions, doubling, test, extrapolation, without_smallest.
 
     The curves of all families vary the first variable and hold the others at `medians` [variables], the medians of the
-    log variables in the whole table. `run_sigma` is the standard deviation of one more run's log loss about the law.
+    log variables in the whole table. `run_sigma` is the standard deviation of a new run's log loss around the law.
     """
     points = dict(zip(fit.law.variables, np.exp(fit.sample.log_x.T).tolist(), strict=True))
     points |= {"value": np.exp(fit.sample.log_y).tolist(), "residual": fit.residuals.tolist()}
@@ -84,7 +84,8 @@ def _curve(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Flo
             columns[prefix + name] = np.full(CURVE_POINTS, np.nan)
             offset = limit - limits.centre
             if np.isfinite(offset).all():
-                columns[prefix + name] = columns["centre"] + PchipInterpolator(nodes[:, 0], offset)(log_x[:, 0])
+                interpolate_offset = PchipInterpolator(nodes[:, 0], offset)
+                columns[prefix + name] = columns["centre"] + interpolate_offset(log_x[:, 0])
     return {
         "variable": fit.law.variables[0],
         "held": dict(zip(fit.law.variables[1:], np.exp(log_x[0, 1:]).tolist(), strict=True)),
@@ -94,11 +95,11 @@ def _curve(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Flo
 
 
 def _predictions(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Floats, run_sigma: float) -> Entry:
-    """Predict one more run at multiples of the largest size (other variables at medians), and at the user's points.
+    """Predict a new run at multiples of the largest size (other variables at medians), and at the user's points.
 
-    In each row of `predictions`, `stated` tells the user's points from multiples; `beyond` has the factor by which each
-    variable is outside the fitted rows (1 if it is inside); `ignored` has the keys of a user's point that are not
-    variables of the law. `not_predicted` has the user's points that lack a variable of the law.
+    In each row of `predictions`, `stated` is true for the user's points, false for multiples; `beyond` has the factor
+    by which each variable is outside the fitted rows (1 if it is inside); `ignored` has the keys of a user's point that
+    are not variables of the law. `not_predicted` has the user's points that lack a variable of the law.
     """
     variables = fit.law.variables
     low, high = fit.sample.log_x.min(axis=0), fit.sample.log_x.max(axis=0)
@@ -122,7 +123,7 @@ def _predictions(fit: Fit, ensemble: Ensemble | None, settings: Settings, median
 
 
 def predictions_at(fit: Fit, log_x: Floats, ensemble: Ensemble | None, run_sigma: float, level: float) -> list[Entry]:
-    """Predict the result of one more run at log variables [points, variables], with a prediction interval."""
+    """Predict the result of a new run at log variables [points, variables], with a prediction interval."""
     interval = band(fit, log_x, ensemble, level=level).for_run(run_sigma)
     rows = np.exp(np.column_stack([log_x, interval.centre, interval.low, interval.high])).tolist()
     return [dict(zip((*fit.law.variables, "value", "low", "high"), row, strict=True)) for row in rows]
@@ -132,8 +133,8 @@ def _doubling(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: 
     """Compute how much doubling N lowers the loss at each measured size: according to the law, and as measured.
 
     `beyond` is true if twice the size is above all measured sizes: there the law's gain is an extrapolation. `measured`
-    is the decrease from the mean loss at this size to the mean loss at a size about twice as large, scaled to a factor
-    of 2. `measured` is None if no size is about twice as large, and for laws of several variables.
+    is the decrease from the mean loss at this size to the mean loss at a size about twice as large, rescaled to an
+    exact doubling. `measured` is None if no size is about twice as large, and for laws of several variables.
     """
     log_size_of_row = fit.sample.log_x[:, 0]
     log_sizes = _distinct(log_size_of_row)
@@ -173,7 +174,7 @@ def _extrapolation(fit: Fit, settings: Settings, rng: np.random.Generator) -> En
     """Hold out the largest size, then the two largest, and so on; fit the smaller sizes and predict the larger ones.
 
     The size is the law's first variable. A run with any row at a held-out size is left out of the fit. `steps` has one
-    item per fit and held-out size; other keys are about the first fit. Returns None if this fit is exact or impossible.
+    item per fit and held-out size; other keys are about the first fit. None if the first fit is exact or impossible.
     """
     sample, log_size_of_row = fit.sample, fit.sample.log_x[:, 0]
     log_sizes = _distinct(log_size_of_row)

@@ -21,7 +21,7 @@ from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
 from slm.scaling.tables import Table
 
-SUSPICIOUS_RATIO = 1.5  # bootstrap's standard error / likelihood's; a fit in which it is larger gets a note
+SUSPICIOUS_RATIO = 1.5  # a fit gets a note if the bootstrap's standard error exceeds the likelihood's by this factor
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def fit_group(
 def _fit_family(
     table: Table, task: Task, sample: Sample, settings: Settings, rng: np.random.Generator, medians: Floats | None
 ) -> Fitted:
-    """Fit the only family of `table`, thoroughly if `medians` (of the log variables of all families) are given."""
+    """Fit the only family of `table`. `medians` (of all families' log variables) is None unless the fit is thorough."""
     fit = fit_sample(task.law, sample, loss=task.loss)
     thorough = medians is not None
     replicates = settings.bootstrap if thorough else 0
@@ -89,7 +89,7 @@ def _fit_family(
         "run_sigma_log": run_sigma,
     }
     if test and test.p < 0.05:
-        entry["notes"].append(f"seeds scatter too little to explain the misfit to the law (p = {test.p:.2g})")
+        entry["notes"].append(f"the misfit of the law is more than the scatter of seeds explains (p = {test.p:.2g})")
     if len(runs.log_y) > len(sample.log_y):
         entry["notes"].append("fitted to means over seeds: more seeds per size add no degrees of freedom")
     if not sample.is_independent:
@@ -106,8 +106,8 @@ def _fit_family(
 
 def _refusal_keys(law: Law, reason: str) -> Entry:
     names = list(law.parameters)
-    unknown_keys = "objective r2 rmse_log sigma_log aicc bic starts_agreeing gradient_norm condition_number"
-    entry: Entry = dict.fromkeys(unknown_keys.split())
+    keys_without_value = "objective r2 rmse_log sigma_log aicc bic starts_agreeing gradient_norm condition_number"
+    entry: Entry = dict.fromkeys(keys_without_value.split())
     entry |= {"params": dict.fromkeys(names), "se": dict.fromkeys(names), "ci95": {n: [None, None] for n in names}}
     entry |= {"covariance_method": "none", "se_method": "none", "converged": False, "starts": 0, "at_bound": []}
     entry |= {"identified": False, "not_identified": names, "reasons": dict.fromkeys(names, reason)}
@@ -128,10 +128,10 @@ def _task_keys(family: str, task: Task, sample: Sample) -> Entry:
 
 
 def _result_keys(target: str, fit: Fit, intervals: Uncertainty) -> Entry:
-    score, certificate = criteria([fit]), fit.certificate
-    notes = list(intervals.notes)
-    if certificate.starts_agreeing < 0.5:
-        notes.append(f"only {certificate.starts_agreeing:.0%} of the starts reach the best objective")
+    score, certificate = criteria([fit]), fit.certificate  # the certificate says how well the search converged
+    notes, share_of_starts = list(intervals.notes), certificate.starts_agreeing
+    if share_of_starts < 0.5:
+        notes.append(f"only {share_of_starts:.0%} of the starts reach the best objective")
     notes += _notes_on_bootstrap(fit, intervals)
     if target == "perplexity":
         notes.append("an exponent of perplexity, which is not comparable with exponents of loss")
@@ -141,14 +141,14 @@ def _result_keys(target: str, fit: Fit, intervals: Uncertainty) -> Entry:
     entry |= {"se_by_method": intervals.bootstrap_se}
     entry |= {"r2": fit.r2, "rmse_log": math.sqrt(fit.sse / len(fit.residuals)), "sigma_log": fit.sigma}
     entry |= {"degrees_of_freedom": fit.degrees_of_freedom, "aicc": score.aicc, "bic": score.bic}
-    is_identified = certificate.converged and not set(intervals.not_identified) & set(fit.law.exponents)
-    entry |= {"identified": is_identified, "not_identified": list(intervals.not_identified)}
-    return entry | {"reasons": intervals.not_identified, "fitted": True, "notes": notes}
+    is_identified = certificate.converged and not set(intervals.reasons_not_identified) & set(fit.law.exponents)
+    entry |= {"identified": is_identified, "not_identified": list(intervals.reasons_not_identified)}
+    return entry | {"reasons": intervals.reasons_not_identified, "fitted": True, "notes": notes}
 
 
 def _notes_on_bootstrap(fit: Fit, intervals: Uncertainty) -> list[str]:
     """Return notes on exponents whose bootstrap standard error is much larger than the likelihood's."""
-    se = intervals.bootstrap_se
+    se = intervals.bootstrap_se  # by the cluster bootstrap, and "delta": by the delta method
     has_few_rows = len(fit.sample.log_y) < 10 * len(fit.theta)
     if has_few_rows or intervals.method in ("cluster_bootstrap", "cluster_t") or "cluster" not in se:
         return []

@@ -65,7 +65,7 @@ class Fit:
 
     @property
     def sigma(self) -> float:
-        """Standard deviation of log targets about the law; NaN without degrees of freedom."""
+        """Standard deviation of log targets around the law; NaN without degrees of freedom."""
         df = self.degrees_of_freedom
         return float(np.sqrt(self.sse / df)) if df > 0 else np.nan
 

@@ -6,9 +6,9 @@ The log of a sum of powers, with variables centred at the means `log ref_k` of t
 
 This is smooth. Its gradient is a softmax, and its Hessian has a closed form.
 
-Axes, as letters in shapes and after the names of arrays (`x_IV`): R parameter vectors fitted at once, I rows of data,
-V variables, P coordinates (K of coefficients, then S others). I comes last where possible, because sums over the data
-are several times faster over contiguous memory.
+Axes are letters in shapes and in the suffix of an array's name (`x_IV`): R parameter vectors fitted at once, I rows of
+data, V variables, P coordinates (K of coefficients, then S others). I comes last where possible, because sums over the
+data are several times faster over contiguous memory.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Law(ABC):
     exponents: tuple[str, ...]  # the parameters that are exponents; families are ranked by the first
     floor: int | None  # index of the coordinate of the floor E, if the law has a floor
     is_linear: bool  # whether log L is linear in the coordinates, so that fits and t intervals are exact
-    num_coefficients: int  # K; 0 if the law is not linear in any parameter
+    num_coefficients: int  # K, the number of coefficients in which L is linear
     powers: Mapping[str, tuple[tuple[str, str], ...]]
     """Coefficient -> (variable, exponent) of each power that the coefficient multiplies."""
     variable_of: Mapping[str, str]  # exponent -> its variable or variables, in words

@@ -35,7 +35,7 @@ class Uncertainty:
     ci: dict[str, Interval]
     profiles: dict[str, Profile]
     ensembles: dict[str, Ensemble]
-    not_identified: dict[str, str]  # parameters that the data do not identify -> the reason
+    reasons_not_identified: dict[str, str]  # only for parameters that the data do not identify
     notes: tuple[str, ...]
     bootstrap_se: dict[str, dict[str, float]] = field(default_factory=dict)  # "cluster", "wild" and "delta" -> errors
 

@@ -1,9 +1,9 @@
 """The registry of laws, and Kaplan's joint law, which is not a sum of powers.
 
-A coordinate of a coefficient is the log of its term at the geometric mean of the data. In A N^-alpha, A itself is the
-value at N = 1. That is so far from the data that A and alpha could hardly be estimated separately. `Law.canonical`
-converts coordinates to the parameters that papers quote.
-Axes after names (`u_KRI`): K log terms, R parameter vectors, I rows of data, V variables (see `slm.scaling.forms`).
+Searches do not use a coefficient such as A directly. Its coordinate is the log of the whole term, A N^-alpha, at the
+geometric mean of the data. A itself is the term at N = 1, so far from the data that A and alpha could hardly be
+estimated separately. `Law.canonical` converts coordinates to the parameters that papers quote.
+The suffix of an array's name lists its axes (`u_KRI`): K log terms, R parameter vectors, I rows of data, V variables.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class KaplanJoint(Law):
     source = "Kaplan et al. 2020 (arXiv:2001.08361), equation 1.5"
     variables = ("N", "D")
     is_linear = False
-    num_coefficients = 0
+    num_coefficients = 0  # L is not linear in N_c or D_c
     parameters = ("N_c", "D_c", "alpha_N", "alpha_D")
     exponents = ("alpha_N", "alpha_D")
     not_logged = frozenset(exponents)
@@ -63,8 +63,8 @@ class KaplanJoint(Law):
             # gives d2total = sum_k share_k (du_k du_k' + d2u_k) - dtotal dtotal'.
             hessian = gram(du, g * weights * s) - gram(dtotal, g * weights)
             hessian[:, 1, 1] += (g * weights * (1 - s)).sum(1)
-            # The row and the column of g both get g d2u/dtheta dg, so (g, g) gets its element twice: it is halved here.
             ws = weights * s
+            # row_of_g is added to the row and the column of g, (g, g) twice: so ws u / g is half of ws g d2u/dg2.
             g_times_d2u = np.stack([-ws / g, zero, ws * x / g, ws * u / g], axis=1).sum(2)
             row_of_g = moment(dtotal, weights) + g_times_d2u
             hessian[:, 3, :] += row_of_g
@@ -96,11 +96,12 @@ class KaplanJoint(Law):
         return np.eye(4)[self.parameters.index(name)] if name in self.exponents else None
 
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
-        # L^(1/alpha_D) is linear in two coefficients. Its relative residuals times alpha_D are about those of log L.
+        # Y = L^(1/alpha_D) is linear in two coefficients. Residuals of log L are about alpha_D times Y's relative ones.
         alpha_n, alpha_d = exponents[:, [0]], exponents[:, [1]]
         terms = np.stack(np.broadcast_arrays(-alpha_n / alpha_d * x_IV[:, 0], -x_IV[:, 1]), axis=2)
         relative_terms = np.exp(terms - (log_y / alpha_d)[:, :, None])
-        return alpha_d[:, :, None] * relative_terms, np.repeat(alpha_d, len(log_y), 1)
+        target = np.repeat(alpha_d, len(log_y), 1)  # the relative value 1, times alpha_D
+        return alpha_d[:, :, None] * relative_terms, target
 
     def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:
         n, d = log_coefficients[:, [0]] * exponents[:, [1]], log_coefficients[:, [1]]
@@ -153,7 +154,7 @@ def register_law(law: Law) -> None:
 
 
 def get_law(name: str, formulas: Mapping[str, Any] | None = None, columns: Iterable[str] = ()) -> Law:
-    """Find a law in `LAWS`, `FORMULAS` or the user's `formulas` for a table with `columns`; `ValueError` if unknown."""
+    """Find a law in `LAWS`, `FORMULAS` or `formulas`, which may use `columns` of the table; `ValueError` if unknown."""
     if name in LAWS:
         return LAWS[name]
     all_formulas = FORMULAS | dict(formulas or {})

@@ -53,11 +53,11 @@ def deviance(fits: Sequence[Fit]) -> float:
       If rows share clusters, this deviance is divided by the design effect of their correlation.
     """
     loss = fits[0].loss
-    residuals = np.concatenate([loss.residuals(fit.residuals, fit.sample.log_y) for fit in fits])
+    residuals = np.concatenate([loss.scaled_residuals(fit.residuals, fit.sample.log_y) for fit in fits])
     n = len(residuals)
     if not (residuals**2).sum() > 0:
         return np.nan
-    # Fits number their clusters independently of each other.
+    # Clusters of different fits may have the same number, so a label is a pair of fit and number.
     labels = [[index, cluster] for index, fit in enumerate(fits) for cluster in fit.sample.clusters]
     groups = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
     sums, counts = np.bincount(groups, residuals), np.bincount(groups)
@@ -104,23 +104,23 @@ def parameter_test(fit: Fit, given: Mapping[str, float]) -> Entry | None:
     """
     if not given or not set(given) <= set(fit.law.parameters):
         return None
-    df, n = fit.degrees_of_freedom, len(fit.sample.log_y)
+    residual_df, n = fit.degrees_of_freedom, len(fit.sample.log_y)
     common = {"given": dict(given), "df": len(given), "refused": None}
-    if fit.is_exact or df < 1:
+    if fit.is_exact or residual_df < 1:
         return common | {"refused": "there is no scatter to test against"}
     theta = _held_coordinates(fit, given)
     if theta is None:
-        return common | {"refused": "some of these parameters can be fixed only with all others: give all parameters"}
+        return common | {"refused": "some of these parameters can be fixed only if all are: give all parameters"}
     held = Fit(fit.law, fit.sample, fit.loss, theta, fit.certificate)
     loss, log_y = fit.loss, fit.sample.log_y
     if np.isinf(loss.delta):
-        sse_held = float((loss.residuals(held.residuals, log_y) ** 2).sum())
-        sse_free = float((loss.residuals(fit.residuals, log_y) ** 2).sum())
+        sse_held = float((loss.scaled_residuals(held.residuals, log_y) ** 2).sum())
+        sse_free = float((loss.scaled_residuals(fit.residuals, log_y) ** 2).sum())
         statistic = n * float(np.log(sse_held / sse_free))
-        f = np.expm1(statistic / n) * df / len(given)  # expm1(statistic / n) = SSE_held / SSE_free - 1
-        p = float(stats.f.sf(f, len(given), df))
+        f = np.expm1(statistic / n) * residual_df / len(given)  # expm1(statistic / n) = SSE_held / SSE_free - 1
+        p = float(stats.f.sf(f, len(given), residual_df))
         # The test is exact if the law is linear in logs and the loss squares log residuals.
-        method = "F" if fit.law.is_linear and not loss.linear else "F, approximate"
+        method = "F" if fit.law.is_linear and not loss.is_on_linear_scale else "F, approximate"
     else:
         statistic = huber_deviance(held.residuals, loss) - huber_deviance(fit.residuals, loss)
         p, method = float(stats.chi2.sf(statistic, len(given))), "chi-squared"

@@ -124,14 +124,14 @@ class PairedDesign(Comparison):
 
     The slope of the line is the difference of the two exponents. Student's t test of the slope has two degrees of
     freedom fewer than there are sizes, and is exact for normal scatter. At each size, the log ratio of the means over
-    seeds scatters about the line with variance misfit^2 + 2 noise^2 / seeds.
+    seeds scatters around the line with variance misfit^2 + 2 noise^2 / seeds.
     """
 
     log_N: Floats  # [sizes], natural logarithms
     noise: float | None
     """Standard deviation of log loss between seeds of one size; if the families share seeds, the standard deviation of
     their log ratio between seeds, divided by sqrt(2). None if unknown: `misfit` is then all of the scatter."""
-    misfit: float  # standard deviation of the log ratio about the line with infinitely many seeds
+    misfit: float  # standard deviation of the log ratio around the line with infinitely many seeds
     seeds: int = 1  # runs per size and family
     exponent_per_slope: float = 1.0  # difference of exponents per unit of slope; 1 unless a floor is subtracted
 
@@ -157,7 +157,7 @@ class PairedDesign(Comparison):
 
 @dataclass(frozen=True)
 class Design:
-    """One family's cells (all runs with equal size and tokens), a law, and the scatter of the cells about the law.
+    """One family's cells (all runs with equal size and tokens), a law, and the scatter of the cells around the law.
 
     Cells are independent; the runs of one cell share its misfit. The variance of an exponent is the variance of a cell
     times the exponent's element of the inverse Fisher information (exact for laws linear in logs, else first order).
@@ -167,7 +167,7 @@ class Design:
     log_x: Floats  # [cells, V], natural logarithms of the law's V variables
     params: Mapping[str, float]  # parameters of the law, assumed or fitted
     noise: float | None  # standard deviation of log loss between seeds of a cell; None: see `PairedDesign`
-    misfit: float = 0.0  # standard deviation of a cell's log loss about the law with infinitely many seeds
+    misfit: float = 0.0  # standard deviation of a cell's log loss around the law with infinitely many seeds
     seeds: int = 1  # runs per cell
     num_groups: int | None = None  # of independent cells, if several cells belong to one run or one shape
 
@@ -259,7 +259,7 @@ def plan(
     if not 0 < sigma < np.inf:
         raise ValueError(f"sigma={sigma} must be above 0: it is the scatter of log loss between seeds")
     if not 0 <= misfit < np.inf:
-        raise ValueError(f"misfit={misfit} must be at least 0: it is the scatter of sizes about the law")
+        raise ValueError(f"misfit={misfit} must be at least 0: it is the scatter of sizes around the law")
     if seeds < 1 or seeds != int(seeds):
         raise ValueError(f"seeds={seeds} must be a whole number of at least 1")
     return Design(chosen, np.log(x), params, sigma, misfit, seeds)

@@ -1,4 +1,4 @@
-"""Intervals for what a law predicts: its value at a point, the result of one more run, the gain of doubling N.
+"""Intervals for what a law predicts: its value at a point, the result of a new run, the gain of doubling N.
 
 Notable: for a law that is not a straight line in logs, intervals are from the profile likelihood. An artificial
 observation pulls the law to another value at the point. The interval ends where the pull has raised the sum of squares
@@ -41,7 +41,7 @@ class Band:
     t: Floats  # the quantile of Student's t of each interval
 
     def for_run(self, sigma: float) -> Band:
-        """Widen a band of log L to prediction intervals of single runs, which scatter by `sigma` about the law."""
+        """Widen a band of log L to prediction intervals of single runs, which scatter by `sigma` around the law."""
         distance_down = np.hypot(self.centre - self.low, self.t * sigma)
         distance_up = np.hypot(self.high - self.centre, self.t * sigma)
         return Band(self.centre, self.centre - distance_down, self.centre + distance_up, self.t)
@@ -83,7 +83,7 @@ def needed_bootstrap(fit: Fit) -> Kind | None:
 
 
 def new_run_sigma(fit: Fit, runs: Sample) -> float:
-    """Return the standard deviation of one more run about the law, also for a `fit` to means over seeds.
+    """Return the standard deviation of a new run around the law, also for a `fit` to means over seeds.
 
     A mean over k seeds has the variance misfit^2 + pure^2 / k, a run has misfit^2 + pure^2, where `pure` is the scatter
     between seeds of one cell, pooled over the cells of `runs`. If no cell has two seeds, returns the fit's scatter.

@@ -156,8 +156,8 @@ def rows_by_law(fitted: ByLaw, families: Sequence[str]) -> list[Entry]:
 def rankings(entries: Sequence[Entry], families: Sequence[str]) -> list[Entry]:
     """Rank the families from the steepest exponent to the flattest, once per combination of `CHOICES`.
 
-    A ranking is `tenable` if rows scatter about the law at most `MAX_RELATIVE_MISFIT` times as much as about the best
-    law for the same target and loss. It is `usable` if the exponent of every family is identified too.
+    A ranking is `tenable` if rows scatter around the law at most `MAX_RELATIVE_MISFIT` times as much as around the
+    best law for the same target and loss. It is `usable` if the exponent of every family is identified too.
     """
     groups: dict[tuple[Any, ...], dict[str, Entry]] = {}
     for entry in entries:
@@ -222,7 +222,9 @@ def survival(all_rankings: Sequence[Entry], primary: Entry, families: Sequence[s
 def _why_unknown(primary: Entry, others: Sequence[Entry]) -> str | None:
     """Why it is unknown whether the order survives; None if it is known."""
     if not primary["tenable"]:
-        return f"the scatter about the law of the verdict is over {MAX_RELATIVE_MISFIT:g} times that about the best law"
+        return (
+            f"rows scatter around the verdict's law over {MAX_RELATIVE_MISFIT:g} times as much as around the best law"
+        )
     if not primary["usable"]:
         return "an exponent of the law of the verdict is not identified"
     return None if others else "no other fit that describes the runs has identified exponents in the same variable"

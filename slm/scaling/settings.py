@@ -116,7 +116,7 @@ class Settings:
     @property
     def fit_loss(self) -> Loss:
         """The loss that the main fits minimise."""
-        return Loss(self.delta) if self.loss == "huber" else Loss(linear=self.residuals == "linear")
+        return Loss(self.delta) if self.loss == "huber" else Loss(is_on_linear_scale=self.residuals == "linear")
 
     @property
     def other_loss(self) -> Loss:

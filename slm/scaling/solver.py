@@ -34,26 +34,26 @@ class Loss:
     """
 
     delta: float = np.inf
-    linear: bool = False  # least squares of y - L, not of r = log y - log L: the loss is y^2 (1 - exp(-r))^2 / 2
+    is_on_linear_scale: bool = False  # squares y - L, not r = log y - log L: the loss is y^2 (1 - exp(-r))^2 / 2
 
     @property
     def name(self) -> str:
         """The name of the loss in settings and files."""
-        if self.linear:
+        if self.is_on_linear_scale:
             return "linear"
         return "least_squares" if np.isinf(self.delta) else "huber"
 
-    def residuals(self, r: Floats, log_y: Floats) -> Floats:
-        """The residuals that the loss squares: log residuals `r`, or y - L if `linear`."""
-        return np.asarray(-np.exp(log_y) * np.expm1(-r)) if self.linear else r
+    def scaled_residuals(self, r: Floats, log_y: Floats) -> Floats:
+        """The residuals that the loss squares: y - L on the linear scale, else the log residuals `r`."""
+        return np.asarray(-np.exp(log_y) * np.expm1(-r)) if self.is_on_linear_scale else r
 
     def weight(self, log_y: Floats) -> Floats:
-        """The weight of each row: y^2 if `linear`, which turns the (1 - L/y)^2 of `value` into (y - L)^2."""
-        return np.exp(2 * log_y) if self.linear else np.ones_like(log_y)
+        """The weight of each row: on the linear scale y^2, which turns the (1 - L/y)^2 of `value` into (y - L)^2."""
+        return np.exp(2 * log_y) if self.is_on_linear_scale else np.ones_like(log_y)
 
     def value(self, r: Floats) -> Floats:
         """The loss of each log residual, without the factor `weight`."""
-        if self.linear:
+        if self.is_on_linear_scale:
             return 0.5 * np.expm1(-r) ** 2
         if np.isinf(self.delta):
             return 0.5 * r * r
@@ -62,19 +62,19 @@ class Loss:
 
     def first_derivative(self, r: Floats) -> Floats:
         """Derivative of `value`."""
-        if self.linear:
+        if self.is_on_linear_scale:
             return np.asarray(-np.exp(-r) * np.expm1(-r))
         return np.clip(r, -self.delta, self.delta)
 
     def second_derivative(self, r: Floats) -> Floats:
         """Second derivative of `value`."""
-        if self.linear:
+        if self.is_on_linear_scale:
             return np.asarray(np.exp(-r) * (2 * np.exp(-r) - 1))
         return (np.abs(r) <= self.delta).astype(np.float64)
 
     def scale(self, r: Floats) -> Floats:
         """The weights of iteratively reweighted least squares (`first_derivative` / r), which scale the damping."""
-        if self.linear:
+        if self.is_on_linear_scale:
             return np.exp(-2 * r)
         return np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300))
 

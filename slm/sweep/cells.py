@@ -61,7 +61,7 @@ class Cell:
     @property
     def flops_trained(self) -> float:
         """The part of `flops` that this run itself computes; a branch skips the steps that it shares."""
-        return self.flops * (1 - self.shared_tokens / self.tokens) if self.shared_tokens else self.flops
+        return self.flops * (1 - self.shared_tokens / self.tokens) if self.shared_tokens > 0 else self.flops
 
 
 def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: Callable[[str], str]) -> pd.DataFrame:
@@ -126,11 +126,10 @@ def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cel
     return [changed.get(cell.name, cell) for cell in cells]
 
 
-def reset_missed_branches(cells: Sequence[Cell], runs: Path) -> list[Cell]:
+def reset_branches_added_too_late(cells: Sequence[Cell], runs: Path) -> list[Cell]:
     """Let a branch train from step 0 if its trunk passed the branch step before the design had this branch."""
     return [
-        replace(cell, branch_step=0, shared_tokens=0) if cell.branch_step and _missed_branch_step(cell, runs) else cell
-        for cell in cells
+        replace(cell, branch_step=0, shared_tokens=0) if _was_added_too_late(cell, runs) else cell for cell in cells
     ]
 
 
@@ -140,11 +139,11 @@ def has_branch_checkpoint(branch: Cell, runs: Path) -> bool:
     return branch.branch_step > 0 and checkpoint.exists()
 
 
-def _missed_branch_step(branch: Cell, runs: Path) -> bool:
-    """Whether the trunk of an unfinished branch has passed the branch step without keeping a checkpoint."""
-    if read_outcome(runs / branch.name).status == "completed" or has_branch_checkpoint(branch, runs):
+def _was_added_too_late(cell: Cell, runs: Path) -> bool:
+    """Whether the cell is an unfinished branch whose trunk passed the branch step without keeping a checkpoint."""
+    folder, trunk = runs / cell.name, runs / str(cell.trunk)
+    if cell.branch_step == 0 or read_outcome(folder).status == "completed" or has_branch_checkpoint(cell, runs):
         return False
-    trunk = runs / str(branch.trunk)
     progress = read_progress(trunk)
     tokens = progress.tokens if progress else 0
-    return read_outcome(trunk).status == "completed" or tokens > branch.shared_tokens
+    return read_outcome(trunk).status == "completed" or tokens > cell.shared_tokens

@@ -34,7 +34,6 @@ from slm.sweep.ledger import Outcome, RunProgress, Tries
 from slm.sweep.recipe import inherited_overrides
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-
 POLL_SECONDS = 0.2
 SHOW_SECONDS = 1.0
 FINAL_STATUSES = ("completed", "diverged", "failed")
@@ -90,7 +89,7 @@ def execute(
         num_completed = sum(outcome.status == "completed" for outcome in outcomes.values())
         raise Interrupted(
             f"interrupted with {num_completed} of {len(outcomes)} cells completed: "
-            f"the same command with output_dir={folder.parent} continues"
+            f"to continue, run the same command with output_dir={folder.parent}"
         )
     return outcomes
 
@@ -232,6 +231,6 @@ def _flops_to_the_end(cells: Sequence[Cell]) -> dict[str, float]:
 def run_paths(cell: Cell, folder: Path) -> list[str]:
     """Overrides of train.py with the paths of the run and of its trunk."""
     overrides = [f"output_dir={in_quotes(folder / cell.name)}"]
-    if cell.trunk is not None and cell.branch_step:
+    if cell.trunk is not None and cell.branch_step > 0:  # a branch added too late starts at step 0
         overrides.append(f"branch_from={in_quotes(folder / cell.trunk)}")
     return overrides

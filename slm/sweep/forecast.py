@@ -85,7 +85,7 @@ def remember_speeds(cache_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def disk_bytes(cells: Sequence[Cell]) -> int:
     """Disk space of all runs after training."""
     params = sum(cell.params_total for cell in cells)
-    params_of_branches = sum(cell.params_total for cell in cells if cell.branch_step)
+    params_of_branches = sum(cell.params_total for cell in cells if cell.branch_step > 0)
     return BYTES_PER_PARAMETER * params + BYTES_PER_PARAMETER_OF_BRANCH * params_of_branches
 
 

@@ -65,7 +65,7 @@ def _cell_table(cells: Sequence[Cell], speeds: Speeds) -> Table:
             f"{width}x{depth}",
             f"{first.params_total:,}",
             f"{first.params_non_embedding:,}",
-            f"{tokens:,}" + (f", branch at {first.shared_tokens:,}" if first.branch_step else ""),
+            f"{tokens:,}" + (f", branch at {first.shared_tokens:,}" if first.branch_step > 0 else ""),
             f"{first.flops_trained:.3g}",
             f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}",
             str(len(runs)),
@@ -75,7 +75,7 @@ def _cell_table(cells: Sequence[Cell], speeds: Speeds) -> Table:
 
 
 def _trunk_lines(cells: Sequence[Cell]) -> list[str]:
-    branches = [cell for cell in cells if cell.branch_step]
+    branches = [cell for cell in cells if cell.branch_step > 0]
     if not branches:
         return []
     trunks = {cell.trunk for cell in branches}

@@ -39,7 +39,7 @@ class Recipe:
     def __init__(self, family: str, overrides: Sequence[str]) -> None:
         self.family = family
         self.overrides = (f"family={family}", *overrides)
-        # Without the last two overrides Hydra would derive name and output_dir from the choices of sweep.py.
+        # Without the last two overrides, Hydra would derive these values from the config groups chosen for sweep.py.
         self.config = composed("train", (*self.overrides, f"name={family}", "output_dir=runs"))
         self.default_aspect = float(self.config.width / self.config.depth)
         self.shapes: dict[tuple[int, int], ModelConfig] = {}

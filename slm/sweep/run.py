@@ -29,7 +29,7 @@ from slm.runtime.settings import plain_settings
 from slm.runtime.words import plural, shortlist
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
-from slm.sweep.cells import Cell, collect_cells, reset_missed_branches
+from slm.sweep.cells import Cell, collect_cells, reset_branches_added_too_late
 from slm.sweep.config import check_column_names
 from slm.sweep.design import Design, check_design
 from slm.sweep.evaluation import EVALUATE, evaluation_cells, keep_measured_runs, with_evaluations
@@ -102,14 +102,14 @@ def _check_sweep(config: Mapping[str, Any]) -> Sweep:
     key = digest(sorted(cell.key for cell in plan.cells))[:8]
     folder = Path(config["output_dir"] or f"sweeps/{design.name}-{key}")
     config = {**config, "output_dir": str(folder), "name": config["name"] or design.name}
+    # `size` is the definition of N under which the design gave all families the same values of N, `sizes`.
     if config["analysis"]["size"] == "auto" and design.grid["sizes"] is not None:
-        # The design gave all families the same sizes under this definition of N.
         config["analysis"] = {**config["analysis"], "size": design.grid["size"]}
     num_runs = sum(cell.is_possible for cell in plan.cells)
     if config["drop_worst"] >= num_runs:
         raise ValueError(f"drop_worst={config['drop_worst']} drops all {num_runs} runs of this sweep")
     _check_folder(folder, plan.cells)
-    plan.cells = reset_missed_branches(plan.cells, folder / "runs")
+    plan.cells = reset_branches_added_too_late(plan.cells, folder / "runs")
     for train_config in plan.configs:
         check_inputs(train_config, "sweep.overrides")
     for name, overrides in design.evaluations.items():
@@ -153,7 +153,7 @@ def _launcher_settings(sweep: Sweep) -> dict[str, Any]:
     largest = max(possible, key=lambda cell: cell.flops / cell.tokens)
 
     def measure(num_jobs: int) -> SharedGpuMeasurement | None:
-        # Without the last override Hydra would derive output_dir from the choices of sweep.py.
+        # Without output_dir=runs, Hydra would derive output_dir from the config groups chosen for sweep.py.
         config = composed("train", (*largest.overrides, "output_dir=runs"))
         num_slots = num_jobs * len(gpus)
         settings = {**launcher, "jobs_per_gpu": num_jobs, "slots": num_slots}
@@ -223,7 +223,7 @@ def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], *, notes: Sequence[s
     remember_speeds(sweep.plan.cache_dir, completed.to_dict("records"))
     is_tuned = design.lr["rule"] == "tuned"
     if is_tuned:
-        completed = completed[list(training)]  # no evaluations: no run was trained at the interpolated optimum
+        completed = completed[list(training)]  # only training columns: no run at the interpolated optimum was evaluated
     rows, left_out = keep_measured_runs(completed, sweep.config["columns"])
     notes = [*notes, *left_out]
     if is_tuned:

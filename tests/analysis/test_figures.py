@@ -149,7 +149,7 @@ def test_a_family_keeps_its_colour_no_two_of_seven_share_one_or_a_mark_and_no_tw
 
 @pytest.mark.parametrize(("value", "label"), [(1.25e8, "125M"), (1e19, "10¹⁹"), (2e-4, "2×10⁻⁴"), (2.5, "2.5")])
 def test_ticks_read_as_people_write(value: float, label: str) -> None:
-    assert tick_label(value, counts=value < 1e15) == label
+    assert tick_label(value, as_counts=value < 1e15) == label
 
 
 @pytest.mark.parametrize("span", [1.001, 1.3, 3.0, 1e3, 1e9])

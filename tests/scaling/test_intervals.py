@@ -35,7 +35,7 @@ def test_errors_and_interval_of_a_straight_line_are_those_of_regression() -> Non
     assert found.se["A"] == pytest.approx(np.exp(line.intercept) * line.intercept_stderr, rel=1e-3)  # delta method
     ends = np.exp(line.intercept + reach * line.intercept_stderr * np.array([-1, 1]))
     assert found.ci["A"] == pytest.approx(tuple(ends), rel=1e-3)
-    assert found.not_identified == {}
+    assert found.reasons_not_identified == {}
 
 
 def test_the_published_rows_have_the_intervals_of_facts() -> None:
@@ -80,16 +80,16 @@ def test_intervals_of_rows_that_share_shapes_cover_the_truth(shapes: int, rows: 
 def test_four_sizes_do_not_identify_three_parameters() -> None:
     frame = read_table("mobilellm_published").frame
     result = of(fit_sample(FLOOR, sample(*np.log(frame[["loss", "params_total"]].to_numpy(float).T))))
-    assert set(result.not_identified) >= {"E", "alpha"}
+    assert set(result.reasons_not_identified) >= {"E", "alpha"}
     assert any("4 distinct sizes and 4 values for 3 parameters" in note for note in result.notes)
 
 
 def test_exponents_of_noise_are_not_identified() -> None:
     x = np.linspace(16, 21, 9)
     flat = sample(1.1 + 0.02 * generator(4).normal(size=9), x)
-    assert "alpha" in of(fit_sample(FLOOR, flat)).not_identified
+    assert "alpha" in of(fit_sample(FLOOR, flat)).reasons_not_identified
     line = of(fit_sample(POWER, flat))
-    assert line.not_identified == {}  # a slope of about nothing is a finding
+    assert line.reasons_not_identified == {}  # a slope of about nothing is a finding
     assert "the interval of alpha includes 0" in line.notes
 
 
@@ -99,9 +99,9 @@ def test_a_floor_that_the_data_do_not_show_is_marked() -> None:
     found = fit_sample(FLOOR, sample(np.log(8 - 0.25 * x) + noise, x))
     assert found.certificate.at_bound == ("E",)
     result = of(found)
-    assert "E" in result.not_identified
+    assert "E" in result.reasons_not_identified
     assert any("E ended at 0" in note for note in result.notes)
-    assert of(fit_sample(FLOOR, noisy("power_floor", 25, 0.001))).not_identified == {}
+    assert of(fit_sample(FLOOR, noisy("power_floor", 25, 0.001))).reasons_not_identified == {}
 
 
 def test_an_exponent_whose_coefficient_is_at_its_bound_is_not_identified() -> None:
@@ -110,7 +110,7 @@ def test_an_exponent_whose_coefficient_is_at_its_bound_is_not_identified() -> No
     y = 1 + 0.003 * generator().standard_normal(8) + 0.08 * (np.arange(8) == 0)
     found = fit_sample(FLOOR, sample(y, x))
     assert found.sse > 1.0001 * 7 * y[1:].var()  # alpha towards infinity is better still
-    assert "alpha" in of(found).not_identified
+    assert "alpha" in of(found).reasons_not_identified
 
 
 def test_replicates_are_optional_where_they_are_a_cross_check() -> None:

@@ -52,7 +52,7 @@ def test_the_truth_is_rejected_as_often_as_it_should_be() -> None:
 
 def test_under_linear_residuals_it_is_the_ratio_of_their_squares() -> None:
     of = noisy("chinchilla", 30, 0.005)
-    found = fit_sample(CHINCHILLA, of, loss=Loss(linear=True))
+    found = fit_sample(CHINCHILLA, of, loss=Loss(is_on_linear_scale=True))
     N, D = np.exp(of.log_x.T)
 
     def residuals(p: np.ndarray) -> np.ndarray:

@@ -123,7 +123,7 @@ def ends(least_floor: float) -> tuple[float | None, float]:
 def test_with_a_floor_alpha_is_not_identified() -> None:
     figures, finding = CLAIMS["floor"]["figures"], CLAIMS["floor"]["finding"]
     result = uncertainty(fit(TABLE, "power_floor"), replicates=0, rng=generator())
-    assert set(result.not_identified) >= {"alpha", "E"}
+    assert set(result.reasons_not_identified) >= {"alpha", "E"}
     assert (figures["low"], figures["high"]) == pytest.approx(result.ci["alpha"], rel=1e-6)
     low, high = ends(0.0)
     assert (figures["low"], figures["high"]) == (pytest.approx(low, rel=0.02), pytest.approx(high, rel=0.01))

@@ -162,7 +162,8 @@ def test_sigterm_lets_jobs_save_and_the_next_master_goes_on(tmp_path: Path) -> N
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"interrupted with 0 of 5 cells completed: the same command with output_dir={tmp_path} continues" in said
+    assert "interrupted with 0 of 5 cells completed" in said
+    assert f"to continue, run the same command with output_dir={tmp_path}" in said
     assert not live_jobs(tmp_path)
     assert [what for what, _ in history(tmp_path)] == ["start"] * 2 + ["interrupted"] * 2
     process = start_master(tmp_path)

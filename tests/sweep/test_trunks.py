@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from slm.composition.schedules import check_schedule, count_common_steps
 from slm.scaling.tables import table_from_frame
-from slm.sweep.cells import collect_cells, reset_missed_branches, share_trunks
+from slm.sweep.cells import collect_cells, reset_branches_added_too_late, share_trunks
 from slm.sweep.config import check_settings
 from slm.sweep.execute import run_paths
 from slm.sweep.forecast import Speeds, disk_bytes, find_power
@@ -118,13 +118,13 @@ def test_budgets_of_a_shape_share_its_misfit_and_branches_of_a_trunk_their_noise
 
 def test_a_budget_added_to_a_finished_trunk_that_kept_no_step_for_it_is_trained_from_step_0(tmp_path: Path) -> None:
     cells = share_trunks([cell("short", steps=10), cell("long", steps=20)], wsd())
-    assert reset_missed_branches(cells, tmp_path) == cells
+    assert reset_branches_added_too_late(cells, tmp_path) == cells
     write(tmp_path / "long", {"status": "completed"})
-    short, _ = reset_missed_branches(cells, tmp_path)
+    short, _ = reset_branches_added_too_late(cells, tmp_path)
     assert (short.branch_step, short.flops_trained, short.trunk) == (0, short.flops, "long")
     (tmp_path / "long" / "checkpoints").mkdir()
     (tmp_path / "long" / "checkpoints" / "step-000008.ckpt").touch()
-    assert reset_missed_branches(cells, tmp_path) == cells
+    assert reset_branches_added_too_late(cells, tmp_path) == cells
 
 
 def test_a_trunk_that_was_interrupted_past_a_step_that_it_did_not_keep_has_lost_it(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_trunk_that_was_interrupted_past_a_step_that_it_did_not_keep_has_lost_
     write(tmp_path / "long", {"status": "interrupted"})
     for step, branch_step in ((8, 8), (9, 0)):
         (tmp_path / "long" / "metrics.csv").write_text(f"step,tokens\n{step},{step * 100}\n")
-        assert reset_missed_branches(cells, tmp_path)[0].branch_step == branch_step
+        assert reset_branches_added_too_late(cells, tmp_path)[0].branch_step == branch_step
 
 
 def test_a_branch_has_the_loss_of_a_run_from_step_0(text_file: Path, cache_dir: Path, tmp_path: Path) -> None:

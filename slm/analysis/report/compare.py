@@ -47,7 +47,7 @@ def comparison_section(analysis: Directory) -> Section:
     left_out = escape_markdown(join_names(comparison["left_out"] or []))
     return section.add(
         f"The law is {analysis.equation(law)} (`{law}`)."
-        + (f" Left out, because their fits failed or do not identify an exponent: {left_out}." if left_out else ""),
+        + (f" Left out, because their fits failed or an exponent is not identified: {left_out}." if left_out else ""),
         _equality_test(comparison),
         _pair_table(comparison),
         analysis.figure("differences", "Differences of exponents between families, from separate fits of each family."),
@@ -61,7 +61,7 @@ def comparison_section(analysis: Directory) -> Section:
 
 
 def _equality_test(comparison: Entry) -> str:
-    tests = [f"p {p_value(test['p'], equals=True)} for {name}" for name, test in comparison["joint"].items()]
+    tests = [f"p {p_value(test['p'], with_equals=True)} for {name}" for name, test in comparison["joint"].items()]
     if not tests:
         return "No exponent is identified in two families, so none is compared."
     common_range = (comparison["common_range"] or {}).get("range")
@@ -112,7 +112,7 @@ def _models_explained(comparison: Entry) -> str:
     if not tests:
         return words
     test = tests[0]
-    p = p_value(test["p"], test["replicates"], equals=True)
+    p = p_value(test["p"], test["replicates"], with_equals=True)
     ratio = format_number(test["statistic"], 3)
     return f"{words} One law for all families against one law with N (and D) rescaled per family: LR {ratio}, p {p}."
 
@@ -133,7 +133,7 @@ def _efficiency(comparison: Entry, level: float) -> list[str]:
         outcome = "is rejected, so use the factors only as a summary" if test["p"] < 1 - level else "is not rejected"
         sentences.append(
             f"The model behind these factors (families differ only by a factor on size and data) {outcome} "
-            f"(p {p_value(test['p'], test.get('replicates'), equals=True)})."
+            f"(p {p_value(test['p'], test.get('replicates'), with_equals=True)})."
         )
     return sentences
 
@@ -159,7 +159,7 @@ def _joint_tests(comparisons: Sequence[Entry]) -> str:
         for comparison in comparisons
         for name, test in comparison["joint"].items()
     ]
-    return table(("law", "exponent", "families that identify it", "p of equal exponents"), rows)
+    return table(("law", "exponent", "families in which it is identified", "p of equal exponents"), rows)
 
 
 def _ranking(analysis: Directory) -> list[str]:
@@ -245,7 +245,7 @@ def _draw_differences(axis: Axes, rows: list[Entry], max_p: float) -> None:
         colour = PALETTE[1] if _is_significant(row, max_p) else PALETTE[0]
         axis.plot([low, high], [y, y], color=colour, lw=1.6)
         axis.plot(row["delta"], y, "o", color=colour, ms=5)
-        text_beside(axis, y, f"Holm p {p_value(row['p_adjusted'], equals=True)}", x=1.02, size=8)
+        text_beside(axis, y, f"Holm p {p_value(row['p_adjusted'], with_equals=True)}", x=1.02, size=8)
     axis.set_yticks(range(len(rows)), labels=[_label(row) for row in rows])
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(rows) - 0.4, -0.6)

@@ -148,6 +148,6 @@ def _draw_front(axis: Axes, analysis: Directory, front: Entry, target: str) -> N
         axis.plot(row[column], row[target], marker=analysis.marker(row["family"]), ms=5.5,
                   color=analysis.colour(row["family"]), mec=INK)  # fmt: skip
     x, y = analysis.results[column].to_numpy(float), analysis.results[target].to_numpy(float)
-    log_axis(axis.xaxis, x.min() / 1.2, x.max() * 1.2, counts=column != "flops")
+    log_axis(axis.xaxis, x.min() / 1.2, x.max() * 1.2, as_counts=column != "flops")
     log_axis(axis.yaxis, y.min() / 1.03, y.max() * 1.03)
     axis.set_xlabel(_label(column))

@@ -180,7 +180,7 @@ def _set_same_limits(axes: list[Axes], analysis: Directory, entries: list[Entry]
     published = [line for axis in axes for line in axis.get_lines() if line.get_color() == GREY]  # nothing else is grey
     y = np.concatenate(y_arrays + [np.asarray(line.get_ydata()) for line in published])
     for axis in axes:
-        log_axis(axis.xaxis, x.min(), x.max(), counts=variable != "C")
+        log_axis(axis.xaxis, x.min(), x.max(), as_counts=variable != "C")
         log_axis(axis.yaxis, np.nanmin(y) / 1.04, np.nanmax(y) * 1.04)
         axis.set_xlabel(axis_name(variable, basis["size"]))
     for axis in axes[::3]:
@@ -215,7 +215,7 @@ def residuals_figure(analysis: Directory) -> Figure | None:
             family, points = entry["family"], entry["points"]
             axis.plot(points[variable], 100 * np.array(points["residual"], float), ls="", ms=4, alpha=0.8,
                       marker=analysis.marker(family), color=analysis.colour(family))  # fmt: skip
-        log_axis(axis.xaxis, values.min() / 1.15, values.max() * 1.15, counts=variable != "C")
+        log_axis(axis.xaxis, values.min() / 1.15, values.max() * 1.15, as_counts=variable != "C")
         axis.set_xlabel(analysis.axis_name(variable))
     axes[0].set_ylabel("residual (%)")
     if sigmas:

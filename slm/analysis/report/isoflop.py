@@ -159,7 +159,7 @@ def _draw_optima(axis: Axes, analysis: Directory, row: Entry) -> None:
                   label=f"{variable} ~ C^{format_number(slope, 3)}")  # fmt: skip
         axis.plot(flops, np.exp(np.log(optima).mean() + slope * centred_log_c), color=INK, lw=1)
     both = np.concatenate([params, tokens])
-    log_axis(axis.xaxis, flops.min() / 1.3, flops.max() * 1.3, counts=False)
+    log_axis(axis.xaxis, flops.min() / 1.3, flops.max() * 1.3, as_counts=False)
     log_axis(axis.yaxis, both.min() / 1.3, both.max() * 1.3)
     axis.set_xlabel("C (training FLOPs)")
     axis.set_ylabel("optimal parameters and tokens")

@@ -86,7 +86,7 @@ def _level_table(pairs: Sequence[Entry], target: str) -> str:
 
     columns: Columns = {
         "pair": lambda pair: pair_name(pair).replace(" - ", " / "),
-        f"difference in {target} at the middle size": lambda pair: percent(pair["level_above"], sign=True),
+        f"difference in {target} at the middle size": lambda pair: percent(pair["level_above"], with_sign=True),
         "p": lambda pair: p_value(pair["level_p_adjusted"]),
         "equal to a factor on N of": lambda pair: factor_text(pair["worth"]),
         "factor at the smallest size": lambda pair: factor_text(pair["worth_by_size"][0]),
@@ -119,7 +119,7 @@ def ratios_figure(analysis: Directory) -> Figure | None:
         axis.axhline(0, color=INK, lw=0.8)
         log_axis(axis.xaxis, min(sizes) / 1.15, max(sizes) * 1.15)
         names = f"{short_name(pair['a'])} / {short_name(pair['b'])}"
-        axis.set_title(f"{names}, p {p_value(pair['p_adjusted'], equals=True)}", fontsize=8.5)
+        axis.set_title(f"{names}, p {p_value(pair['p_adjusted'], with_equals=True)}", fontsize=8.5)
         axis.set_xlabel(analysis.axis_name("N"))
     axes[0].set_ylabel(f"difference in {target} (%)")
     return figure

@@ -122,7 +122,7 @@ def given_lines(analysis: Directory) -> list[str]:
     lines = [f"The best fit with {_given_values(rows)} against the fit with all parameters free:"] if rows else []
     for row in rows:
         ratio = f"likelihood ratio {format_number(row['statistic'])}, df = {row['df']}"
-        outcome = row["refused"] or f"{ratio}, p {p_value(row['p'], equals=True)} ({row['method']})"
+        outcome = row["refused"] or f"{ratio}, p {p_value(row['p'], with_equals=True)} ({row['method']})"
         lines.append(f"  {row['family']}, {row['law']}: {outcome}")
     return lines + _dependence_warning(rows)
 

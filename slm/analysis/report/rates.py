@@ -36,7 +36,7 @@ def _draw_family(axis: Axes, runs: pd.DataFrame, optima: pd.DataFrame) -> None:
         means = runs[is_same_shape].groupby("lr")["loss"].mean()
         axis.plot(means.index, means, "o-", color=PALETTE[index % len(PALETTE)], ms=4, lw=1.4, label=_shape(optimum))
         axis.plot(optimum["lr"], optimum["loss"], "x", color=INK, ms=6, mew=1.5)
-    log_axis(axis.xaxis, runs["lr"].min() / 1.15, runs["lr"].max() * 1.15, counts=False)
+    log_axis(axis.xaxis, runs["lr"].min() / 1.15, runs["lr"].max() * 1.15, as_counts=False)
     for design_rate in optima["lr_value"].dropna().unique():
         axis.axvline(design_rate, color=GREY, lw=0.8, ls=":")
     axis.set_xlabel("optim.lr (dotted: the learning rate of the design)")

@@ -34,7 +34,7 @@ def selection_section(analysis: Directory) -> Section:
         "AICc": lambda row: format_number(row["aicc"], 5),
         "BIC": lambda row: format_number(row["bic"], 5),
         "rmse": lambda row: percent(row["rmse_log"]),
-        "extrapolation error": lambda row: percent(row["extrapolation_error_log"], sign=True),
+        "extrapolation error": lambda row: percent(row["extrapolation_error_log"], with_sign=True),
         "inside the interval": lambda row: yes_or_no(row["extrapolation_inside"]),
         "identified": lambda row: yes_or_no(row["identified"]),
     }
@@ -49,14 +49,14 @@ def selection_section(analysis: Directory) -> Section:
         analysis.figure(
             "extrapolation",
             "Prediction of each held-out size from all smaller sizes, by law and family. Marks: the prediction error, "
-            "positive if the prediction is too high. Lines: the prediction interval minus the measured value. Hollow "
-            "marks: the measured value lies outside the interval.",
+            "positive if the prediction is too high. Lines: the prediction interval, relative to the measured value, "
+            "which is at 0. Hollow marks: the measured value lies outside the interval.",
         ),
     )
 
 
 def _law_table(analysis: Directory, rows: Sequence[Entry]) -> str:
-    header = ("law", "families that identify it", "largest rmse", "largest extrapolation error",
+    header = ("law", "families in which it is identified", "largest rmse", "largest extrapolation error",
               "smallest lack-of-fit p", "inside, 1 size ahead", "inside, 2 sizes", "inside, 3 sizes")  # fmt: skip
     by_law = {law: [row for row in rows if row["law"] == law] for law in fitted_laws(analysis.fits)}
     return table(header, [_law_row(analysis, law, law_rows) for law, law_rows in by_law.items() if law_rows])
@@ -74,7 +74,7 @@ def _law_row(analysis: Directory, law: str, rows: Sequence[Entry]) -> list[str]:
         f"**{law}** (law of the verdict)" if law == analysis.verdict_basis["law"] else law,
         f"{sum(row['identified'] for row in rows)} of {len(rows)}",
         percent(max(rmses, default=None)),
-        percent(max(errors, key=abs, default=None), sign=True),
+        percent(max(errors, key=abs, default=None), with_sign=True),
         p_value(min(p_values, default=None)),
         *map(_count_inside, steps_by_distance),
     ]
@@ -139,11 +139,10 @@ def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) 
     # The median half width, because one very wide interval would squeeze all others into a strip.
     reach = 1.25 * max(max(errors), float(np.median(half_widths)))
     axis.set_ylim(-reach, reach)
-    log_axis(axis.xaxis, min(positions) / 1.2, max(positions) * 1.2, counts=variable != "C")
+    log_axis(axis.xaxis, min(positions) / 1.2, max(positions) * 1.2, as_counts=variable != "C")
     ticks = axis.get_xticks()
-    if len(ticks) > 3:
-        ticks = ticks[::2]
-    axis.set_xticks(ticks, labels=[tick_label(tick, counts=variable != "C") for tick in ticks])
+    chosen_ticks = ticks[::2] if len(ticks) > 3 else ticks
+    axis.set_xticks(chosen_ticks, labels=[tick_label(tick, as_counts=variable != "C") for tick in chosen_ticks])
     axis.set_xlabel(f"held-out {analysis.axis_name(variable)}", fontsize=8)
 
 
@@ -211,5 +210,5 @@ def convergence_section(analysis: Directory) -> Section:
 
 def starts_text(entry: Entry) -> str:
     """The share of a fit's starts that reached the best objective."""
-    share = entry["starts_agreeing"]
-    return f"{share:.0%} of {entry['starts']}" if is_number(share) else NO_VALUE
+    share_agreeing = entry["starts_agreeing"]
+    return f"{share_agreeing:.0%} of {entry['starts']}" if is_number(share_agreeing) else NO_VALUE

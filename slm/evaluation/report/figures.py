@@ -66,7 +66,7 @@ def size_figure(results: Results) -> Figure | None:
     if published or len(laws) > 1:
         axis.legend(loc="lower left", frameon=False, fontsize=8)
     log_axis(axis.xaxis, min(all_N) / 1.25, max(all_N) * 1.25)
-    log_axis(axis.yaxis, min(low for low, _ in ranges) / 1.03, max(high for _, high in ranges) * 1.03, counts=False)
+    log_axis(axis.yaxis, min(low for low, _ in ranges) / 1.03, max(high for _, high in ranges) * 1.03, as_counts=False)
     axis.set_xlabel("N (all parameters)")
     axis.set_ylabel(TARGET_UNITS[metric])
     return figure
@@ -131,7 +131,7 @@ def pareto_figure(results: Results) -> Figure | None:
     axis.plot([speed for speed, _ in front], [value for _, value in front], color=INK, lw=1, alpha=0.7, zorder=1.5)
     speeds = [speed for _, speed, _ in rows]
     log_axis(axis.xaxis, min(speeds) / 1.25, max(speeds) * 1.25)
-    log_axis(axis.yaxis, min(low for low, _ in ranges) / 1.02, max(high for _, high in ranges) * 1.02, counts=False)
+    log_axis(axis.yaxis, min(low for low, _ in ranges) / 1.02, max(high for _, high in ranges) * 1.02, as_counts=False)
     axis.set_xlabel(f"decode, tokens per second: more is better\n({usual})")
     axis.set_ylabel(f"{TARGET_UNITS[metric]}, {short_name(results.primary.data)}: less is better")
     return figure
@@ -175,7 +175,7 @@ def _scale_gains(axis: Axes, all_gains: Sequence[Gain], law_gains: Sequence[floa
     low = min([*law_gains, *(gain.value - 2 * (gain.se or 0.0) for gain in all_gains)])
     high = max([*law_gains, *(gain.value + 2 * (gain.se or 0.0) for gain in all_gains)])
     if low > 0:
-        log_axis(axis.yaxis, low / 1.5, high * 1.5, counts=False)
+        log_axis(axis.yaxis, low / 1.5, high * 1.5, as_counts=False)
         return
     height = high - low or 1.0
     axis.set_ylim(low - 0.08 * height, max(high, 0.0) + 0.08 * height)

@@ -161,7 +161,7 @@ def measured_findings(measured: Table, pairs: list[Pair]) -> dict[str, str]:
     log_prediction = band(perplexity_fit, np.log([[2e9]]), None).for_run(perplexity_fit.sigma)
     prediction, low, high = np.exp([log_prediction.centre[0], log_prediction.low[0], log_prediction.high[0]])
     floor_uncertainty = _uncertainty(fit(measured, "power_floor"))
-    status = "not identified" if "alpha" in floor_uncertainty.not_identified else "identified"
+    status = "not identified" if "alpha" in floor_uncertainty.reasons_not_identified else "identified"
     loss_fit = fit(measured, "power")
     loss_alpha = loss_fit.params["alpha"]
     non_embedding_ratio = fit(measured, "power", size="params_non_embedding").params["alpha"] / KAPLAN_EXPONENT

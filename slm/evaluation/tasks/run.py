@@ -47,9 +47,9 @@ def run_task(
     """Return task -> result: `metric`, `value`, `se`, `n`, `num_fewshot`, `also` (other metrics), `notes`.
 
     The questions come from `file`, or from the harness task if `file` is None. A task that cannot be run has only an
-    `error`, one sentence. A tag, or a group for which the harness computes no mean, gives one result per task. `limit`
-    is the maximum number of questions. `num_fewshot` is the number of examples before each question; None takes the
-    task's default, or 0 if it has none.
+    `error`, one sentence. If `name` is a tag, or a group for which the harness computes no mean, each of its tasks has
+    a result. `limit` is the maximum number of questions. `num_fewshot` is the number of examples before each question;
+    None takes the task's default, or 0 if it has none.
     """
     from slm.evaluation.tasks.adapter import DecoderLM
 

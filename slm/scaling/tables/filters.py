@@ -33,7 +33,7 @@ def select_rows(raw: pd.DataFrame, where: str | None, columns: Columns, notes: l
     columns_text = f"its columns are {shortlist(raw.columns, 12)}"
     frame = convert_types(raw)
     if re.search(r"""(["'])(true|false)\1""", where, re.IGNORECASE):
-        # The query quotes "true" or "false", so it must see booleans as the text of the file.
+        # The query quotes "true" or "false", so boolean columns must stay text, as in the file.
         booleans = [name for name in frame if parse_booleans(raw[name]) is not None]
         frame = frame.assign(**{name: raw[name] for name in booleans})
     try:
@@ -128,17 +128,17 @@ def _is_far_above_lower_rates(frame: pd.DataFrame, result: pd.Series) -> pd.Seri
         return is_far_above
     setting = group_numbers(frame, [name for name in CELL if name != "lr"])
     is_suspect = result >= DIVERGED_RATIO * result.groupby(setting).transform("min")
-    has_suspect = is_suspect.groupby(setting).transform("any")
-    for _, results in result[has_suspect].groupby(setting):
-        rates = frame.loc[results.index, "lr"]
+    group_has_suspect = is_suspect.groupby(setting).transform("any")
+    for _, group_result in result[group_has_suspect].groupby(setting):  # other groups do not need the slow loop
+        rates = frame.loc[group_result.index, "lr"]
         # cummin gives the lowest result up to each rate, and shift moves it on to the next rate.
-        lowest_at_lower_rates = results.groupby(rates).min().cummin().shift(1)
-        is_far_above[results.index] = results >= DIVERGED_RATIO * rates.map(lowest_at_lower_rates)
+        lowest_at_lower_rates = group_result.groupby(rates).min().cummin().shift(1)
+        is_far_above[group_result.index] = group_result >= DIVERGED_RATIO * rates.map(lowest_at_lower_rates)
     return is_far_above
 
 
 def _has_nan_or_infinite_result(raw: pd.DataFrame) -> pd.Series:
-    """Whether each row has a result `nan` or `inf`. Without `status`, none has: `nan` may then be a missing result."""
+    """Whether each row has a result `nan` or `inf`. All False without `status`: `nan` may then be a missing result."""
 
     def is_nan_or_infinite(value: Any) -> bool:
         return (isinstance(value, str) and value.strip().lower() == "nan") or math.isinf(parse_number(value) or 0.0)
@@ -184,8 +184,8 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
         return frame
     run_of_row = run_ids(frame, "run_id")
     ordered = frame.sort_values("tokens", kind="stable") if "tokens" in frame else frame
-    is_last = ~run_of_row[ordered.index].duplicated(keep="last")
-    last_rows = frame.loc[ordered.index[is_last]].sort_index()
+    is_before_last = run_of_row[ordered.index].duplicated(keep="last")
+    last_rows = frame.loc[ordered.index[~is_before_last]].sort_index()  # the row of each run with the most tokens
     group = group_numbers(last_rows, columns_held_fixed(names))
     setting = group_numbers(last_rows, names)
     means = last_rows[ranking_target(frame)].groupby([group, setting]).mean()
@@ -196,7 +196,8 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
         return frame
     best_pairs = set(means.groupby(level=0).idxmin())  # (group, setting)
     is_best = [pair in best_pairs for pair in zip(group, setting, strict=True)]
-    kept = frame[run_of_row.isin(run_of_row[last_rows.index[is_best]])]
+    best_runs = run_of_row[last_rows.index[is_best]]
+    kept = frame[run_of_row.isin(best_runs)]
     tried_text, bias_text = f"{max_tried}", ""
     if num_tried.nunique() > 1:
         family_of_group = last_rows["family"].groupby(group).first()
