@@ -44,7 +44,7 @@ def attention(preset: str, length: int, tokens: int, repetitions: int = 5) -> st
     steps = []
     for limit in (length, 0):  # blocked matmuls, then SDPA; the choice is made when the first step compiles
         torch._dynamo.reset()
-        softmax.CPU_MATMUL_ATTENTION_MAX_TOKENS = limit
+        softmax.CPU_BLOCKED_ATTENTION_MAX_TOKENS = limit
         step = step_of(ours(config, hardware), batch, hardware)
         step()
         steps.append((limit, step))
@@ -54,7 +54,7 @@ def attention(preset: str, length: int, tokens: int, repetitions: int = 5) -> st
 
 
 def with_limit(limit: int, step: Callable[[], float]) -> float:
-    softmax.CPU_MATMUL_ATTENTION_MAX_TOKENS = limit
+    softmax.CPU_BLOCKED_ATTENTION_MAX_TOKENS = limit
     return step()
 
 

@@ -34,24 +34,22 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def chunk_loss(x_nD: Tensor, w_VD: Tensor, targets_n: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the summed loss of a chunk, and the gradients of (sum / `divisor`) with respect to x (n, D) and w (V, D).
+    """Return the summed loss of a chunk, and gradients of (sum / `divisor`) with respect to x (n, D) and w (V, D).
 
-    This is a separate function so that it can be compiled and then passed to `cross_entropy`.
+    The gradients lack the logits of the targets, which `_ChunkedCrossEntropy` adds for all chunks at once. This is a
+    separate function so that it can be compiled and then passed to `cross_entropy`.
     """
     sum_dtype = torch.float64 if x_nD.dtype == torch.float64 else torch.float32
-    is_scored = (targets_n != IGNORE)[:, None]
-    target = targets_n.clamp(min=0)[:, None]
+    is_scored_n1 = (targets_n != IGNORE)[:, None].to(sum_dtype)
     logits = (x_nD @ w_VD.T).to(sum_dtype)
-    log_z = logits.logsumexp(-1, keepdim=True)
-    loss = ((log_z - logits.gather(1, target)) * is_scored).sum()
-    if torch.compiler.is_compiling():
-        is_target = torch.arange(w_VD.shape[0], device=x_nD.device) == target  # can be fused, unlike a scatter
-        grad_logits = (logits - log_z).exp() - is_target.to(sum_dtype)
-    else:
-        grad_logits = logits.sub_(log_z).exp_()  # softmax, in place of the logits
-        grad_logits.scatter_add_(1, target, -torch.ones_like(log_z))
-    grad_logits = grad_logits.mul_(is_scored.to(sum_dtype) / divisor).to(x_nD.dtype)
-    return loss, grad_logits @ w_VD, grad_logits.T @ x_nD
+    max_n1 = logits.amax(-1, keepdim=True)
+    exps = (logits - max_n1).exp()
+    sums_n1 = exps.sum(-1, keepdim=True)
+    losses_n1 = max_n1 + sums_n1.log() - logits.gather(1, targets_n.clamp(min=0)[:, None])
+    # exps / sums is the softmax. To divide x and the product with w is cheaper than to divide the (n, V) exponentials.
+    exps, factors_n1 = exps.to(x_nD.dtype), is_scored_n1 / (divisor * sums_n1)
+    grad_x = ((exps @ w_VD) * factors_n1).to(x_nD.dtype)
+    return (losses_n1 * is_scored_n1).sum(), grad_x, exps.T @ (x_nD * factors_n1).to(x_nD.dtype)
 
 
 ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -79,6 +77,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             loss, grad_x[chunk], grad_w_chunk = chunk_function(x[chunk], w, targets_N[chunk], divisor)
             total += loss
             grad_w += grad_w_chunk
+        ids_N, factors_N1 = targets_N.clamp(min=0), (targets_N != IGNORE)[:, None].to(sum_dtype) / divisor
+        grad_x -= w[ids_N] * factors_N1
+        # The sum of rows with equal ids, in a fixed order, which `index_add_` does not promise.
+        grad_w -= torch.ops.aten.embedding_dense_backward((x * factors_N1).to(sum_dtype), ids_N, len(w), -1, False)
         ctx.save_for_backward(grad_x, grad_w)
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
         return total / num_scored

@@ -6,7 +6,7 @@ Legend: B batch, T tokens, H query heads, C head_dim, N blocks or n chunks of c 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,6 +104,26 @@ def rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor, style: str) -> Tensor
 
     `style` "half" pairs channel i with channel i + C/2; any other style pairs neighbours.
     """
+    rotated: Tensor = _Rotation.apply(x_BHTC, cos_TC, sin_TC, style)
+    return rotated
+
+
+class _Rotation(torch.autograd.Function):
+    """The gradient of a rotation is the inverse rotation, which torch would compute from slices and copies."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor, style: str) -> Tensor:
+        ctx.save_for_backward(cos_TC, sin_TC)
+        ctx.style = style
+        return _rotate(x_BHTC, cos_TC, sin_TC, style)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        cos_TC, sin_TC = ctx.saved_tensors
+        return _rotate(grads[0], cos_TC, -sin_TC, ctx.style), None, None, None
+
+
+def _rotate(x_BHTC: Tensor, cos_TC: Tensor, sin_TC: Tensor, style: str) -> Tensor:
     if style == "half":
         x, y = x_BHTC.chunk(2, dim=-1)
         rotated = torch.cat((x * cos_TC - y * sin_TC, y * cos_TC + x * sin_TC), dim=-1)

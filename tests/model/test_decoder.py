@@ -96,6 +96,13 @@ def test_interleaved_rotation_is_multiplication_of_complex_numbers() -> None:
 
 
 @pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_the_gradient_of_a_rotation_is_that_of_finite_differences(style: str) -> None:
+    x = torch.randn(2, 1, 5, 6, dtype=torch.float64, requires_grad=True)
+    cos, sin = rotary_table(small(head_dim=6), 3, 5, x)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, cos, sin, style), x)
+
+
+@pytest.mark.parametrize("style", ["half", "interleaved"])
 def test_attention_scores_depend_on_relative_positions_only(style: str) -> None:
     config = small()
     q, k = torch.randn(2, 1, 1, 1, config.head_width, dtype=torch.float64).unbind()

@@ -35,9 +35,9 @@ def path(request: pytest.FixtureRequest):
     limit, block = request.param
     mixers = "slm.model.mixers"
     with (
-        patch(f"{mixers}.softmax.CPU_MATMUL_ATTENTION_MAX_TOKENS", limit),
-        patch(f"{mixers}.sliding.CPU_MATMUL_ATTENTION_MAX_TOKENS", limit),
-        patch(f"{mixers}.softmax.CPU_QUERY_BLOCK", block),
+        patch(f"{mixers}.softmax.CPU_BLOCKED_ATTENTION_MAX_TOKENS", limit),
+        patch(f"{mixers}.sliding.CPU_BLOCKED_ATTENTION_MAX_TOKENS", limit),
+        patch(f"{mixers}.blocked.MIN_QUERY_BLOCK", block),
     ):
         yield
 

@@ -86,7 +86,7 @@ def test_compiled_blocks_have_no_tensor_of_all_pairs_and_other_documents_want_no
     has_flex: bool, flex: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the masks of a GPU without FlexAttention there are such tensors, so this would notice them."""
-    monkeypatch.setattr(softmax, "CPU_MATMUL_ATTENTION_MAX_TOKENS", 0)
+    monkeypatch.setattr(softmax, "CPU_BLOCKED_ATTENTION_MAX_TOKENS", 0)
     monkeypatch.setattr(Decoder, "_takes_flex_attention", lambda self, x_BTD: has_flex)
     decoder, sizes = randomized(shape("F", num_layers=1)), []
     tokens_BT = tokens_of(decoder.config, 128)
@@ -135,7 +135,7 @@ def test_on_a_gpu_grouped_queries_get_copies_of_their_keys_where_no_fused_kernel
 @pytest.mark.parametrize("slopes", [[], alibi_slopes(6)], ids=["rope", "alibi"])
 def test_copies_of_keys_change_no_value(slopes: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(softmax, "_takes_groups", lambda q, mask: False)
-    monkeypatch.setattr(softmax, "CPU_MATMUL_ATTENTION_MAX_TOKENS", 0)
+    monkeypatch.setattr(softmax, "CPU_BLOCKED_ATTENTION_MAX_TOKENS", 0)
     q, k, v = normal(2, 6, 20, 8), normal(2, 2, 20, 8, seed=1), normal(2, 2, 20, 8, seed=2)
     documents_BT = torch.stack([torch.arange(20) // 7, torch.arange(20) // 3])
     visible_BTT = same_document(documents_BT) & torch.ones(20, 20, dtype=torch.bool).tril()

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from slm.model import Decoder
 from slm.model.mixers import linear, ssd
+from slm.model.mixers.blocked import blocked_attention
 from slm.model.mixers.linear import EPSILON, feature
 from slm.model.mixers.sliding import sliding_attention
-from slm.model.mixers.softmax import causal_attention, matmul_attention
+from slm.model.mixers.softmax import causal_attention
 from slm.model.mixers.sparse import sparse_attention
 from slm.model.positions import alibi_slopes
 from tests.model.shapes import EXACT, dense, normal, randomized, small, tokens_of
@@ -31,8 +32,52 @@ def test_sliding_attention_is_softmax_over_the_window(heads, T: int, past: int, 
     q, k, v = normal(2, K * G, T, 6), normal(2, K, T + past, 6, seed=1), normal(2, K, T + past, 6, seed=2)
     slopes = alibi_slopes(K * G) if alibi else []
     expected = dense(q, k, v, sees(T, T + past, lambda t, s: t - s < window), 0.3, slopes)
-    for form in (sliding_attention(q, k, v, window, 0.3, slopes), matmul_attention(q, k, v, 0.3, slopes, window)):
+    for form in (sliding_attention(q, k, v, window, 0.3, slopes), blocked_attention(q, k, v, 0.3, slopes, window)):
         torch.testing.assert_close(form, expected, **EXACT)
+
+
+@given(
+    heads=heads, T=st.integers(1, 30), past=st.integers(0, 20), window=st.sampled_from([None, 7]), alibi=st.booleans()
+)
+@settings(max_examples=40, deadline=None)
+def test_gradients_of_blocked_attention_are_those_of_autograd(
+    heads, T: int, past: int, window: int | None, alibi: bool
+) -> None:
+    K, G = heads
+    inputs = [
+        normal(2, n, length, 6, seed=i) for i, (n, length) in enumerate([(K * G, T), (K, T + past), (K, T + past)])
+    ]
+    q, k, v = (x.requires_grad_() for x in inputs)
+    slopes = alibi_slopes(K * G) if alibi else []
+    outer = normal(2, K * G, T, 6, seed=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slm.model.mixers.blocked.MIN_QUERY_BLOCK", 8)
+        mine = torch.autograd.grad(blocked_attention(q, k, v, 0.3, slopes, window), (q, k, v), outer)
+    expected = dense(q, k, v, sees(T, T + past, lambda t, s: window is None or t - s < window), 0.3, slopes)
+    torch.testing.assert_close(mine, torch.autograd.grad(expected, (q, k, v), outer), **EXACT)
+
+
+@pytest.mark.parametrize("size", [1.0, 4.0])
+def test_gradients_of_blocked_attention_in_bfloat16_lose_no_more_than_torchs_softmax(size: float) -> None:
+    inputs = [size * normal(4, 4, 128, 32), size * normal(4, 2, 128, 32, seed=1), normal(4, 2, 128, 32, seed=2)]
+    outer = normal(4, 4, 128, 32, seed=3)
+
+    def gradients(attention, dtype: torch.dtype) -> list[Tensor]:
+        q, k, v = (x.bfloat16().to(dtype).requires_grad_() for x in inputs)
+        grads = torch.autograd.grad(attention(q, k, v), (q, k, v), outer.bfloat16().to(dtype))
+        return [x.double() for x in grads]
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = (x.repeat_interleave(2, dim=1) for x in (k, v))
+        scores = (q * 32**-0.5 @ k.mT).masked_fill(torch.ones(128, 128, dtype=torch.bool).triu(1), -torch.inf)
+        return scores.softmax(-1, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32).type_as(v) @ v
+
+    exact = gradients(plain, torch.float64)
+    errors = [
+        [((x - y).norm() / y.norm()).item() for x, y in zip(gradients(attention, torch.bfloat16), exact, strict=True)]
+        for attention in (lambda q, k, v: blocked_attention(q, k, v, 32**-0.5, []), plain)
+    ]
+    assert all(mine < 1.4 * torchs for mine, torchs in zip(*errors, strict=True)), errors
 
 
 @pytest.mark.parametrize("block", [4, 128])
@@ -41,7 +86,7 @@ def test_sliding_attention_does_not_depend_on_the_size_of_its_blocks(block: int,
     expected = dense(q, k, v, sees(300, 300, lambda t, s: t - s < 130), 0.5, [])
     monkeypatch.setattr("slm.model.mixers.sliding.QUERY_BLOCK", block)
     torch.testing.assert_close(sliding_attention(q, k, v, 130, 0.5, []), expected, **EXACT)
-    torch.testing.assert_close(matmul_attention(q, k, v, 0.5, [], 130), expected, **EXACT)
+    torch.testing.assert_close(blocked_attention(q, k, v, 0.5, [], 130), expected, **EXACT)
 
 
 @given(heads, st.integers(1, 40), st.integers(0, 30), st.integers(1, 5), st.integers(1, 4), st.booleans())

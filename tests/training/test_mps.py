@@ -104,7 +104,7 @@ class RefuseFloat64(TorchDispatchMode):
 def test_a_training_step_and_decoding_need_no_float64(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all that a config can ask for, on a CPU that takes the attention of other devices."""
     for file in (softmax, sliding):
-        monkeypatch.setattr(file, "CPU_MATMUL_ATTENTION_MAX_TOKENS", 0)
+        monkeypatch.setattr(file, "CPU_BLOCKED_ATTENTION_MAX_TOKENS", 0)
     settings = composed(f"family={family}", "width=32", "depth=2", "optim=muon", "optim.ema_decay=0.9", *SHORT)
     module = LanguageModel(make_plan(settings, CPU), separator=1)
     tokens = torch.randint(50, (2, 33))

@@ -1,7 +1,7 @@
 """Mixer S: softmax attention to the last W tokens, including the query's own (Mistral, arXiv:2310.06825).
 
 Notable: each block of queries is multiplied with the blocks of keys that its windows reach, which takes T (W + block)
-scores and never T x T. On a CPU, sequences of up to `CPU_MATMUL_ATTENTION_MAX_TOKENS` tokens use `matmul_attention`,
+scores and never T x T. On a CPU, sequences of up to `CPU_BLOCKED_ATTENTION_MAX_TOKENS` tokens use `blocked_attention`,
 which copies no keys and is faster there. Positions enter as in full attention (`slm.model.mixers.softmax`).
 
 Legend: B batch, T new tokens, S available keys (the last T are the new tokens' own), H query heads, K key/value heads,
@@ -18,14 +18,8 @@ from torch import Tensor
 
 from slm.model.config import ModelConfig
 from slm.model.mixers.base import num_causal_pairs
-from slm.model.mixers.softmax import (
-    CPU_MATMUL_ATTENTION_MAX_TOKENS,
-    KeysAndValues,
-    SoftmaxAttention,
-    alibi_bias,
-    matmul_attention,
-    softmax,
-)
+from slm.model.mixers.blocked import alibi_bias, blocked_attention, softmax
+from slm.model.mixers.softmax import CPU_BLOCKED_ATTENTION_MAX_TOKENS, KeysAndValues, SoftmaxAttention
 from slm.model.positions import split_starts
 
 QUERY_BLOCK = 128  # queries per block, unless the window is shorter
@@ -73,8 +67,8 @@ class SlidingAttention(SoftmaxAttention):
         if k_BKSC.shape[2] <= self.window:
             return super().mix(q_BHTC, k_BKSC, v_BKSC, past, starts_BT)
         scale, slopes = self.config.attention_scale, self.slopes
-        if q_BHTC.device.type == "cpu" and q_BHTC.shape[2] <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
-            return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, self.window, starts_BT)
+        if q_BHTC.device.type == "cpu" and q_BHTC.shape[2] <= CPU_BLOCKED_ATTENTION_MAX_TOKENS:
+            return blocked_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, self.window, starts_BT)
         return sliding_attention(q_BHTC, k_BKSC, v_BKSC, self.window, scale, slopes, starts_BT)
 
     @classmethod

@@ -4,7 +4,7 @@ Notable: K = H is multi-head and K = 1 multi-query attention. Positions are rota
 scores (`alibi`), or none. On a GPU, grouped queries never reach torch's math kernel, which keeps all B H T T scores.
 
 Legend: B batch, T new tokens, S all tokens (cached and new), D hidden, H query heads, K key/value heads,
-G = H/K query heads per key head, C head_dim; in a block of queries, t queries and s keys.
+G = H/K query heads per key head, C head_dim.
 """
 
 from __future__ import annotations
@@ -18,24 +18,22 @@ from torch import Tensor
 
 from slm.model.config import ModelConfig
 from slm.model.mixers.base import Memory, Projections, num_causal_pairs
+from slm.model.mixers.blocked import (
+    alibi_bias,
+    blocked_attention,
+    distances_to_keys,
+    float32_or_wider,
+    in_document,
+    visible_keys,
+)
 from slm.model.positions import Rotary, alibi_slopes
 
-# Up to this many tokens, a CPU uses `matmul_attention`, in blocks of at least CPU_QUERY_BLOCK queries, because SDPA's
-# flash kernel loses more time in its backward pass than it gains by saving memory (docs/log.md, 2026-11-21).
-CPU_MATMUL_ATTENTION_MAX_TOKENS = 2048
-CPU_QUERY_BLOCK = 128
+# Up to this many tokens, a CPU uses `blocked_attention`, because SDPA's flash kernel loses more time in its backward
+# pass than it gains by saving memory (docs/log.md, 2026-11-21).
+CPU_BLOCKED_ATTENTION_MAX_TOKENS = 2048
 
 FLEX_HEAD_DIMS = range(16, 129)
 """Head widths for FlexAttention's kernel. It refuses smaller ones; with larger ones, its tiles do not fit every GPU."""
-
-
-def softmax(scores: Tensor, *, like: Tensor) -> Tensor:
-    """Return the softmax over the last axis, computed in float32 or wider, in the dtype of `like`."""
-    return scores.softmax(-1, dtype=_float32_or_wider(scores)).type_as(like)
-
-
-def _float32_or_wider(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def has_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
@@ -57,15 +55,15 @@ def causal_attention(
         from torch.nn.attention.flex_attention import flex_attention  # imports the compiler, which takes 1.4 s
 
         return flex_attention(q_BHTC, k_BKSC, v_BKSC, block_mask=starts_BT, scale=scale, enable_gqa=True)
-    if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_MATMUL_ATTENTION_MAX_TOKENS:
-        return matmul_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, starts_BT=starts_BT)
+    if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_BLOCKED_ATTENTION_MAX_TOKENS:
+        return blocked_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, starts_BT=starts_BT)
     if T == S and not slopes and starts_BT is None:
         return _sdpa(q_BHTC, k_BKSC, v_BKSC, scale=scale, is_causal=True)
-    mask = None if T == 1 else _visible(T, S, q_BHTC.device)  # a single query sees all keys
+    mask = None if T == 1 else visible_keys(T, S, q_BHTC.device)  # a single query sees all keys
     if mask is not None and starts_BT is not None:
-        mask = mask & _in_document(starts_BT, 0, S)
+        mask = mask & in_document(starts_BT, 0, S)
     if slopes:
-        bias = alibi_bias(slopes, 1, _distances(T, S, q_BHTC))[0].type_as(q_BHTC)
+        bias = alibi_bias(slopes, 1, distances_to_keys(T, S, q_BHTC))[0].type_as(q_BHTC)
         mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
     return _sdpa(q_BHTC, k_BKSC, v_BKSC, scale=scale, attn_mask=mask)
 
@@ -90,64 +88,6 @@ def _takes_groups(q_BHTC: Tensor, attn_mask: Tensor | None) -> bool:
     if q_BHTC.device.type == "cpu":
         return True
     return attn_mask is None and q_BHTC.shape[3] <= 256 and has_fused_kernels(q_BHTC.device, q_BHTC.dtype)
-
-
-def alibi_bias(slopes: list[float], kv_heads: int, distance: Tensor) -> Tensor:
-    """Return the bias of the scores (K, G, ...) for distances (...)."""
-    slopes_H = torch.tensor(slopes, device=distance.device, dtype=_float32_or_wider(distance))
-    return -slopes_H.view(kv_heads, -1, *[1] * distance.ndim) * distance
-
-
-def _visible(T: int, S: int, device: torch.device) -> Tensor:
-    """Return (T, S), true where a query sees a key. The last query is at the *last* key, unlike in SDPA's is_causal."""
-    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
-
-
-def _in_document(starts_BT: Tensor, first: int, stop: int) -> Tensor:
-    """Return (B, 1, T, stop - first), true where a key in [first, stop) is not before the query's document."""
-    return (torch.arange(first, stop, device=starts_BT.device) >= starts_BT[..., None])[:, None]
-
-
-def _distances(T: int, S: int, like: Tensor) -> Tensor:
-    """Return (T, S) distances from keys to queries in tokens; the last query is at the last key."""
-    keys = torch.arange(S, device=like.device, dtype=_float32_or_wider(like))
-    return keys[S - T :, None] - keys
-
-
-def matmul_attention(
-    q_BHTC: Tensor,
-    k_BKSC: Tensor,
-    v_BKSC: Tensor,
-    scale: float,
-    slopes: list[float],
-    window: int | None = None,
-    starts_BT: Tensor | None = None,
-) -> Tensor:
-    """Return `causal_attention` to keys at distances below `window`. Blocks of queries skip most masked scores."""
-    B, H, T, C = q_BHTC.shape
-    K, S = k_BKSC.shape[1:3]
-    G = H // K
-    q_BKGTC = (q_BHTC * scale).view(B, K, G, T, C)
-    block_size = max(CPU_QUERY_BLOCK, T // 8)  # more blocks save little and take long to compile
-    outputs = []
-    for start in range(0, T, block_size):
-        q = q_BKGTC[:, :, :, start : start + block_size]
-        t = q.shape[3]
-        stop = S - T + start + t  # one past the last query's own key
-        first = max(0, stop - t - window + 1) if window else 0  # the first query's first key
-        k, v = k_BKSC[:, :, first:stop], v_BKSC[:, :, first:stop]
-        s = stop - first
-        scores = (q.reshape(B, K, G * t, C) @ k.transpose(-2, -1)).view(B, K, G, t, s)  # G queries share a matmul
-        if slopes:
-            scores = scores + alibi_bias(slopes, K, _distances(t, s, q))
-        visible = _visible(t, s, q.device)
-        if window is not None:
-            visible = visible.triu(s - t - window + 1)  # the last `window` keys up to the query's own
-        if starts_BT is not None:
-            visible = visible & _in_document(starts_BT[:, start : start + t], first, stop)[:, None]
-        weights = softmax(scores.masked_fill(~visible, -torch.inf), like=v)
-        outputs.append((weights.view(B, K, G * t, s) @ v).view(B, K, G, t, C))
-    return torch.cat(outputs, dim=3).view(B, H, T, C)
 
 
 class KeysAndValues(Memory):
@@ -246,7 +186,7 @@ class SoftmaxAttention(Projections):
         q_BKGC = q_BH1C.view(len(q_BH1C), k_BK1C.shape[1], -1, q_BH1C.shape[3]) * self.config.attention_scale
         # Sums of products are compiled into loops that read the cache. A concatenation would copy the cache, so the
         # token's own key and value are added separately.
-        sum_dtype = _float32_or_wider(q_BH1C)
+        sum_dtype = float32_or_wider(q_BH1C)
         past_scores_BKGS = (q_BKGC[:, :, :, None] * past_k_BKSC[:, :, None]).sum(-1, dtype=sum_dtype)
         if self.slopes:
             past_scores_BKGS = past_scores_BKGS + alibi_bias(self.slopes, self.config.kv_heads, rest[0])

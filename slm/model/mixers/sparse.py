@@ -24,7 +24,8 @@ from torch import Tensor
 
 from slm.model.config import ModelConfig
 from slm.model.mixers.base import causal_pairs_in_blocks, num_causal_pairs
-from slm.model.mixers.softmax import KeysAndValues, SoftmaxAttention, alibi_bias, softmax
+from slm.model.mixers.blocked import alibi_bias, softmax
+from slm.model.mixers.softmax import KeysAndValues, SoftmaxAttention
 from slm.model.positions import split_starts
 
 

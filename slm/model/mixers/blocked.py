@@ -1,0 +1,120 @@
+"""Softmax attention by matrix products of blocks of queries with the keys that they can see, for CPUs.
+
+Notable: the backward pass is written by hand. From a block's forward pass it needs only the exponentials of the scores,
+in 16 bits under autocast, and a number per query; torch would keep the scores too, and compute the softmax again.
+
+Legend: B batch, T queries, S keys, H query heads, K key/value heads, G = H/K query heads per key head, C head_dim; in a
+block, t queries, s keys, and n = G t rows, because the queries of one key head share a matrix product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MIN_QUERY_BLOCK = 128
+"""Queries per block, unless that gives over 8 blocks: more blocks save little and take long to compile."""
+
+
+def softmax(scores: Tensor, *, like: Tensor) -> Tensor:
+    """Return the softmax over the last axis, computed in float32 or wider, in the dtype of `like`."""
+    return scores.softmax(-1, dtype=float32_or_wider(scores)).type_as(like)
+
+
+def float32_or_wider(x: Tensor) -> torch.dtype:
+    """Return the dtype for sums and exponentials of `x`."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def alibi_bias(slopes: list[float], kv_heads: int, distance: Tensor) -> Tensor:
+    """Return the bias of the scores (K, G, ...) for distances (...)."""
+    slopes_H = torch.tensor(slopes, device=distance.device, dtype=float32_or_wider(distance))
+    return -slopes_H.view(kv_heads, -1, *[1] * distance.ndim) * distance
+
+
+def visible_keys(T: int, S: int, device: torch.device) -> Tensor:
+    """Return (T, S), true where a query sees a key. The last query is at the *last* key, unlike in SDPA's is_causal."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
+
+def in_document(starts_BT: Tensor, first: int, stop: int) -> Tensor:
+    """Return (B, 1, T, stop - first), true where a key in [first, stop) is not before the query's document."""
+    return (torch.arange(first, stop, device=starts_BT.device) >= starts_BT[..., None])[:, None]
+
+
+def distances_to_keys(T: int, S: int, like: Tensor) -> Tensor:
+    """Return (T, S) distances from keys to queries in tokens; the last query is at the last key."""
+    keys = torch.arange(S, device=like.device, dtype=float32_or_wider(like))
+    return keys[S - T :, None] - keys
+
+
+class _Attention(torch.autograd.Function):
+    """Softmax attention of n rows of queries to s keys, given which keys each row sees, and biases of the scores."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_BKnC: Tensor, k_BKsC: Tensor, v_BKsC: Tensor, is_visible: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        scores = (q_BKnC @ k_BKsC.mT).to(float32_or_wider(q_BKnC))
+        if bias is not None:
+            scores = scores + bias
+        scores = scores.masked_fill(~is_visible, -torch.inf)
+        exps = (scores - scores.amax(-1, keepdim=True)).exp()
+        factors_BKn1 = exps.sum(-1, keepdim=True).reciprocal()  # softmax = exps * factors
+        exps = exps.to(v_BKsC.dtype)
+        mixed_BKnC = ((exps @ v_BKsC) * factors_BKn1).to(v_BKsC.dtype)
+        ctx.save_for_backward(q_BKnC, k_BKsC, v_BKsC, exps, factors_BKn1, mixed_BKnC)
+        return mixed_BKnC
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q, k, v, exps, factors_BKn1, mixed_BKnC = ctx.saved_tensors
+        scaled_grad = grads[0] * factors_BKn1  # each exp has the factor once, so it may as well be here
+        # The gradient of the scores is softmax * (grad_softmax - row sum of softmax * grad_softmax); this sum is
+        # also that of grad * mixed, over far fewer numbers.
+        row_sums_BKn1 = (scaled_grad * mixed_BKnC).sum(-1, keepdim=True)
+        scaled_grad = scaled_grad.to(v.dtype)
+        grad_v = exps.mT @ scaled_grad
+        grad_scores = (exps * ((scaled_grad @ v.mT) - row_sums_BKn1)).to(q.dtype)
+        return grad_scores @ k, grad_scores.mT @ q, grad_v, None, None
+
+
+def blocked_attention(
+    q_BHTC: Tensor,
+    k_BKSC: Tensor,
+    v_BKSC: Tensor,
+    scale: float,
+    slopes: list[float],
+    window: int | None = None,
+    starts_BT: Tensor | None = None,
+) -> Tensor:
+    """Return `causal_attention` to keys at distances below `window`. Blocks of queries skip most masked scores."""
+    B, H, T, C = q_BHTC.shape
+    K, S = k_BKSC.shape[1:3]
+    G = H // K
+    q_BKGTC = (q_BHTC * scale).view(B, K, G, T, C)
+    block_size = max(MIN_QUERY_BLOCK, T // 8)
+    outputs = []
+    for start in range(0, T, block_size):
+        q_BKGtC = q_BKGTC[:, :, :, start : start + block_size]
+        t = q_BKGtC.shape[3]
+        stop = S - T + start + t  # one past the last query's own key
+        first = max(0, stop - t - window + 1) if window else 0  # the first query's first key
+        s = stop - first
+        is_visible = visible_keys(t, s, q_BHTC.device)
+        if window is not None:
+            is_visible = is_visible.triu(s - t - window + 1)  # the last `window` keys up to the query's own
+        if starts_BT is not None:
+            is_visible = is_visible & in_document(starts_BT[:, start : start + t], first, stop)
+        bias = alibi_bias(slopes, K, distances_to_keys(t, s, q_BHTC)).flatten(1, 2) if slopes else None
+        mixed_BKnC = _Attention.apply(
+            q_BKGtC.reshape(B, K, G * t, C),
+            k_BKSC[:, :, first:stop],
+            v_BKSC[:, :, first:stop],
+            is_visible.repeat(*[1] * (is_visible.ndim - 2), G, 1),  # the same for each of the G query heads
+            bias,
+        )
+        outputs.append(mixed_BKnC.view(B, K, G, t, C))
+    return torch.cat(outputs, dim=3).view(B, H, T, C)
