@@ -22,7 +22,7 @@ declare -A smallest=(
     [simulation_study]="--replications 1 --only '3 sizes' --keep $work/study"
     [sweep_slots]="1 sweep.families=[ssd] sweep.grid.sizes=[2e5] sweep.budget.tokens=4096 \"sweep.also=['data=local','data.paths=$work/text.txt']\""
     [task_parity]="$work/run/model arc_easy=$work/arc_easy.jsonl --limit 2"
-    [train_throughput]="tiny:64:1 --repetitions 1"
+    [train_throughput]="tiny:64:1 --repetitions 1 --peers transformers"
 )
 
 # A text, a task and a model of our own for those that ask for one.

@@ -61,9 +61,8 @@ class _Attention(torch.autograd.Function):
         if bias is not None:
             scores = scores + bias
         scores = scores.masked_fill(~is_visible, -torch.inf)
-        exps = (scores - scores.amax(-1, keepdim=True)).exp()
-        factors_BKn1 = exps.sum(-1, keepdim=True).reciprocal()  # softmax = exps * factors
-        exps = exps.to(v_BKsC.dtype)
+        exps = (scores - scores.amax(-1, keepdim=True)).exp().to(v_BKsC.dtype)
+        factors_BKn1 = exps.sum(-1, keepdim=True, dtype=scores.dtype).reciprocal()  # softmax = exps * factors
         mixed_BKnC = ((exps @ v_BKsC) * factors_BKn1).to(v_BKsC.dtype)
         ctx.save_for_backward(q_BKnC, k_BKsC, v_BKsC, exps, factors_BKn1, mixed_BKnC)
         return mixed_BKnC
@@ -103,17 +102,20 @@ def blocked_attention(
         stop = S - T + start + t  # one past the last query's own key
         first = max(0, stop - t - window + 1) if window else 0  # the first query's first key
         s = stop - first
-        is_visible = visible_keys(t, s, q_BHTC.device)
+        # The same for each of the G query heads. Compiled code computes the mask per score, faster in 32 bits.
+        own_key_n1 = s - t + torch.arange(t, dtype=torch.int32, device=q_BHTC.device).repeat(G)[:, None]
+        key_s = torch.arange(s, dtype=torch.int32, device=q_BHTC.device)
+        is_visible = key_s <= own_key_n1
         if window is not None:
-            is_visible = is_visible.triu(s - t - window + 1)  # the last `window` keys up to the query's own
+            is_visible = is_visible & (key_s > own_key_n1 - window)
         if starts_BT is not None:
-            is_visible = is_visible & in_document(starts_BT[:, start : start + t], first, stop)
+            is_visible = is_visible & in_document(starts_BT[:, start : start + t], first, stop).repeat(1, 1, G, 1)
         bias = alibi_bias(slopes, K, distances_to_keys(t, s, q_BHTC)).flatten(1, 2) if slopes else None
         mixed_BKnC = _Attention.apply(
             q_BKGtC.reshape(B, K, G * t, C),
             k_BKSC[:, :, first:stop],
             v_BKSC[:, :, first:stop],
-            is_visible.repeat(*[1] * (is_visible.ndim - 2), G, 1),  # the same for each of the G query heads
+            is_visible,
             bias,
         )
         outputs.append(mixed_BKnC.view(B, K, G, t, C))
