@@ -51,6 +51,7 @@ def run(config: DictConfig) -> int:
     plan = set_up(settings, is_multirun=is_multirun)
     if settings["dry_run"] == "plan":
         return 0
+    import slm.training.imports  # noqa: F401
     from slm.training.run import exit_code, train
 
     result = train(plan)
