@@ -63,6 +63,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "parametrization": parametrization["name"],
         "base_shape": {key: value for key, value in parametrization.items() if key != "name"},
         "optimizer": optim["name"],
+        "embedding_lr_factor": optim.get("embedding_lr_factor", 1.0),
         "ema_decay": optim["ema_decay"],
         "schedule": plan.settings["schedule"],
         "data": {"name": corpus.name, "fingerprint": corpus.fingerprint},
