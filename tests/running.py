@@ -26,8 +26,8 @@ from slm.sweep.launchers.forked import Descriptor, become_script, start_server
 ROOT = Path(__file__).parents[1]
 
 SMALL_RUN = shlex.split("""
-    data=local tokenizer=bytes model.vocab_size=260 model.hidden_size=32 model.num_layers=2 model.num_heads=2
-    model.num_kv_heads=1 model.intermediate_size=64 train.sequence_length=32 train.batch_tokens=256
+    data=local tokenizer=bytes optim=adamw model.vocab_size=260 model.hidden_size=32 model.num_layers=2
+    model.num_heads=2 model.num_kv_heads=1 model.intermediate_size=64 train.sequence_length=32 train.batch_tokens=256
     train.tokens=10240 train.log_every=5 train.eval_every=10 train.eval_tokens=512 train.sample_tokens=4
     checkpoint.every_steps=7 trainer=cpu trainer.compile=false logger=csv
 """)

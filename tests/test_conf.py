@@ -49,7 +49,7 @@ def test_every_choice_composes_into_a_plan(choice: str) -> None:
 
 def test_the_papers_recipe_is_the_papers() -> None:
     config = composed("experiment=mobilellm_125m_paper")
-    assert config["optim"]["lr"] == 2e-3
+    assert (config["optim"]["name"], config["optim"]["lr"]) == ("adamw", 2e-3)
     assert config["optim"]["betas"] == [0.9, 0.95]
     assert config["optim"]["weight_decay"] == 0.1
     assert config["schedule"]["name"] == "cosine"

@@ -94,7 +94,7 @@ def test_every_family_shape_budget_rate_and_seed_is_a_cell() -> None:
     assert len(cells) == len({cell.key for cell in cells}) == 2 * 2 * 2 * 3 * 2
     assert {cell.lr for cell in cells} == {0.005, 0.01, 0.02}
     assert {cell.budget for cell in cells} == {"tokens=10000", "tokens=20000"}
-    assert {cell.tokens for cell in cells} == {10000 // 4096 * 4096, 20000 // 4096 * 4096}
+    assert {cell.tokens for cell in cells} == {10000 // 2048 * 2048, 20000 // 2048 * 2048}
 
 
 def test_overrides_may_be_added_to_those_of_a_design() -> None:
@@ -201,7 +201,7 @@ def test_what_decides_a_run_decides_its_hash_and_nothing_else_does() -> None:
         (again,) = cells_of(*SMALL, f"sweep.overrides=['{same}']")
         assert again.key == cell.key
     changes = ["sweep.seeds=[2]", "sweep.lr.value=0.001", "sweep.budget.tokens=20000", "sweep.families=[mobilellm_ls]"]
-    changes += [f"sweep.overrides=['{item}']" for item in ("train.log_every=3", "optim=muon", "data.val_fraction=0.1")]
+    changes += [f"sweep.overrides=['{item}']" for item in ("train.log_every=3", "optim=adamw", "data.val_fraction=0.1")]
     changes += [f"sweep.overrides=['trainer.precision={kind}']" for kind in ("bf16-mixed", "64-true")]
     keys = {cells_of(*SMALL, change)[0].key for change in changes}
     assert len(keys | {cell.key}) == len(changes) + 1
@@ -212,6 +212,9 @@ def test_a_key_that_came_later_leaves_the_hash_of_runs_that_do_not_use_it() -> N
     before = {**config, "train": {key: value for key, value in config["train"].items() if key != "val_tokens"}}
     assert run_key(config) == run_key(before)
     assert run_key({**config, "train": {**config["train"], "val_tokens": 640}}) != run_key(before)
+    older = {key: value for key, value in config["optim"].items() if key != "embedding_lr_factor"}
+    as_older = {**config, "optim": {**config["optim"], "embedding_lr_factor": 1.0}}
+    assert run_key(as_older) == run_key({**config, "optim": older}) != run_key(config)
 
 
 def test_designs_and_shapes_are_checked_without_torch() -> None:
