@@ -38,9 +38,9 @@ def test_the_families_are_the_nine_that_were_asked_for() -> None:
     assert set(FAMILIES) == named
 
 
-def test_mobilellm_at_its_tiny_size_is_the_default_model_without_its_norm_of_queries_and_keys() -> None:
-    assert family_config("mobilellm") == model_config(composed("model.qk_norm=none")["model"])
-    assert family_config("mobilellm_ls") == model_config(composed("model=tiny_ls", "model.qk_norm=none")["model"])
+def test_mobilellm_at_its_tiny_size_is_the_default_model() -> None:
+    assert family_config("mobilellm") == model_config(composed()["model"])
+    assert family_config("mobilellm_ls") == model_config(composed("model=tiny_ls")["model"])
 
 
 @every_family
