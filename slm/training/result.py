@@ -32,13 +32,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
     """
     tokens = step * plan.batch_tokens
     trunk_tokens = journal.branched_from["step"] * plan.batch_tokens if journal.branched_from else 0
-    tokens_per_second = tokens / journal.train_seconds if journal.train_seconds else None
-    mfu_datasheet = None
-    device_peak = datasheet_peak(plan.hardware)
-    if device_peak is not None and tokens_per_second is not None:
-        mfu_datasheet = tokens_per_second * plan.token_flops / (device_peak * plan.hardware.world_size)
     val = Score(**journal.val) if journal.val else None
-    optim, parametrization = plan.settings["optim"], plan.settings["parametrization"]
     return {
         "schema": SCHEMA,
         "status": journal.outcome(step),
@@ -56,6 +50,29 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "steps": step,
         "planned_steps": plan.steps,
         "skipped_steps": journal.skipped_steps,
+        **_recipe(plan),
+        "data": {"name": corpus.name, "fingerprint": corpus.fingerprint},
+        "tokenizer": {
+            "name": corpus.tokenizer.name,
+            "fingerprint": corpus.tokenizer.fingerprint,
+            "vocab_size": corpus.tokenizer.vocab_size,
+            "keeps_text": corpus.keeps_text,  # whether decoding gives back the text exactly
+        },
+        "val": {**val.metrics(), "tokens": val.tokens, "bytes": val.bytes} if val else None,
+        "train_loss_final": journal.train_loss,
+        **_speed(plan, journal, tokens),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "wall_seconds": journal.total_seconds(),
+        "device": plan.hardware.device_name,
+        "precision": plan.hardware.precision,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def _recipe(plan: Plan) -> dict[str, Any]:
+    optim, parametrization = plan.settings["optim"], plan.settings["parametrization"]
+    return {
         "batch_tokens": plan.batch_tokens,
         "sequence_length": plan.sequence_length,
         "document_masking": plan.document_masking,
@@ -66,25 +83,20 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "embedding_lr_factor": optim.get("embedding_lr_factor", 1.0),
         "ema_decay": optim["ema_decay"],
         "schedule": plan.settings["schedule"],
-        "data": {"name": corpus.name, "fingerprint": corpus.fingerprint},
-        "tokenizer": {
-            "name": corpus.tokenizer.name,
-            "fingerprint": corpus.tokenizer.fingerprint,
-            "vocab_size": corpus.tokenizer.vocab_size,
-            "keeps_text": corpus.keeps_text,  # whether decoding gives back the text exactly
-        },
-        "val": {**val.metrics(), "tokens": val.tokens, "bytes": val.bytes} if val else None,
-        "train_loss_final": journal.train_loss,
-        "tokens_per_second": tokens_per_second,
-        "mfu": None if tokens_per_second is None else journal.mfu(tokens_per_second),
-        "mfu_datasheet": mfu_datasheet,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "wall_seconds": journal.total_seconds(),
-        "device": plan.hardware.device_name,
-        "precision": plan.hardware.precision,
-        "versions": versions(),
-        "git_commit": git_commit(),
     }
+
+
+def _speed(plan: Plan, journal: Journal, tokens: int) -> dict[str, float | None]:
+    """Return tokens per second and MFU, None if unknown, of `tokens` trained in the journal's seconds."""
+    if not journal.train_seconds:
+        return dict.fromkeys(("tokens_per_second", "mfu", "mfu_datasheet"))
+    tokens_per_second = tokens / journal.train_seconds
+    device_peak = datasheet_peak(plan.hardware)
+    mfu_datasheet = None
+    if device_peak is not None:
+        mfu_datasheet = tokens_per_second * plan.token_flops / (device_peak * plan.hardware.world_size)
+    mfu = journal.mfu(tokens_per_second)
+    return {"tokens_per_second": tokens_per_second, "mfu": mfu, "mfu_datasheet": mfu_datasheet}
 
 
 def parameter_counts(plan: Plan) -> dict[str, int]:
