@@ -77,7 +77,7 @@ def test_of_other_values_no_number_is_guessed(value: Any) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["optim.name=muon"], "optim.name=muon needs optim.momentum: choose optim=muon, which sets it"),
+        (["optim=adamw", "optim.name=muon"], "optim.name=muon needs optim.momentum: choose optim=muon, which sets it"),
         (["schedule.name=wsd"], "schedule.name=wsd needs schedule.decay_fraction: choose schedule=wsd, which"),
         (["schedule=constant", "schedule.name=linear"], "schedule.name=linear needs schedule.final_fraction: choose"),
         (["~optim.eps"], "optim.eps is missing: it must be a number above 0"),
