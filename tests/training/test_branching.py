@@ -166,7 +166,7 @@ def test_a_damaged_kept_checkpoint_is_skipped_for_an_earlier_one(
 REFUSED = {
     "nothing there": (["branch_from=nowhere"], "branch_from=.*nowhere must be a run with"),
     "no run": (["branch_from=tests"], "must be a run with config.yaml"),
-    "another learning rate": (["optim.lr=0.5"], r"other settings \(optim\.lr is 0\.008 there, 0\.5 here\)"),
+    "another learning rate": (["optim.lr=0.5"], r"other settings \(optim\.lr is 0\.006 there, 0\.5 here\)"),
     "another seed": (["seed=2"], r"\(seed is 1 there, 2 here\)"),
     "other rows": (["train.log_every=2"], r"train\.log_every is 5 there, 2 here"),
     "another warm-up": (["schedule.warmup_steps=4"], r"shares no step .* same schedule\.warmup_steps"),
