@@ -213,14 +213,13 @@ def test_rates_of_each_family_are_matched_only_if_tuned(rule: tuple[str, ...], m
 
 
 def test_tuned_rates_are_interpolated_before_the_analysis(sweep: Sweep) -> None:
-    rates = ["sweep.lr.value=0.004", "sweep.lr.factors=[0.25,0.5,1,2,4]"]
-    assert sweep(Jobs(), *FEW, *TUNED, *rates, "sweep.seeds=[1,2,3]") == 0
+    assert sweep(Jobs(), *FEW, *TUNED, "sweep.lr.factors=[0.25,0.5,1,2,4]", "sweep.seeds=[1,2,3]") == 0
     results, optima = pd.read_csv("here/results.csv"), pd.read_csv("here/tuning.csv")
     assert (len(pd.read_csv("here/runs.csv")), len(results), len(optima)) == (120, 24, 8)
     # Losses bend by 0.02 x loss in log lr and scatter by 0.002 of it, so the optimum is known to about 20%.
     np.testing.assert_allclose(np.log(optima["lr"] / 0.004), 0, atol=0.5)
     assert results["lr_rule"].unique().tolist() == ["tuned over 5 rates by completep"]
-    assert (optima["lr_value"] == 0.004).all()
+    assert (optima["lr_value"] == 0.006).all()  # that of conf/optim
 
 
 @pytest.mark.parametrize("rule", ["fixed", "tuned"])
