@@ -1,6 +1,6 @@
 """Validation loss against seconds of training: `python train.py` as it comes beside a plain recipe, in equal time.
 
-    python benchmarks/time_to_loss.py                                        three seeds, 40 minutes on two cores
+    python benchmarks/time_to_loss.py                                        three seeds: eight runs
     python benchmarks/time_to_loss.py --seeds 1 --rates 2e-3 --out runs/ttl  one seed, and keep the runs
 
 The plain recipe is what a user would otherwise write: transformers' Llama of the same shape, compiled, in the same

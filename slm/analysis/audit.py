@@ -40,7 +40,6 @@ SETTINGS = {
 OPTIONAL = {
     "document masking": ("document_masking",),
     "optimizer": ("optimizer",),
-    "learning rate of the embedding": ("embedding_lr_factor",),
     "averaging of weights": ("ema_decay",),
 }
 """Settings that are compared if the table has them, but are not listed as unknown if it lacks them."""

@@ -12,7 +12,7 @@ import pandas as pd
 COLUMNS = (
     "run_id", "trunk", "family", "name", "seed", "status", "params_total", "params_non_embedding", "tokens", "flops",
     "flops_6n", "width", "depth", "lr", "batch_tokens", "sequence_length", "document_masking", "steps", "optimizer",
-    "embedding_lr_factor", "ema_decay", "schedule", "parametrization", "data_fingerprint", "tokenizer_fingerprint",
+    "ema_decay", "schedule", "parametrization", "data_fingerprint", "tokenizer_fingerprint",
     "vocab_size", "precision", "loss", "bits_per_byte", "perplexity", "val_tokens", "val_bytes", "tokens_per_second",
     "peak_memory_bytes", "wall_seconds", "device", "budget", "lr_rule", "lr_at_end", "lr_tried",
 )  # fmt: skip
@@ -103,7 +103,6 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
         "document_masking": result.get("document_masking", False),  # older runs had no masking
         "steps": result["steps"],
         "optimizer": result.get("optimizer", "adamw"),  # the only optimizer of older runs
-        "embedding_lr_factor": result.get("embedding_lr_factor", 1.0),
         "ema_decay": result.get("ema_decay") or 0.0,  # 0 means no averaging; an empty cell would mean unknown
         "schedule": _schedule_text(result["schedule"]),
         "parametrization": result["parametrization"],

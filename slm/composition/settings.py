@@ -56,7 +56,6 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "trainer.deterministic": kinds.SWITCH,
     "schedule.warmup_steps": kinds.or_null(kinds.NATURAL),
     "branch_from": kinds.or_null(kinds.NAME),
-    "optim.embedding_lr_factor": kinds.POSITIVE,
     "optim.momentum": kinds.BELOW_ONE,
     "optim.iterations": kinds.COUNT,
     **dict.fromkeys(("schedule.final_fraction", "schedule.decay_fraction"), kinds.SHARE),
@@ -71,11 +70,7 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
 }
 """Kinds of the keys that only some choices of a group have, or that configs of older runs lack."""
 
-LEGACY_VALUES: dict[str, Any] = {
-    "train.document_masking": False,
-    "train.val_tokens": None,
-    "optim.embedding_lr_factor": 1.0,
-}
+LEGACY_VALUES: dict[str, Any] = {"train.document_masking": False, "train.val_tokens": None}
 """Key that was added later -> the value at which runs do what runs did before the key existed."""
 
 REQUIRED_KEYS: dict[str, dict[str, tuple[str, ...]]] = {

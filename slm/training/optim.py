@@ -40,8 +40,6 @@ def parameter_groups(
         has_decay = parameter.ndim >= 2
         is_orthogonal = muon and kinds[parameter] == "hidden"
         lr_factor = rule.muon_lr if is_orthogonal else rule.lr
-        if has_decay and kinds[parameter] == "outer":
-            lr_factor *= optim.get("embedding_lr_factor", 1.0)  # configs of older runs lack it
         settings = {
             "lr": optim["lr"] * lr_factor,
             "weight_decay": optim["weight_decay"] / lr_factor if has_decay else 0.0,

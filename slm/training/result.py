@@ -80,7 +80,6 @@ def _recipe(plan: Plan) -> dict[str, Any]:
         "parametrization": parametrization["name"],
         "base_shape": {key: value for key, value in parametrization.items() if key != "name"},
         "optimizer": optim["name"],
-        "embedding_lr_factor": optim.get("embedding_lr_factor", 1.0),
         "ema_decay": optim["ema_decay"],
         "schedule": plan.settings["schedule"],
     }

@@ -30,23 +30,6 @@ def test_steps_equal_the_adamw_equations_in_float64() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_factor_on_the_embeddings_rate_multiplies_its_adamw_steps_but_not_its_decay(name: str) -> None:
-    """In the first step AdamW moves each element by its learning rate, whatever the gradient."""
-    decoder = random_decoder()
-    before = {name: p.detach().clone() for name, p in decoder.named_parameters()}
-    set_random_gradients(decoder, 1)
-    settings = OPTIM | {"embedding_lr_factor": 3.0, "weight_decay": 0.0}
-    OPTIMIZERS[name](decoder, settings, STANDARD).step()
-    embedding, gain = "embed_tokens.weight", "norm.weight"
-    moved = {name: (p - before[name]).abs() for name, p in decoder.named_parameters()}
-    torch.testing.assert_close(moved[embedding], torch.full_like(moved[embedding], 3 * 0.01), rtol=1e-3, atol=0)
-    torch.testing.assert_close(moved[gain], torch.full_like(moved[gain], 0.01), rtol=1e-3, atol=0)
-    groups = OPTIMIZERS[name](decoder, settings | {"weight_decay": 0.1}, STANDARD).param_groups
-    decays = [group["lr"] * group["weight_decay"] for group in groups if group["weight_decay"]]
-    assert decays == pytest.approx([0.01 * 0.1] * len(decays))
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_skipped_step_leaves_no_trace(name: str) -> None:
     """Steps 1, 2 (skipped, with NaN gradients), 3 give what steps 1 and 3 give, to the last bit."""
     results = []
