@@ -9,12 +9,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from slm.runtime.files import write_atomically
+from slm.runtime.pool import map_in_processes
 from slm.runtime.words import count
 
 if TYPE_CHECKING:
@@ -218,15 +220,20 @@ def _legend_columns(names: Sequence[str], width: float) -> int:
 
 
 def draw(folder: Path, figures: Mapping[str, Callable[[], Figure | None]]) -> list[Path]:
-    """Write each figure that has data to `folder`/figures as PNG and SVG, replacing older files; returns the files."""
-    written: list[Path] = []
-    for name, make_figure in figures.items():
-        for kind in ("png", "svg"):
-            (folder / "figures" / f"{name}.{kind}").unlink(missing_ok=True)
-        with style():
-            if figure := make_figure():
-                written += save(figure, folder / "figures", name)
-    return written
+    """Write each figure that has data to `folder`/figures as PNG and SVG, replacing older files; returns the files.
+
+    The functions that make the figures must be picklable, because other processes may draw.
+    """
+    return [path for paths in map_in_processes(partial(_draw_one, folder), list(figures.items())) for path in paths]
+
+
+def _draw_one(folder: Path, figure: tuple[str, Callable[[], Figure | None]]) -> list[Path]:
+    name, make_figure = figure
+    for kind in ("png", "svg"):
+        (folder / "figures" / f"{name}.{kind}").unlink(missing_ok=True)
+    with style():
+        made = make_figure()
+        return save(made, folder / "figures", name) if made else []
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from slm.runtime.pool import map_in_processes
 from slm.scaling import selection
 from slm.scaling.compare import compare_law
 from slm.scaling.context import context
-from slm.scaling.entries import Entry, Fitted, Task, fit_group, to_json_types
+from slm.scaling.entries import Entry, Fitted, Task, fit_family, to_json_types
 from slm.scaling.forms import VARIABLES
 from slm.scaling.laws import Law, get_law, seed_of_law
 from slm.scaling.paired import compare_pairs
@@ -84,11 +86,15 @@ def _fit(
     """Return the entries of all fits, and law -> family -> primary fit. Raises `ValueError` if all fits failed."""
     entries: list[Entry] = []
     fitted: dict[str, dict[str, Fitted]] = {}
+    jobs = []
     for index, task in enumerate(tasks):
-        show(f"fitting {task.law.name} to {task.target}", index)
         # Each task has its own generator, so that leaving out a law does not change the bootstraps of other laws.
         rng = np.random.default_rng([seed, seed_of_law(task.law.name), 0 if task.is_primary else index])
-        families = fit_group(table, task, settings, rng, thorough=task.is_primary and thorough)
+        jobs += [(task, *family) for family in zip(table.families, rng.spawn(len(table.families)), strict=True)]
+    fits = map_in_processes(partial(_fit_job, table, settings, thorough=thorough), jobs)
+    for index, task in enumerate(tasks):
+        show(f"fitting {task.law.name} to {task.target}", index)
+        families = {family: next(fits) for family in table.families}
         entries += [result.entry for result in families.values()]
         if task.is_primary:
             fitted[task.law.name] = families
@@ -96,6 +102,11 @@ def _fit(
         reasons = dict.fromkeys(f"{entry['law']} {note}" for entry in entries for note in entry["notes"])
         raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(reasons)[:4]))
     return entries, fitted
+
+
+def _fit_job(table: Table, settings: Settings, job: tuple[Task, str, np.random.Generator], *, thorough: bool) -> Fitted:
+    task, family, rng = job
+    return fit_family(table, family, task, settings, rng, thorough=task.is_primary and thorough)
 
 
 def _target_and_size(table: Table, settings: Settings) -> tuple[str, str]:

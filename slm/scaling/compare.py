@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 
 import numpy as np
 
+from slm.runtime.pool import map_in_processes
 from slm.scaling.entries import Entry, Fitted
 from slm.scaling.families import MODELS, Families, JointFit, efficiency_factors, fit_joint, gather, likelihood_ratio
 from slm.scaling.fitting import Fit, fit_sample, refusal
@@ -169,11 +171,19 @@ def _likelihood_ratios(
     restricted_models = [name for name in MODELS if name != "separate" and (has_floor or name != "efficiency")]
     tests = [(name, "separate") for name in restricted_models]
     tests.append(("one_law", "efficiency" if has_floor else "shared_exponents"))
-    rows = []
-    for restricted, wider in tests:
-        row = likelihood_ratio(families, models[restricted], models[wider], calibration, rng)
-        rows.append(row | {"restricted": restricted, "wider": wider})
-    return rows
+    compute = partial(_likelihood_ratio, families, models, calibration)
+    return list(map_in_processes(compute, list(zip(tests, rng.spawn(len(tests)), strict=True))))
+
+
+def _likelihood_ratio(
+    families: Families,
+    models: Mapping[str, JointFit],
+    calibration: int,
+    test: tuple[tuple[str, str], np.random.Generator],
+) -> Entry:
+    (restricted, wider), rng = test
+    row = likelihood_ratio(families, models[restricted], models[wider], calibration, rng)
+    return row | {"restricted": restricted, "wider": wider}
 
 
 def _pooled(fits: Fits, exponent: str, level: float, tests: Mapping[str, Entry]) -> Entry | None:

@@ -47,7 +47,15 @@ class Fitted:
 def fit_group(
     table: Table, task: Task, settings: Settings, rng: np.random.Generator, *, thorough: bool
 ) -> dict[str, Fitted]:
-    """Fit one law to every family of the table; `thorough` adds bootstraps and the keys of `compute_details`.
+    """Fit one law to every family of the table: see `fit_family`. Each family has its own generator."""
+    rngs = zip(table.families, rng.spawn(len(table.families)), strict=True)
+    return {family: fit_family(table, family, task, settings, own_rng, thorough=thorough) for family, own_rng in rngs}
+
+
+def fit_family(
+    table: Table, family: str, task: Task, settings: Settings, rng: np.random.Generator, *, thorough: bool
+) -> Fitted:
+    """Fit one law to one family of the table; `thorough` adds bootstraps and the keys of `compute_details`.
 
     The fitted rows are single runs if `settings.unit` is "run", else means of cells (runs that differ only in seed).
     AICc, BIC, r2, rmse and sigma are computed from these rows. The entry of a failed fit has the reason instead.
@@ -55,19 +63,15 @@ def fit_group(
     unit: Unit = "run" if settings.unit == "run" else "cell"
     samples = {f: take_sample(table.family(f), task.law, task.target, task.size, unit=unit) for f in table.families}
     log_x = np.concatenate([sample.log_x for sample in samples.values()])
-    task = replace(task, law=task.law.prepared_for(log_x))
+    task, sample = replace(task, law=task.law.prepared_for(log_x)), samples[family]
     medians = np.median(log_x, axis=0) if thorough else None
-    fitted = {}
-    for family, sample in samples.items():
-        reason = refusal(task.law, sample)
-        if reason is None:
-            try:
-                fitted[family] = _fit_family(table.family(family), task, sample, settings, rng, medians)
-            except (np.linalg.LinAlgError, FloatingPointError) as error:
-                reason = f"not fitted: the computation broke down ({error})"
-        if reason is not None:
-            fitted[family] = Fitted(_task_keys(family, task, sample) | _refusal_keys(task.law, reason))
-    return fitted
+    reason = refusal(task.law, sample)
+    if reason is None:
+        try:
+            return _fit_family(table.family(family), task, sample, settings, rng, medians)
+        except (np.linalg.LinAlgError, FloatingPointError) as error:
+            reason = f"not fitted: the computation broke down ({error})"
+    return Fitted(_task_keys(family, task, sample) | _refusal_keys(task.law, reason))
 
 
 def _fit_family(

@@ -14,6 +14,8 @@ from slm.scaling.solver import FINE_TOLERANCE, Block, Loss, minimise
 from slm.scaling.starts import coordinate_bounds, grid_starts
 from slm.scaling.tables import Table
 
+PATIENCE_OF_FITS = 60
+"""A fit from many starts is given up for starts that take this many steps more than another: they follow a valley."""
 ROUNDING = 1e-9  # a smaller scatter of log targets is rounding error, not noise of runs
 AGREEMENT = 1e-6  # a start reaches the best objective if the relative difference is at most this
 BOUND_MARGIN = 1e-6  # a coordinate ended at a bound if its distance from the bound is at most this
@@ -120,11 +122,19 @@ def single_block(law: Law, sample: Sample) -> Block:
 
 
 def minimise_held(
-    fit: Fit, vectors: Floats, values: Floats, starts: Floats, *, tolerance: float, max_steps: int = 200
+    fit: Fit,
+    vectors: Floats,
+    values: Floats,
+    starts: Floats,
+    *,
+    tolerance: float,
+    max_steps: int = 200,
+    rivals: int = 1,
 ) -> tuple[Floats, Floats]:
     """Refit from starts [R, P] with H linear functions of the coordinates held: `vectors` [H, P] @ theta = `values`.
 
-    Vectors are from `Law.projection`; `values` is [H] or [R, H]. Returns coordinates [R, P] and objectives [R].
+    Vectors are from `Law.projection`; `values` is [H] or [R, H]; for `rivals` see `minimise`. Returns coordinates
+    [R, P] and objectives [R].
     """
     P = vectors.shape[1]
     # Solve for coordinates `held`, where vectors have their first entry of 1: theta = offset + matrix @ theta[free].
@@ -138,7 +148,14 @@ def minimise_held(
     block = replace(single_block(fit.law, fit.sample), matrix=matrix, offset=offset)
     low, high = (bound[free] for bound in coordinate_bounds(fit.law, fit.sample))
     optimum = minimise(
-        [block], fit.sample.log_y, starts[:, free], (low, high), loss=fit.loss, tolerance=tolerance, max_steps=max_steps
+        [block],
+        fit.sample.log_y,
+        starts[:, free],
+        (low, high),
+        loss=fit.loss,
+        tolerance=tolerance,
+        max_steps=max_steps,
+        rivals=rivals,
     )
     return offset + optimum.phi @ matrix.T, optimum.objective
 
@@ -165,7 +182,16 @@ def fit_sample(law: Law, sample: Sample, *, loss: Loss = Loss()) -> Fit:  # noqa
         raise ValueError(f"{law.name} {reason}")
     low, high = coordinate_bounds(law, sample)
     starts, block = grid_starts(law, sample), single_block(law, sample)
-    optimum = minimise([block], sample.log_y, starts, (low, high), loss=loss, tolerance=FINE_TOLERANCE)
+    optimum = minimise(
+        [block],
+        sample.log_y,
+        starts,
+        (low, high),
+        loss=loss,
+        tolerance=FINE_TOLERANCE,
+        rivals=len(starts),
+        patience=PATIENCE_OF_FITS,
+    )
     best = optimum.best
     theta, objective = optimum.phi[best], float(optimum.objective[best])
     max_objective = objective * (1 + AGREEMENT) + 1e-20  # of starts that agree; 1e-20 allows for objectives of 0

@@ -52,6 +52,12 @@ class Doubling:
     """The gain of doubling N, the first variable of the law: L(N) - L(2 N) with the other variables held constant."""
 
     law: Law
+    is_linear = False
+
+    @property
+    def num_coefficients(self) -> int:
+        """The number of coefficients of the law, in which the gain is linear too."""
+        return self.law.num_coefficients
 
     def _double_first(self, x_IV: Floats) -> Floats:
         doubled_IV = x_IV.copy()
@@ -206,7 +212,9 @@ class _Pull:
         starts = self._starts(end, point, value, weight)
         S = len(starts) // R
         targets, weights = np.tile(log_y, (S, 1)), np.tile(weights, (S, 1))
-        optimum = minimise(self.blocks, targets, starts, self.bounds, weights=weights, tolerance=1e-7, max_steps=60)
+        optimum = minimise(
+            self.blocks, targets, starts, self.bounds, weights=weights, tolerance=1e-7, max_steps=60, rivals=S
+        )
         objective_SR = optimum.objective.reshape(S, R)
         theta = optimum.phi.reshape(S, R, -1)[objective_SR.argmin(axis=0), refit]
         self.last[end] = theta

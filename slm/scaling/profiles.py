@@ -21,7 +21,11 @@ from slm.scaling.starts import coordinate_bounds, grid_starts
 DISTANCES = np.array([0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 9, 14, 22, 35, 60, 120])
 """Distances from the estimate, in standard errors, at which a profile is computed first."""
 MAX_STEPS = 60  # of a minimisation; a longer search follows a flat valley, where the objective no longer changes
-MAX_REFINEMENTS = 5  # how often, at most, the bracket around an end of the interval is narrowed to a seventh
+MAX_PASSES = 3  # of searches that start at the fits of neighbouring values
+MIN_IMPROVEMENT = 1e-5  # of an objective, relative; passes end when no objective falls by more
+MAX_REFINEMENTS = 5  # how often, at most, the bracket around an end of the interval is divided
+NEAR_CROSSING = np.array([-0.5, -0.2, -0.06, -0.015, 0.015, 0.06, 0.2, 0.5])
+"""Where a bracket is divided, as fractions of its width from the expected crossing."""
 MAX_T_STEP = 0.05  # an end is interpolated linearly once t changes by less than this across its bracket
 
 
@@ -61,23 +65,85 @@ def profile(fit: Fit, name: str, *, level: float = 0.95, delta_method: bool = Fa
     t_factor = usual / robust
     # If the robust error is larger, |t| grows more slowly, so the grid must reach further.
     step = min(error, (high - low) / 20) / min(t_factor, 1.0)
-    grid = np.unique(np.clip(estimate + step * np.r_[-DISTANCES, DISTANCES], low, high))
-    grid = grid[grid != estimate]
-
-    def t_at(values: Floats) -> Floats:
-        is_linear = delta_method or fit.law.is_linear
-        return t_factor * _signed_roots(fit, vector, estimate, values, is_linear=is_linear)
-
-    values, t = np.append(grid, estimate), np.append(t_at(grid), 0.0)
+    values = np.unique(np.clip(estimate + step * np.r_[-DISTANCES, 0, DISTANCES], low, high))
     critical = float(stats.t.ppf(0.5 + level / 2, df))
-    for _ in range(MAX_REFINEMENTS):
-        added = np.concatenate([_divide_bracket(values, t, target) for target in (-critical, critical)])
-        if not len(added):
-            break
-        values, t = np.append(values, added), np.append(t, t_at(added))
-    order = np.argsort(values)
-    values, t = values[order], t[order]
+    if (delta_method or fit.law.is_linear) and variance > 0:
+        t = t_factor * (values - estimate) / error
+    else:
+        refits = _Refits(fit, vector, values)
+        values, t = refits.refine(critical / t_factor)
+        t *= t_factor
     return Profile(name, estimate, values, t, df, _crossing(values, t, -critical), _crossing(values, t, critical))
+
+
+class _Refits:
+    """Fits of all other parameters, with the parameter `vector` @ theta held at each of some rising values."""
+
+    def __init__(self, fit: Fit, vector: Floats, values: Floats) -> None:
+        self.fit, self.vector, self.estimate = fit, vector, float(vector @ fit.theta)
+        self.values = values
+        self.theta, self.objective = self._search(values, self._starts(values))
+        for _ in range(MAX_PASSES):  # a search may have missed a minimum that the search at the next value found
+            neighbours = np.arange(len(values)) + np.array([[-1], [1]])
+            starts = self.theta[np.clip(neighbours, 0, len(values) - 1)]
+            theta, objective = self._search(values, starts)
+            is_lower = objective < self.objective * (1 - MIN_IMPROVEMENT)
+            self.theta[is_lower], self.objective[is_lower] = theta[is_lower], objective[is_lower]
+            if not is_lower.any():
+                break
+
+    def refine(self, critical: float) -> tuple[Floats, Floats]:
+        """Return values and t at these, with enough values near the crossings of -`critical` and `critical`."""
+        for _ in range(MAX_REFINEMENTS):
+            brackets = [_bracket(self.values, self.t, target) for target in (-critical, critical)]
+            wide = [bracket for bracket in brackets if bracket and abs(np.diff(self.t[bracket])[0]) >= MAX_T_STEP]
+            if not wide:
+                break
+            divided = [_divide(self.values[bracket], self.t[bracket], critical) for bracket in wide]
+            ends = np.repeat(np.array(wide).T, [len(part) for part in divided], axis=1)
+            added = np.concatenate(divided)
+            theta, objective = self._search(added, self.theta[ends])
+            order = np.argsort(np.append(self.values, added))
+            self.values = np.append(self.values, added)[order]
+            self.theta = np.concatenate([self.theta, theta])[order]
+            self.objective = np.append(self.objective, objective)[order]
+        return self.values, self.t
+
+    @property
+    def t(self) -> Floats:
+        """The signed root at each value."""
+        excess = np.maximum(2 * self.objective - self.fit.sse, 0)
+        return np.asarray(np.sign(self.values - self.estimate) * np.sqrt(excess) / self.fit.sigma)
+
+    def _search(self, values: Floats, starts: Floats) -> tuple[Floats, Floats]:
+        """Search at each value from starts [2, R, P]; returns the coordinates [R, P] and the objectives [R]."""
+        R, held = len(values), np.tile(values, 2)[:, None]
+        theta, objective = minimise_held(
+            self.fit,
+            self.vector[None],
+            held,
+            starts.reshape(2 * R, -1),
+            tolerance=1e-7,
+            max_steps=MAX_STEPS,
+            rivals=2,
+        )
+        best = objective.reshape(2, R).argmin(axis=0) * R + np.arange(R)
+        return theta[best], objective[best]
+
+    def _starts(self, values: Floats) -> Floats:
+        """Return two starts for each value [2, R, P]: a linear guess, and the best of the nearest points of a grid."""
+        fit, vector = self.fit, self.vector
+        covariance = np.nan_to_num(fit.covariance, nan=0.0)
+        variance = float(vector @ covariance @ vector)
+        near = np.repeat(fit.theta[None], len(values), axis=0)
+        if variance > 0:
+            near = near + (values - self.estimate)[:, None] * (covariance @ vector) / variance
+        # Start far from the estimate too: where a term has vanished, the objective is flat around the estimate.
+        grid = grid_starts(fit.law, fit.sample)
+        sse = ((fit.sample.log_y - fit.law.log_value(grid, fit.sample.centred)) ** 2).sum(axis=1)
+        gap = np.abs(grid @ vector - values[:, None])
+        is_nearest = gap <= gap.min(axis=1, keepdims=True) + 1e-9
+        return np.stack([near, grid[np.where(is_nearest, sse, np.inf).argmin(axis=1)]])
 
 
 def _limits(fit: Fit, vector: Floats, name: str) -> tuple[float, float]:
@@ -91,31 +157,11 @@ def _limits(fit: Fit, vector: Floats, name: str) -> tuple[float, float]:
     return low + min(exponent_part, 0) - margin, high + max(exponent_part, 0) + margin
 
 
-def _signed_roots(fit: Fit, vector: Floats, estimate: float, values: Floats, *, is_linear: bool) -> Floats:
-    """Compute t at `values`: directly if t `is_linear`, else by fitting all other parameters at each value."""
-    covariance = np.nan_to_num(fit.covariance, nan=0.0)
-    variance = float(vector @ covariance @ vector)
-    if is_linear and variance > 0:
-        return np.asarray((values - estimate) / np.sqrt(variance))
-    near = np.repeat(fit.theta[None], len(values), axis=0)
-    if variance > 0:
-        near = near + (values - estimate)[:, None] * (covariance @ vector) / variance
-    # Start far from the estimate too: where a term has vanished, the objective is flat around the estimate.
-    grid = grid_starts(fit.law, fit.sample)
-    far = grid[np.abs(grid @ vector - values[:, None]).argmin(axis=1)]
-    starts, held = np.concatenate([near, far]), np.tile(values, 2)[:, None]
-    objective = minimise_held(fit, vector[None], held, starts, tolerance=1e-7, max_steps=MAX_STEPS)[1]
-    excess = np.maximum(2 * objective.reshape(2, -1).min(axis=0) - fit.sse, 0)
-    return np.sign(values - estimate) * np.sqrt(excess) / fit.sigma
-
-
-def _divide_bracket(values: Floats, t: Floats, target: float) -> Floats:
-    """Return six values inside the bracket in which t crosses `target`; none if the bracket is narrow enough."""
-    bracket = _bracket(values, t, target)
-    if bracket is None or abs(np.diff(t[bracket])[0]) < MAX_T_STEP:
-        return np.empty(0)
-    inner, outer = values[bracket]
-    return np.linspace(inner, outer, 8)[1:-1]
+def _divide(values: Floats, t: Floats, critical: float) -> Floats:
+    """Return values inside a bracket, which lie closer together where linear interpolation expects the crossing."""
+    fraction = (critical - abs(t[0])) / (abs(t[1]) - abs(t[0]))
+    fractions = fraction + NEAR_CROSSING
+    return np.asarray(values[0] + (values[1] - values[0]) * fractions[(fractions > 0) & (fractions < 1)])
 
 
 def _bracket(values: Floats, t: Floats, target: float) -> list[int] | None:

@@ -5,6 +5,8 @@ Notable:
   in targets, weights, starts or offsets, so a thousand bootstrap fits are a few dozen array operations.
 - The full Hessian, not Gauss-Newton's, makes convergence quadratic. Negative curvature is reversed and damped
   (Levenberg 1944; Dauphin et al. 2014, arXiv:1406.2572). An active set handles the bounds.
+- Coordinates of coefficients are logarithms, but steps are taken in the coefficients, in which laws are linear. In
+  logs, a term that vanishes would need dozens of steps, and valleys in which two terms trade off are more curved.
 - Each family f is a block of rows with coordinates theta_f = offset_f + M_f phi. The matrices M_f let families share
   exponents but not coefficients, or fix a linear function of the coordinates, as in a profile likelihood.
 
@@ -24,6 +26,12 @@ from slm.scaling.forms import Curvature, Floats, gram, moment
 _Bounds = tuple[Floats, Floats]
 FINE_TOLERANCE = 1e-13
 """Tolerance of fits whose parameters are reported. It makes these accurate to a millionth of their standard error."""
+MIN_DAMPING = 1e-9  # relative to the curvature of each coordinate
+DAMPING_GROWTH = 4.0  # after a step that does not lower the objective; doubled after each further one
+PATIENCE = 15
+"""Further steps of a search after another one for the same minimum has converged."""
+MIN_ELIMINATED = 64  # systems; fewer are decomposed into eigenvalues in less time
+MIN_PIVOT = 1e-8  # of a Hessian that counts as positive definite
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,14 @@ class Loss:
 class Curve(Protocol):
     """A law, or another function of its coordinates. See `slm.scaling.forms.Law`."""
 
+    @property
+    def num_coefficients(self) -> int:
+        """K: the first K coordinates are logarithms of coefficients."""
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the values are linear in the coordinates."""
+
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
         """The values [R, I] with which rows are compared."""
 
@@ -131,11 +147,14 @@ def minimise(
     weights: Floats | None = None,
     max_steps: int = 200,
     tolerance: float = 1e-9,
+    rivals: int = 1,
+    patience: int = PATIENCE,
 ) -> Optimum:
     """Minimise sum_i w_i loss(log_y_i - log L_i) from `start` [R, Q] within `bounds` ([Q], [Q]).
 
     `log_y` is [I] or [R, I], `weights` [R, I]. A replicate has converged when Newton's decrement is below `tolerance`
-    times its objective.
+    times its objective. With S `rivals`, replicates r, r + R/S, r + 2R/S, ... search for the same minimum: once one of
+    them has converged, the others go on for only `patience` steps.
     """
     # Where |r| > delta, the second derivative is 0, so with a small delta Newton's method must start near the minimum.
     # Rough minimisations with larger deltas find such a start (continuation).
@@ -145,7 +164,7 @@ def minimise(
     for delta in reversed(deltas[1:]):
         problem = _Problem(blocks, log_y, Loss(delta), weights)
         start = _newton(problem, start, bounds, max_steps=30, tolerance=1e-3).phi
-    return _newton(_Problem(blocks, log_y, loss, weights), start, bounds, max_steps, tolerance)
+    return _newton(_Problem(blocks, log_y, loss, weights), start, bounds, max_steps, tolerance, rivals, patience)
 
 
 class _State(NamedTuple):
@@ -164,6 +183,15 @@ class _Problem(NamedTuple):
     loss: Loss
     weights: Floats | None
 
+    @property
+    def is_log(self) -> np.ndarray:
+        """Whether each free parameter [Q] is the log of a coefficient, so that steps are taken in the coefficient."""
+        is_log = []
+        for block in self.blocks:
+            M, K = block.matrix, 0 if block.law.is_linear else block.law.num_coefficients
+            is_log.append((M[K:] == 0).all(axis=0) & np.isin(M[:K], (0, 1)).all(axis=0))
+        return np.all(is_log, axis=0)
+
     def state_at(self, phi: Floats, replicates: np.ndarray) -> _State:
         """The state at points `phi` [R, Q]; `replicates` [R] are indices of targets, weights and offsets."""
         R, Q = phi.shape
@@ -179,58 +207,178 @@ class _Problem(NamedTuple):
             slope = w * self.loss.first_derivative(r)
             state.value[:] += (w * self.loss.value(r)).sum(1)
             state.gradient[:] -= moment(jacobian, slope) @ M
-            state.hessian[:] += M.T @ (gram(jacobian, w * self.loss.second_derivative(r)) - curvature(slope)) @ M
+            state.hessian[:] += _in_free(gram(jacobian, w * self.loss.second_derivative(r)) - curvature(slope), M)
             state.damping_scale[:] += moment(jacobian**2, w * self.loss.scale(r)) @ M**2
         state.value[~np.isfinite(state.value)] = np.inf  # a formula may be 0 or negative, which has no log
         return state
 
 
-def _newton(problem: _Problem, start: Floats, bounds: _Bounds, max_steps: int, tolerance: float) -> Optimum:
+def _in_free(matrices: Floats, M: Floats) -> Floats:
+    """Return M' matrices M [R, Q, Q] of matrices [R, P, P]: large products are faster than many small ones."""
+    R, P, _ = matrices.shape
+    return np.matmul(M.T, (matrices.reshape(R * P, P) @ M).reshape(R, P, -1))
+
+
+def _newton(
+    problem: _Problem,
+    start: Floats,
+    bounds: _Bounds,
+    max_steps: int,
+    tolerance: float,
+    rivals: int = 1,
+    patience: int = PATIENCE,
+) -> Optimum:
     """Take damped Newton steps until each replicate has converged, or no step lowers its objective any more."""
     low, high = bounds
-    R = len(start)
+    R, is_log = len(start), problem.is_log
     phi, objective = np.clip(start, low, high), np.zeros(R)
     decrement, gradient_norm, converged = np.full(R, np.inf), np.full(R, np.inf), np.zeros(R, dtype=bool)
-    replicates = np.arange(R)  # the replicates that still improve; `state` and `damping` have only these
+    replicates = np.arange(R)  # the replicates that still improve; `state`, `damping` and `growth` have only these
     rounding = 1e-26 * max(1, problem.log_y.shape[-1])  # smaller objectives consist of rounding errors of log_y
     with np.errstate(all="ignore"):
         state = problem.state_at(phi.copy(), replicates)
-        damping = np.full(R, 1e-3)
-        for _ in range(max_steps):
-            is_held_low = (state.phi <= low) & (state.gradient > 0)
-            is_held_high = (state.phi >= high) & (state.gradient < 0)
-            step, decrement_now, norm_now = _step(state, damping, ~(is_held_low | is_held_high))
-            decrement[replicates], gradient_norm[replicates] = decrement_now, norm_now
+        damping, growth = np.full(R, 1e-3), np.full(R, DAMPING_GROWTH)
+        last_step = np.full(R // rivals, max_steps)  # of each group of rivals
+        for i in range(max_steps):
+            step = _step(state, damping, bounds, is_log)
+            decrement[replicates], gradient_norm[replicates] = step.decrement, step.gradient_norm
             phi[replicates], objective[replicates] = state.phi, state.value
             is_finite, is_stuck = np.isfinite(state.value), damping >= 1e12
-            is_finished = is_finite & (decrement_now <= tolerance * state.value + rounding)
+            is_finished = is_finite & (step.decrement <= tolerance * state.value + rounding)
             # If no step lowers the objective any more, a decrement above `tolerance` may be due to rounding errors.
-            converged[replicates] = is_finished | (is_stuck & (decrement_now <= 1e-9 * state.value))
-            is_active = is_finite & ~is_finished & ~is_stuck
+            converged[replicates] = is_finished | (is_stuck & (step.decrement <= 1e-9 * state.value))
+            groups = replicates % len(last_step)
+            np.minimum.at(last_step, groups[is_finished], i + patience)
+            is_active = is_finite & ~is_finished & ~is_stuck & (last_step[groups] > i)
             if not is_active.any():
                 break
-            replicates, damping, step = replicates[is_active], damping[is_active], step[is_active]
-            state = _State(*(part[is_active] for part in state))
-            trial = problem.state_at(np.clip(state.phi + step, low, high), replicates)
+            if not is_active.all():
+                replicates, damping, growth = replicates[is_active], damping[is_active], growth[is_active]
+                state = _State(*(part[is_active] for part in state))
+                step = _Step(*(part[is_active] for part in step))
+            trial = problem.state_at(np.clip(state.phi + step.change, low, high), replicates)
+            gain = (state.value - trial.value) / step.predicted  # near 1 where the quadratic model holds
             is_better = trial.value < state.value
-            damping = np.where(is_better, damping / 5, damping * 4)
+            factor = np.where(gain > 0.75, 0.1, np.where(gain < 0.25, 2.0, 1.0))
+            damping = np.maximum(damping * np.where(is_better, factor, growth), MIN_DAMPING)
+            growth = np.where(is_better, DAMPING_GROWTH, 2 * growth)
             for part, trial_part in zip(state, trial, strict=True):
                 part[is_better] = trial_part[is_better]
     return Optimum(phi, objective, decrement, gradient_norm, converged)
 
 
-def _step(state: _State, damping: Floats, is_free: np.ndarray) -> tuple[Floats, Floats, Floats]:
-    """Damped Newton step [R, Q], decrement of the undamped step [R], and scaled gradient norm [R]."""
+class _Step(NamedTuple):
+    """A step of R replicates; `decrement` and `predicted` are decreases of the objective under its quadratic model."""
+
+    change: Floats  # of phi [R, Q]
+    predicted: Floats  # by the step [R]
+    decrement: Floats  # by the step without damping that would be best if no bound were near [R]
+    gradient_norm: Floats  # [R]
+
+
+def _step(state: _State, damping: Floats, bounds: _Bounds, is_log: np.ndarray) -> _Step:
+    """Return the damped Newton step that stays within the bounds."""
+    diagonal = np.arange(len(is_log))
     scale = state.damping_scale
     unit = np.sqrt(np.maximum(scale, 1e-16 * scale.max(axis=1, keepdims=True) + 1e-300))  # of each coordinate
-    # A coordinate that is not free gets a gradient of 0 and a row of the identity as Hessian, so it does not move.
-    gradient = np.where(is_free, state.gradient / unit, 0.0)
-    is_free_pair = is_free[:, :, None] & is_free[:, None, :]
-    hessian = np.where(is_free_pair, state.hessian / (unit[:, :, None] * unit[:, None, :]), 0.0)
-    hessian += np.where(is_free, 0.0, 1.0)[:, :, None] * np.eye(is_free.shape[1])
-    eigenvalues, eigenvectors = np.linalg.eigh(np.nan_to_num(hessian))
-    projected = np.einsum("rqk,rq->rk", eigenvectors, np.nan_to_num(gradient))
-    curvatures = np.maximum(np.abs(eigenvalues), 1e-10)  # a negative curvature is reversed
-    step = -np.einsum("rqk,rk->rq", eigenvectors, projected / (curvatures + damping[:, None])) / unit
-    decrement = 0.5 * (projected**2 / curvatures).sum(axis=1)
-    return step, decrement, np.abs(gradient).max(axis=1) / np.sqrt(2 * state.value + 1e-300)
+    # Local coordinates are u = phi' - phi, or exp(phi' - phi) - 1 for logs, in units of `unit`.
+    units = unit[:, :, None] * unit[:, None, :]
+    model = _Model(state.gradient / unit, state.hessian / units)
+    model.hessian[:, diagonal, diagonal] -= np.where(is_log, model.gradient / unit, 0.0)
+    for part in model:
+        part[~np.isfinite(part)] = 0.0
+    gradient = model.gradient
+    low, high = (bound - state.phi for bound in bounds)
+    low, high = (np.where(is_log, np.expm1(np.minimum(distance, 500.0)), distance) * unit for distance in (low, high))
+    is_free = ~((low >= 0) & (gradient > 0) | (high <= 0) & (gradient < 0))
+    gradient_norm = np.abs(gradient * is_free).max(axis=1) / np.sqrt(2 * state.value + 1e-300)
+    local, decrement = _step_within(model, damping, (low, high), is_free)
+    predicted = -((gradient + 0.5 * np.matmul(model.hessian, local[:, :, None])[:, :, 0]) * local).sum(axis=1)
+    # Where the curvature is negative, the quadratic model may predict an increase.
+    predicted = np.where(predicted > 0, predicted, np.maximum(decrement, 1e-300))
+    local /= unit
+    change = np.where(is_log, np.log1p(np.maximum(local, -1 + 1e-12)), local)
+    return _Step(change, predicted, decrement, gradient_norm)
+
+
+class _Model(NamedTuple):
+    """A quadratic model of the objective in local coordinates: gradient [R, Q] and Hessian [R, Q, Q]."""
+
+    gradient: Floats
+    hessian: Floats
+
+    def of(self, replicates: np.ndarray, is_free: np.ndarray, moved: Floats) -> _Model:
+        """The model of the coordinates that are free, of some replicates, after the others were `moved` [R, Q].
+
+        A coordinate that is not free gets a gradient of 0 and a row of the identity as Hessian.
+        """
+        gradient, hessian = self.gradient[replicates], self.hessian[replicates]
+        slope = gradient + np.matmul(hessian, moved[:, :, None])[:, :, 0]
+        are_free = is_free[:, :, None] & is_free[:, None, :]
+        return _Model(np.where(is_free, slope, 0.0), np.where(are_free, hessian, np.eye(is_free.shape[1])))
+
+
+def _step_within(model: _Model, damping: Floats, bounds: _Bounds, is_free: np.ndarray) -> tuple[Floats, Floats]:
+    """Return steps [R, Q] that stop at bounds [R, Q], and decrements [R].
+
+    A coordinate that would leave the bounds is moved to its bound, and the others are solved for again.
+    """
+    low, high = bounds
+    step, decrement = np.zeros_like(low), np.zeros(len(low))
+    moved = np.zeros_like(low)  # of coordinates that are not free
+    todo = np.arange(len(low))
+    while len(todo):
+        free = is_free[todo]
+        solution, decrement_now = _solve(model.of(todo, free, moved[todo]), damping[todo])
+        step[todo] = np.where(free, -solution, moved[todo])
+        # Moves to bounds that are still some way off are not part of the decrement.
+        stays = (moved[todo] == 0).all(axis=1)
+        decrement[todo[stays]] = decrement_now[stays]
+        leaves = free & ((step[todo] < low[todo]) | (step[todo] > high[todo]))
+        todo, leaves = todo[leaves.any(axis=1)], leaves[leaves.any(axis=1)]
+        moved[todo] = np.where(leaves, np.clip(step[todo], low[todo], high[todo]), moved[todo])
+        is_free[todo] &= ~leaves
+    return step, decrement
+
+
+def _solve(model: _Model, damping: Floats) -> tuple[Floats, Floats]:
+    """Return (|H| + damping)^-1 gradient [R, Q] and gradient' |H|^-1 gradient / 2 [R].
+
+    |H| is the Hessian with the absolute values of its eigenvalues.
+    """
+    R, Q = model.gradient.shape
+    solution, decrement, rest = np.empty((R, Q)), np.empty(R), np.arange(R)
+    if R >= MIN_ELIMINATED:
+        solution, decrement, is_positive = _eliminate(model, damping)
+        rest = np.flatnonzero(~is_positive)
+    if len(rest):
+        eigenvalues, eigenvectors = np.linalg.eigh(model.hessian[rest])
+        projected = np.matmul(model.gradient[rest, None], eigenvectors)[:, 0]
+        curvatures = np.maximum(np.abs(eigenvalues), 1e-10)
+        shrunken = projected / (curvatures + damping[rest, None])
+        solution[rest] = np.matmul(eigenvectors, shrunken[:, :, None])[:, :, 0]
+        decrement[rest] = 0.5 * (projected**2 / curvatures).sum(axis=1)
+    return solution, decrement
+
+
+def _eliminate(model: _Model, damping: Floats) -> tuple[Floats, Floats, np.ndarray]:
+    """As `_solve`, where the Hessian is positive definite; the third result is whether it is so [R].
+
+    Gaussian elimination of all systems at once is several times faster than LAPACK, which takes them one by one.
+    """
+    R, Q = model.gradient.shape
+    upper, x = np.empty((Q, Q, 2, R)), np.empty((Q, 2, R))  # 2: without and with damping
+    upper[:], x[:] = model.hessian.T[:, :, None], model.gradient.T[:, None]
+    upper[range(Q), range(Q), 1] += damping
+    for j in range(Q - 1):
+        factor = upper[j, j + 1 :] / upper[j, j]
+        upper[j + 1 :, j + 1 :] -= factor[:, None] * upper[j, j + 1 :]
+        x[j + 1 :] -= factor * x[j]
+    # x is now L^-1 gradient, where L D L' is the matrix and D has the pivots.
+    pivots = upper[range(Q), range(Q)]
+    decrement = 0.5 * (x[:, 0] ** 2 / pivots[:, 0]).sum(axis=0)
+    solution = x[:, 1]
+    for j in reversed(range(Q)):
+        solution[j] = (solution[j] - (upper[j, j + 1 :, 1] * solution[j + 1 :]).sum(axis=0)) / pivots[j, 1]
+    is_positive = np.asarray((pivots[:, 0] > MIN_PIVOT).all(axis=0))
+    return solution.T, decrement, is_positive

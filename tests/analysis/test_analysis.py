@@ -13,6 +13,7 @@ import pytest
 from slm.analysis.record import exponent_rows, run_rows, summary
 from slm.analysis.report.directory import Directory
 from slm.analysis.run import analyse_runs
+from slm.runtime import pool
 from slm.sweep.config import check_settings
 from slm.tracking.wandb_run import artifact_name
 from tests.running import ROOT, run_script
@@ -87,10 +88,15 @@ def test_exponents_that_differ_are_found_and_equal_ones_are_not_told_apart(tmp_p
     assert pairs["flat", "too"]["p_adjusted"] > 0.05
 
 
-def test_an_analysis_is_the_same_to_the_last_bit_when_it_is_repeated(tmp_path: Path) -> None:
-    first = analysed(table({"a": 0.1, "b": 0.12}), tmp_path)
+def test_an_analysis_is_the_same_to_the_last_bit_when_it_is_repeated_in_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formula = "analysis.formulas={bend: 'E + A*N**-a'}"
+    first = analysed(table({"a": 0.1, "b": 0.12}), tmp_path, formula)
     before = {path: path.read_bytes() for path in (tmp_path / "analysis").glob("*.json")}
-    assert analysed(table({"a": 0.1, "b": 0.12}), tmp_path) == first
+    monkeypatch.setattr(pool, "PATIENCE", -1.0)
+    monkeypatch.setattr(pool, "num_cores", lambda: 2)
+    assert analysed(table({"a": 0.1, "b": 0.12}), tmp_path, formula) == first
     assert before == {path: path.read_bytes() for path in (tmp_path / "analysis").glob("*.json")}
 
 

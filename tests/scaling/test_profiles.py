@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from slm.scaling.fitting import fit_sample
+from slm.scaling.fitting import fit_sample, minimise_held
 from slm.scaling.forms import Floats
 from slm.scaling.intervals import uncertainty
 from slm.scaling.laws import get_law
 from slm.scaling.profiles import profile
 from slm.scaling.sample import Sample
+from slm.scaling.starts import grid_starts
 from tests.scaling.samples import FLOOR, POWER, TRUE, log_law, noisy, sample
 from tests.seeds import generator
 
@@ -80,6 +81,27 @@ def test_intervals_end_where_brute_force_has_the_quantile(name: str, parameter: 
     found = fit_sample(get_law(name), of)
     one, t = profile(found, parameter), brute_force(of, name, parameter, found.params)
     assert (t(one.low), t(one.high)) == pytest.approx((stats.t.ppf(0.975, rows - len(TRUE[name])),) * 2, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_profile_misses_no_minimum_that_a_search_from_every_start_finds(seed: int) -> None:
+    """Six shapes, whose tokens hardly vary per parameter, leave Kaplan's exponents in long flat valleys."""
+    width, depth = np.array([128, 192, 256, 384, 512, 768]), np.array([6, 10, 14, 18, 26, 30])
+    N = 12.0 * width**2 * depth + 32_000 * width
+    D = N * np.array([15, 22, 30, 20, 26, 18])
+    scatter = 0.0023 * np.random.default_rng(seed).standard_normal(6)
+    of = sample(np.log(1.9 + 180 * N**-0.34 + 400 * D**-0.30) + scatter, np.log(np.stack([N, D], axis=1)))
+    found = fit_sample(get_law("kaplan_joint"), of)
+    one = profile(found, "alpha_N")
+    starts = grid_starts(found.law, of)
+    held, values = found.law.projection("alpha_N", of.refs)[None], np.tile(one.values, len(starts))[:, None]
+    starts = np.repeat(starts, len(one.values), axis=0)
+    objective = minimise_held(found, held, values, starts, tolerance=1e-9, max_steps=400)[1]
+    lowest = objective.reshape(-1, len(one.values)).min(axis=0)
+    t = np.sqrt(np.maximum(2 * lowest - found.sse, 0)) / found.sigma
+    np.testing.assert_allclose(np.abs(one.t), t, atol=2e-3)
+    assert one.low is None
+    assert (one.high is None) == (t[-1] < stats.t.ppf(0.975, 2))
 
 
 @pytest.mark.slow

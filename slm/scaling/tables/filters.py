@@ -104,7 +104,7 @@ def rows_not_diverged(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns, 
             "to keep them, add a column diverged that is false for them"
         )
     if is_diverged.all():
-        raise ValueError(f"all runs of {columns.table} diverged: {reason}")
+        raise ValueError(f"{columns.table} has only runs that diverged: {reason}")
     if is_diverged.any():
         which = shortlist(f"{row} ({format_value(result[row])})" for row in frame.index[is_diverged])
         left_out = plural(int(is_diverged.sum()), "row was", "rows were")

@@ -1,0 +1,49 @@
+"""Apply a function to many arguments, in several processes once that is worth it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+from slm.runtime.system import num_cores
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+PATIENCE = 1.0  # seconds of work after which other processes are started: starting them takes a tenth of a second
+
+
+def map_in_processes(function: Callable[[Argument], Result], arguments: Sequence[Argument]) -> Iterator[Result]:
+    """Yield `function(argument)` for each argument, in order; function, arguments and results must be picklable.
+
+    This process works alone for `PATIENCE` seconds. Then it starts one process per core for the rest; only on Linux,
+    because a fork is not safe on macOS, and Windows has none. An exception, also of the caller, ends the processes.
+    """
+    start = time.monotonic()
+    for index, argument in enumerate(arguments):
+        rest = arguments[index:]
+        if time.monotonic() - start > PATIENCE and len(rest) > 1 and num_cores() > 1 and sys.platform == "linux":
+            yield from _map_forked(function, rest)
+            return
+        yield function(argument)
+
+
+def _map_forked(function: Callable[[Argument], Result], arguments: Sequence[Argument]) -> Iterator[Result]:
+    context, children = multiprocessing.get_context("fork"), set(multiprocessing.active_children())
+    with ProcessPoolExecutor(min(num_cores(), len(arguments)), context, initializer=_leave_signals_to_parent) as pool:
+        try:
+            yield from pool.map(function, arguments)
+        except BaseException:
+            for process in set(multiprocessing.active_children()) - children:
+                process.kill()
+            raise
+
+
+def _leave_signals_to_parent() -> None:
+    """Ignore Ctrl-C, which the terminal sends to all processes, and end at once on a signal that the parent handles."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

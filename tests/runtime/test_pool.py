@@ -1,0 +1,81 @@
+"""Work in several processes: the same results in the same order, and an end when something goes wrong."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+
+from slm.runtime import pool
+from slm.runtime.pool import map_in_processes
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks")
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "PATIENCE", -1.0)
+    monkeypatch.setattr(pool, "num_cores", lambda: 2)
+
+
+def _square_and_process(number: int) -> tuple[int, int]:
+    time.sleep(0.02 * (number % 2))
+    return number**2, os.getpid()
+
+
+def _refuse_two(number: int) -> int:
+    if number == 2:
+        raise ValueError("two is refused")
+    return number
+
+
+def _die(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _sleep(number: int) -> None:
+    time.sleep(60)
+
+
+def test_results_are_in_order_and_come_from_two_processes() -> None:
+    results, processes = zip(*map_in_processes(_square_and_process, range(8)), strict=True)
+    assert results == (0, 1, 4, 9, 16, 25, 36, 49)
+    assert len({*processes} - {os.getpid()}) == 2
+    assert not multiprocessing.active_children()
+
+
+def test_little_work_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "PATIENCE", 60.0)
+    assert {process for _, process in map_in_processes(_square_and_process, range(4))} == {os.getpid()}
+    assert list(map_in_processes(_square_and_process, [])) == []
+
+
+def test_an_exception_is_raised_here() -> None:
+    results = map_in_processes(_refuse_two, range(4))
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ValueError, match="two is refused"):
+        next(results)
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_is_killed_is_an_exception() -> None:
+    with pytest.raises(BrokenProcessPool):
+        list(map_in_processes(_die, range(4)))
+
+
+def test_an_interruption_ends_the_processes() -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before, started = signal.signal(signal.SIGALRM, interrupt), time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(map_in_processes(_sleep, range(4)))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 10
+    assert not multiprocessing.active_children()
