@@ -71,6 +71,8 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.found_inf is not None and self.found_inf.device.type == "cpu" and self.found_inf > 0:
+            return loss
         for group in self.param_groups:
             group_with_grads = {**group, "params": [p for p in group["params"] if p.grad is not None]}
             if group["orthogonal"]:
@@ -90,28 +92,30 @@ class Muon(torch.optim.Optimizer):
 
     def _step_batch(self, group: dict[str, Any], matrices: list[Tensor]) -> None:
         """Update with decoupled decay: W <- (1 - lr wd) W - lr 0.2 sqrt(max(R, C)) orthogonalize(momentum)."""
-        momenta = [self._advance_momentum(p, group["momentum"]) for p in matrices]
+        share = self._share_of_step(matrices[0].device)
+        momenta = [self._advance_momentum(p, group["momentum"], share) for p in matrices]
         updates_NRC = orthogonalize(torch.stack(momenta), group["iterations"])
-        step_size = group["lr"] * ADAMW_RMS * max(matrices[0].shape) ** 0.5
+        updates_NRC *= group["lr"] * ADAMW_RMS * max(matrices[0].shape) ** 0.5 * share
         for p, update in zip(matrices, updates_NRC, strict=True):
-            weight = local_part(p)
-            decayed = weight * (1 - group["lr"] * group["weight_decay"])
-            updated = decayed.sub_(_shard_like(update, p), alpha=step_size)
-            weight.copy_(self._unless_bad(updated, weight))
+            local_part(p).mul_(1 - group["lr"] * group["weight_decay"] * share).sub_(_shard_like(update, p))
 
-    def _advance_momentum(self, p: Tensor, momentum: float) -> Tensor:
+    def _share_of_step(self, device: torch.device) -> Tensor | float:
+        """1, or 0 if the step must change nothing; a tensor where the host would have to wait for the device."""
+        if self.found_inf is None or device.type == "cpu":  # a bad step on a CPU does not get here
+            return 1.0
+        return 1.0 - (self.found_inf.to(device) > 0).float()
+
+    def _advance_momentum(self, p: Tensor, momentum: float, share: Tensor | float) -> Tensor:
         """Advance the momentum buffer. Returns Nesterov's momentum, gathered from all shards."""
         assert p.grad is not None
         state = self.state[p]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         buffer, grad = local_part(state["momentum_buffer"]), local_part(p.grad)
-        advanced = buffer.lerp(grad, 1 - momentum)
-        buffer.copy_(self._unless_bad(advanced, buffer))
-        return _gather_like(grad.lerp(advanced, momentum), p)
-
-    def _unless_bad(self, new: Tensor, old: Tensor) -> Tensor:
-        return new if self.found_inf is None else torch.where(self.found_inf.to(new.device) > 0, old, new)
+        if isinstance(share, Tensor):  # a bad step may have a gradient that is not finite
+            grad = torch.where(share > 0, grad, 0.0)
+        buffer.lerp_(grad, (1 - momentum) * share)
+        return _gather_like(grad.lerp(buffer, momentum), p)
 
     def _step_adamw(self, group: dict[str, Any]) -> None:
         for p in group["params"]:
