@@ -15,6 +15,7 @@ from slm.runtime.command_line import MISTAKES, report, run_script
 from slm.runtime.extensions import load_extensions
 from slm.sweep.config import check_settings
 from slm.sweep.design import check_design
+from slm.sweep.grid import make_plan
 
 exit_codes: list[int] = []
 
@@ -39,10 +40,10 @@ def run(config: DictConfig) -> int:
     load_extensions(resolved)
     settings = check_settings(resolved, overrides)
     if settings["runs"] is None:
-        check_design(settings["sweep"])  # checked before the next import loads scipy
+        plan = make_plan(check_design(settings["sweep"]))  # before the next import, which loads scipy in over a second
         from slm.sweep.run import run_sweep
 
-        return run_sweep(settings)
+        return run_sweep(settings, plan)
     from slm.analysis.run import analyse_runs
 
     return analyse_runs(settings)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from slm.composition.keys import explain_unknown_keys
 from slm.composition.resolvers import in_multirun, register
-from slm.runtime.command_line import MISTAKES, report, run_script
+from slm.runtime.command_line import MISTAKES, quick_imports, report, run_script
 
 exit_codes: list[int] = []  # one for each run so far
 
@@ -48,11 +48,12 @@ def run(config: DictConfig) -> int:
         # Lightning would start further processes from Hydra's own files, which a single run does not write here.
         # Without Hydra's state, Lightning repeats this command line instead.
         HydraConfig.instance().cfg = None
-    plan = set_up(settings, is_multirun=is_multirun)
-    if settings["dry_run"] == "plan":
-        return 0
-    import slm.training.imports  # noqa: F401
-    from slm.training.run import exit_code, train
+    with quick_imports():
+        plan = set_up(settings, is_multirun=is_multirun)
+        if settings["dry_run"] == "plan":
+            return 0
+        import slm.training.imports  # noqa: F401
+        from slm.training.run import exit_code, train
 
     result = train(plan)
     if is_multirun and result.get("signal"):  # ends the multirun, even if this run completed

@@ -8,6 +8,7 @@ Legend: B batch, T tokens, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -235,7 +236,7 @@ class Decoder(nn.Module):
 
         `device` is the type of the device on which the decoder will run; None stands for the device where it is now.
         """
-        raise_recompile_limit(self.config)
+        configure_compiler(self.config)
         # Called here because a decorator of `has_fused_kernels` would import the compiler (1.4 s) in every program.
         torch.compiler.assume_constant_result(has_fused_kernels)
         on_cpu = (device or self.head_weight.device.type) == "cpu"
@@ -247,8 +248,17 @@ class Decoder(nn.Module):
         self.is_compiled = True
 
 
-def raise_recompile_limit(config: ModelConfig) -> None:
-    """Let torch compile all kinds of blocks. Beyond its limit, torch runs blocks uncompiled or raises an error."""
+def configure_compiler(config: ModelConfig) -> None:
+    """Let torch compile all kinds of blocks. Beyond its limit, torch runs blocks uncompiled or raises an error.
+
+    Two more settings save seconds until the first step, and leave the compiled code as it is.
+    """
     kinds = set(zip(config.mixer_letters, config.layer_positions, config.windows, strict=True))
     compiler: Any = torch._dynamo.config
     compiler.recompile_limit = max(compiler.recompile_limit, COMPILATIONS_PER_KIND * len(kinds))
+    # Torch does not store the traced gradients of blocks with custom autograd functions (`blocked.py`) by default.
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+    # Torch compiles and loads a test program for each vector instruction set of a CPU, to find a compiler or a torch
+    # that lacks one. A compiler that knows C++20, which torch needs, has all of them, and so has torch's Linux build.
+    if sys.platform == "linux" and torch._inductor.config.cpp.vec_isa_ok is None:
+        torch._inductor.config.cpp.vec_isa_ok = True

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.decoder import Block, Decoder, KVCache, raise_recompile_limit
+from slm.model.decoder import Block, Decoder, KVCache, configure_compiler
 from slm.model.layers import linear
 from slm.model.mixers.base import Memory
 
@@ -45,7 +45,7 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
     first step with each KV cache also captures a CUDA graph, in a fraction of a second.
     """
     torch._dynamo.reset()
-    raise_recompile_limit(decoder.config)
+    configure_compiler(decoder.config)
     block_step: Any = torch.compile(Block.step, fullgraph=True)
     head: Any = torch.compile(_head, fullgraph=True)
     eager = eager_logits(decoder)

@@ -5,11 +5,13 @@ Imports no torch. HYDRA_FULL_ERROR=1 or SLM_TRACEBACKS=1 shows where an error ca
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
@@ -45,6 +47,21 @@ def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:
         print("\ninterrupted", file=sys.stderr)
         exit_codes.append(130)
     sys.exit(next((code for code in exit_codes if code), 0))
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Keep Python's garbage collector out of the imports in this context, and what they made out of later collections.
+
+    The collector would go through all of it several times: in train.py, over a second until the first step.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # a second freeze would keep the garbage of the first run of a multirun
+            gc.freeze()
+        gc.enable()
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

@@ -12,12 +12,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from slm.analysis.runs import row_of_run, table_of_runs
 from slm.sweep.ledger import read_outcome, read_progress
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,8 @@ def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: Callable[[str
 
     `trunk` is the planned trunk, even if the branch had to be trained from step 0, which gives the same result.
     """
+    from slm.analysis.runs import row_of_run, table_of_runs  # imported here, because it imports pandas
+
     rows = []
     for cell in cells:
         path = directory / cell.name / "result.json"

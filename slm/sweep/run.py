@@ -74,13 +74,14 @@ class Sweep:
         return {**logger, "group": str(logger["group"] or self.folder.resolve().name)}
 
 
-def run_sweep(config: Mapping[str, Any]) -> int:
+def run_sweep(config: Mapping[str, Any], plan: Plan | None = None) -> int:
     """Plan, train and analyse the sweep of a composed `conf/sweep.yaml`; returns the exit code.
 
-    With `dry_run` the plan is printed and nothing is written. Raises `ValueError`, before any job starts, for invalid
-    settings, and `Interrupted` if a signal ended the sweep.
+    `plan` is the plan of `config["sweep"]` if there is one already. With `dry_run` it is printed and nothing is
+    written. Raises `ValueError`, before any job starts, for invalid settings, and `Interrupted` if a signal ended the
+    sweep.
     """
-    sweep = _check_sweep(config)
+    sweep = _check_sweep(config, plan)
     num_jobs = sum(cell.is_possible for cell in sweep.plan.cells)
     launcher = open_launcher(config["launcher"], sweep.runs, num_jobs=num_jobs)  # raises before a folder is made
     if config["dry_run"]:
@@ -94,11 +95,11 @@ def run_sweep(config: Mapping[str, Any]) -> int:
         return _report(sweep, trained, evaluated)
 
 
-def _check_sweep(config: Mapping[str, Any]) -> Sweep:
+def _check_sweep(config: Mapping[str, Any], plan: Plan | None = None) -> Sweep:
     design = check_design(config["sweep"])
     check_analysis(config)
     check_column_names(config, COLUMNS, prefixes=[f"{name}_" for name in design.evaluations])
-    plan = make_plan(design)
+    plan = plan or make_plan(design)
     key = digest(sorted(cell.key for cell in plan.cells))[:8]
     folder = Path(config["output_dir"] or f"sweeps/{design.name}-{key}")
     config = {**config, "output_dir": str(folder), "name": config["name"] or design.name}

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from slm.runtime.files import write_atomically
 
 RUN_ID = Path("wandb", "run_id")
 """File in a run directory with the W&B id of the run. A resumed run continues under this id."""
+LAUNCH = "wandb.sdk.launch"
 MAX_ARTIFACT_NAME = 128
 """Largest number of characters in a name that W&B accepts."""
 
@@ -25,21 +29,43 @@ def start_run(folder: Path, config: Mapping[str, Any], *, name: str, settings: M
     import wandb
 
     mode = settings["mode"]
-    return wandb.init(
-        mode=mode,
-        # Absolute: W&B's service may have been started in another working directory.
-        dir=str(folder.resolve()),
-        id=_read_or_make_run_id(folder),
-        resume="allow" if mode == "online" else None,
-        name=name,
-        config=dict(config),
-        project=settings["project"],
-        entity=settings["entity"],
-        group=settings["group"],
-        tags=list(settings["tags"]),
-        job_type=settings["job_type"],
-        settings=wandb.Settings(silent=True, console="off", x_disable_stats=mode != "online"),
-    )
+    with _without_launcher():
+        return wandb.init(
+            mode=mode,
+            # Absolute: W&B's service may have been started in another working directory.
+            dir=str(folder.resolve()),
+            id=_read_or_make_run_id(folder),
+            resume="allow" if mode == "online" else None,
+            name=name,
+            config=dict(config),
+            project=settings["project"],
+            entity=settings["entity"],
+            group=settings["group"],
+            tags=list(settings["tags"]),
+            job_type=settings["job_type"],
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=mode != "online"),
+        )
+
+
+@contextmanager
+def _without_launcher() -> Iterator[None]:
+    """Keep `wandb.init` from importing W&B's launcher of jobs, which takes half a second once torch is imported.
+
+    `wandb.init` imports a module of the package `LAUNCH` to look for inputs that the launcher gave. An empty package
+    with the same path stands in for it, so that its other modules are not imported.
+    """
+    import wandb.sdk
+
+    if LAUNCH in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(LAUNCH)
+    stand_in.__path__ = [str(Path(wandb.sdk.__path__[0]) / "launch")]
+    sys.modules[LAUNCH] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[LAUNCH]  # whoever needs the launcher later gets the real package
 
 
 def record_directory(

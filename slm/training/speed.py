@@ -26,10 +26,12 @@ from slm.training.plan import Plan, with_smaller_passes
 from slm.training.process import is_first_process, say
 
 MIN_PASSES = 300
-"""An uncompiled run with fewer passes is not measured, because measuring takes three passes. A compiled run is always
-measured, so that its clock starts after compilation."""
+"""An uncompiled run with fewer passes is not measured, because measuring takes two or three passes. A compiled run is
+always measured, so that its clock starts after compilation."""
 MAX_FIRST_PASS_SECONDS = 120.0
 """If the first pass takes longer, it is the only one measured, although its time includes compilation."""
+SHORT_PASS_SECONDS = 0.3
+"""A pass after the first that takes less time is measured twice, because a short one is easily disturbed."""
 LONG_RUN_SECONDS = 3600
 PEAK_SECONDS = 0.5
 """How long the matmuls of one size are measured."""
@@ -201,7 +203,9 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
 
     seconds = time_pass()
     if seconds < MAX_FIRST_PASS_SECONDS:
-        seconds = min(time_pass(), time_pass())
+        seconds = time_pass()
+        if seconds < SHORT_PASS_SECONDS:
+            seconds = min(seconds, time_pass())
     del moments_placeholder
     decoder.zero_grad(set_to_none=True)
     return plan.micro_batch_size * plan.sequence_length / seconds, peak_memory_bytes()

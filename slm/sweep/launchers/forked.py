@@ -22,9 +22,8 @@ from unittest.mock import patch
 
 from slm.sweep.job import PID, Job, lock_and_log
 
-MODULES = ["slm.training.imports", "slm.training.run"]
-"""Modules that the fork server imports, and with them most of what train.py imports. wandb is not among them, because
-its import makes a folder that the first job to end would delete."""
+MODULES = ["slm.training.imports", "slm.training.run", "slm.tracking.preload"]
+"""Modules that the fork server imports, and with them nearly everything that train.py imports."""
 
 
 class Descriptor:
