@@ -3,10 +3,7 @@
 Notable:
 - R replicates (starts, bootstrap samples, points of a profile likelihood) share the variables of the data. They differ
   in targets, weights, starts or offsets, so a thousand bootstrap fits are a few dozen array operations.
-- The full Hessian, not Gauss-Newton's, makes convergence quadratic. Negative curvature is reversed and damped
-  (Levenberg 1944; Dauphin et al. 2014, arXiv:1406.2572). An active set handles the bounds.
-- Coordinates of coefficients are logarithms, but steps are taken in the coefficients, in which laws are linear. In
-  logs, a term that vanishes would need dozens of steps, and valleys in which two terms trade off are more curved.
+- The full Hessian, not Gauss-Newton's, makes convergence quadratic. The steps are those of `slm.scaling.step`.
 - Each family f is a block of rows with coordinates theta_f = offset_f + M_f phi. The matrices M_f let families share
   exponents but not coefficients, or fix a linear function of the coordinates, as in a profile likelihood.
 
@@ -22,16 +19,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from slm.scaling.forms import Curvature, Floats, gram, moment
+from slm.scaling.step import Bounds, State, Step, newton_step
 
-_Bounds = tuple[Floats, Floats]
 FINE_TOLERANCE = 1e-13
 """Tolerance of fits whose parameters are reported. It makes these accurate to a millionth of their standard error."""
 MIN_DAMPING = 1e-9  # relative to the curvature of each coordinate
 DAMPING_GROWTH = 4.0  # after a step that does not lower the objective; doubled after each further one
 PATIENCE = 15
 """Further steps of a search after another one for the same minimum has converged."""
-MIN_ELIMINATED = 64  # systems; fewer are decomposed into eigenvalues in less time
-MIN_PIVOT = 1e-8  # of a Hessian that counts as positive definite
 
 
 @dataclass(frozen=True)
@@ -141,7 +136,7 @@ def minimise(
     blocks: Sequence[Block],
     log_y: Floats,
     start: Floats,
-    bounds: _Bounds,
+    bounds: Bounds,
     *,
     loss: Loss = Loss(),
     weights: Floats | None = None,
@@ -167,16 +162,6 @@ def minimise(
     return _newton(_Problem(blocks, log_y, loss, weights), start, bounds, max_steps, tolerance, rivals, patience)
 
 
-class _State(NamedTuple):
-    """Points phi [R, Q]; objective [R], gradient [R, Q], Hessian [R, Q, Q] and scale of damping [R, Q] at these."""
-
-    phi: Floats
-    value: Floats
-    gradient: Floats
-    hessian: Floats
-    damping_scale: Floats
-
-
 class _Problem(NamedTuple):
     blocks: Sequence[Block]
     log_y: Floats
@@ -192,10 +177,10 @@ class _Problem(NamedTuple):
             is_log.append((M[K:] == 0).all(axis=0) & np.isin(M[:K], (0, 1)).all(axis=0))
         return np.all(is_log, axis=0)
 
-    def state_at(self, phi: Floats, replicates: np.ndarray) -> _State:
+    def state_at(self, phi: Floats, replicates: np.ndarray) -> State:
         """The state at points `phi` [R, Q]; `replicates` [R] are indices of targets, weights and offsets."""
         R, Q = phi.shape
-        state = _State(phi, np.zeros(R), np.zeros((R, Q)), np.zeros((R, Q, Q)), np.zeros((R, Q)))
+        state = State(phi, np.zeros(R), np.zeros((R, Q)), np.zeros((R, Q, Q)), np.zeros((R, Q)))
         for block in self.blocks:
             y = self.log_y[block.rows] if self.log_y.ndim == 1 else self.log_y[np.ix_(replicates, block.rows)]
             fitted, jacobian, curvature = block.law.derivatives(block.theta(phi, replicates), block.x_IV)
@@ -222,7 +207,7 @@ def _in_free(matrices: Floats, M: Floats) -> Floats:
 def _newton(
     problem: _Problem,
     start: Floats,
-    bounds: _Bounds,
+    bounds: Bounds,
     max_steps: int,
     tolerance: float,
     rivals: int = 1,
@@ -240,7 +225,7 @@ def _newton(
         damping, growth = np.full(R, 1e-3), np.full(R, DAMPING_GROWTH)
         last_step = np.full(R // rivals, max_steps)  # of each group of rivals
         for i in range(max_steps):
-            step = _step(state, damping, bounds, is_log)
+            step = newton_step(state, damping, bounds, is_log)
             decrement[replicates], gradient_norm[replicates] = step.decrement, step.gradient_norm
             phi[replicates], objective[replicates] = state.phi, state.value
             is_finite, is_stuck = np.isfinite(state.value), damping >= 1e12
@@ -254,8 +239,8 @@ def _newton(
                 break
             if not is_active.all():
                 replicates, damping, growth = replicates[is_active], damping[is_active], growth[is_active]
-                state = _State(*(part[is_active] for part in state))
-                step = _Step(*(part[is_active] for part in step))
+                state = State(*(part[is_active] for part in state))
+                step = Step(*(part[is_active] for part in step))
             trial = problem.state_at(np.clip(state.phi + step.change, low, high), replicates)
             gain = (state.value - trial.value) / step.predicted  # near 1 where the quadratic model holds
             is_better = trial.value < state.value
@@ -265,120 +250,3 @@ def _newton(
             for part, trial_part in zip(state, trial, strict=True):
                 part[is_better] = trial_part[is_better]
     return Optimum(phi, objective, decrement, gradient_norm, converged)
-
-
-class _Step(NamedTuple):
-    """A step of R replicates; `decrement` and `predicted` are decreases of the objective under its quadratic model."""
-
-    change: Floats  # of phi [R, Q]
-    predicted: Floats  # by the step [R]
-    decrement: Floats  # by the step without damping that would be best if no bound were near [R]
-    gradient_norm: Floats  # [R]
-
-
-def _step(state: _State, damping: Floats, bounds: _Bounds, is_log: np.ndarray) -> _Step:
-    """Return the damped Newton step that stays within the bounds."""
-    diagonal = np.arange(len(is_log))
-    scale = state.damping_scale
-    unit = np.sqrt(np.maximum(scale, 1e-16 * scale.max(axis=1, keepdims=True) + 1e-300))  # of each coordinate
-    # Local coordinates are u = phi' - phi, or exp(phi' - phi) - 1 for logs, in units of `unit`.
-    units = unit[:, :, None] * unit[:, None, :]
-    model = _Model(state.gradient / unit, state.hessian / units)
-    model.hessian[:, diagonal, diagonal] -= np.where(is_log, model.gradient / unit, 0.0)
-    for part in model:
-        part[~np.isfinite(part)] = 0.0
-    gradient = model.gradient
-    low, high = (bound - state.phi for bound in bounds)
-    low, high = (np.where(is_log, np.expm1(np.minimum(distance, 500.0)), distance) * unit for distance in (low, high))
-    is_free = ~((low >= 0) & (gradient > 0) | (high <= 0) & (gradient < 0))
-    gradient_norm = np.abs(gradient * is_free).max(axis=1) / np.sqrt(2 * state.value + 1e-300)
-    local, decrement = _step_within(model, damping, (low, high), is_free)
-    predicted = -((gradient + 0.5 * np.matmul(model.hessian, local[:, :, None])[:, :, 0]) * local).sum(axis=1)
-    # Where the curvature is negative, the quadratic model may predict an increase.
-    predicted = np.where(predicted > 0, predicted, np.maximum(decrement, 1e-300))
-    local /= unit
-    change = np.where(is_log, np.log1p(np.maximum(local, -1 + 1e-12)), local)
-    return _Step(change, predicted, decrement, gradient_norm)
-
-
-class _Model(NamedTuple):
-    """A quadratic model of the objective in local coordinates: gradient [R, Q] and Hessian [R, Q, Q]."""
-
-    gradient: Floats
-    hessian: Floats
-
-    def of(self, replicates: np.ndarray, is_free: np.ndarray, moved: Floats) -> _Model:
-        """The model of the coordinates that are free, of some replicates, after the others were `moved` [R, Q].
-
-        A coordinate that is not free gets a gradient of 0 and a row of the identity as Hessian.
-        """
-        gradient, hessian = self.gradient[replicates], self.hessian[replicates]
-        slope = gradient + np.matmul(hessian, moved[:, :, None])[:, :, 0]
-        are_free = is_free[:, :, None] & is_free[:, None, :]
-        return _Model(np.where(is_free, slope, 0.0), np.where(are_free, hessian, np.eye(is_free.shape[1])))
-
-
-def _step_within(model: _Model, damping: Floats, bounds: _Bounds, is_free: np.ndarray) -> tuple[Floats, Floats]:
-    """Return steps [R, Q] that stop at bounds [R, Q], and decrements [R].
-
-    A coordinate that would leave the bounds is moved to its bound, and the others are solved for again.
-    """
-    low, high = bounds
-    step, decrement = np.zeros_like(low), np.zeros(len(low))
-    moved = np.zeros_like(low)  # of coordinates that are not free
-    todo = np.arange(len(low))
-    while len(todo):
-        free = is_free[todo]
-        solution, decrement_now = _solve(model.of(todo, free, moved[todo]), damping[todo])
-        step[todo] = np.where(free, -solution, moved[todo])
-        # Moves to bounds that are still some way off are not part of the decrement.
-        stays = (moved[todo] == 0).all(axis=1)
-        decrement[todo[stays]] = decrement_now[stays]
-        leaves = free & ((step[todo] < low[todo]) | (step[todo] > high[todo]))
-        todo, leaves = todo[leaves.any(axis=1)], leaves[leaves.any(axis=1)]
-        moved[todo] = np.where(leaves, np.clip(step[todo], low[todo], high[todo]), moved[todo])
-        is_free[todo] &= ~leaves
-    return step, decrement
-
-
-def _solve(model: _Model, damping: Floats) -> tuple[Floats, Floats]:
-    """Return (|H| + damping)^-1 gradient [R, Q] and gradient' |H|^-1 gradient / 2 [R].
-
-    |H| is the Hessian with the absolute values of its eigenvalues.
-    """
-    R, Q = model.gradient.shape
-    solution, decrement, rest = np.empty((R, Q)), np.empty(R), np.arange(R)
-    if R >= MIN_ELIMINATED:
-        solution, decrement, is_positive = _eliminate(model, damping)
-        rest = np.flatnonzero(~is_positive)
-    if len(rest):
-        eigenvalues, eigenvectors = np.linalg.eigh(model.hessian[rest])
-        projected = np.matmul(model.gradient[rest, None], eigenvectors)[:, 0]
-        curvatures = np.maximum(np.abs(eigenvalues), 1e-10)
-        shrunken = projected / (curvatures + damping[rest, None])
-        solution[rest] = np.matmul(eigenvectors, shrunken[:, :, None])[:, :, 0]
-        decrement[rest] = 0.5 * (projected**2 / curvatures).sum(axis=1)
-    return solution, decrement
-
-
-def _eliminate(model: _Model, damping: Floats) -> tuple[Floats, Floats, np.ndarray]:
-    """As `_solve`, where the Hessian is positive definite; the third result is whether it is so [R].
-
-    Gaussian elimination of all systems at once is several times faster than LAPACK, which takes them one by one.
-    """
-    R, Q = model.gradient.shape
-    upper, x = np.empty((Q, Q, 2, R)), np.empty((Q, 2, R))  # 2: without and with damping
-    upper[:], x[:] = model.hessian.T[:, :, None], model.gradient.T[:, None]
-    upper[range(Q), range(Q), 1] += damping
-    for j in range(Q - 1):
-        factor = upper[j, j + 1 :] / upper[j, j]
-        upper[j + 1 :, j + 1 :] -= factor[:, None] * upper[j, j + 1 :]
-        x[j + 1 :] -= factor * x[j]
-    # x is now L^-1 gradient, where L D L' is the matrix and D has the pivots.
-    pivots = upper[range(Q), range(Q)]
-    decrement = 0.5 * (x[:, 0] ** 2 / pivots[:, 0]).sum(axis=0)
-    solution = x[:, 1]
-    for j in reversed(range(Q)):
-        solution[j] = (solution[j] - (upper[j, j + 1 :, 1] * solution[j + 1 :]).sum(axis=0)) / pivots[j, 1]
-    is_positive = np.asarray((pivots[:, 0] > MIN_PIVOT).all(axis=0))
-    return solution.T, decrement, is_positive
