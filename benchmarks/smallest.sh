@@ -9,10 +9,11 @@ trap 'rm -rf "$work"' EXIT
 export WANDB_MODE=offline HF_HUB_OFFLINE=1 SLM_CACHE=$work/cache TORCHDYNAMO_DISABLE=1
 
 declare -A smallest=(
+    [all]="--quick --only refusals --out $work/performance.md"
     [analysis_speed]="analysis=quick analysis.laws=[power] analysis.calibration=0 logger=csv"
     [cold_start]="--repetitions 1 --overrides data=local data.paths=$work/text.txt"
     [coord_check]="--widths 64 128 --depths 2 4 --steps 1 --seeds 1 --out $work/coord_check"
-    [corpus_build]="--megabytes 1 12 --processes 2 --kill"
+    [corpus_build]="--megabytes 1 12 --processes 2 --kill && python benchmarks/corpus_build.py --megabytes 1 --encode-batch 1"
     [cpu_choices]="smallest"
     [decode_throughput]="--layers 1 --prompt-tokens 8 --new-tokens 4 --rounds 1"
     [device_check]="--smallest --only machine step_125m loss_by_chunk decoding mixers"
@@ -24,7 +25,7 @@ declare -A smallest=(
     [sweep_slots]="1 sweep.families=[ssd] sweep.grid.sizes=[2e5] sweep.budget.tokens=4096 \"sweep.also=['data=local','data.paths=$work/text.txt']\""
     [task_parity]="$work/run/model arc_easy=$work/arc_easy.jsonl --limit 2"
     [time_to_loss]="--seeds 1 --rates 1e-3 --overrides data=local data.paths=$work/text.txt model.num_layers=1 train.tokens=8192 train.sample_tokens=0"
-    [train_throughput]="tiny:64:1 --repetitions 1 --peers transformers"
+    [train_throughput]="tiny:64:1 --repetitions 1 --peers transformers && python benchmarks/train_throughput.py tiny:64:1 --sharing --repetitions 1 && python benchmarks/train_throughput.py tiny:64:1 --memory"
 )
 
 # A text, a task and a model of our own for those that ask for one.

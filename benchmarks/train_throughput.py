@@ -2,6 +2,8 @@
 
     python benchmarks/train_throughput.py                     tiny (256 tokens per sequence) and mobilellm_125m (512)
     python benchmarks/train_throughput.py mobilellm_125m:2048:1 --repetitions 7 --peers transformers
+    python benchmarks/train_throughput.py mobilellm_125m:512:1 --sharing      what it costs to use each block twice
+    python benchmarks/train_throughput.py mobilellm_125m:2048:8 --memory      peak memory of two steps
     pip install --no-deps litgpt                              then litgpt is measured too
 
 A shape is PRESET:SEQUENCE_LENGTH:SEQUENCES. One repetition is a whole optimizer step (forward, backward, clipping,
@@ -9,14 +11,27 @@ fused AdamW) of each in turn, so that all run under the same load; figures are m
 train.py (compiled blocks if a compiler is found), each peer as it comes ("eager", with SDPA) and under `torch.compile`.
 Prints per shape: tokens/s, GFLOP/s, MFU (exact FLOPs over the measured matmul peak) and the first and third quartile
 of the time of a step, and slm's speed over that of the fastest peer. Needs the [test] extra (transformers).
+
+--sharing takes turns with forward and backward passes of slm alone: the preset, its blocks used twice in place (as in
+MobileLLM-LS), and one block. The first and the last give the time t of one block and of head and embedding. Prints
+(t_LS - t_head) / (t_preset - t_head), which is 2 if a second use of a block costs as much as the first.
+
+--memory trains slm as in train.py and transformers eager, each in a process of its own, which reads the peak of its
+resident memory (VmHWM, so of Linux). Compilation counts; what the process held before the model was made does not.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
+import signal
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +47,7 @@ from slm.composition.budget import model_config
 from slm.composition.resolvers import register
 from slm.model import Decoder, ModelConfig
 from slm.model.counts import flops_per_token, num_params
+from slm.runtime.system import peak_rss, reset_peak_rss, rss
 from slm.training.hardware import Hardware, resolve_hardware
 from slm.training.optim import full_grad_norm, make_adamw
 from slm.training.speed import measure_matmul
@@ -46,14 +62,23 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", default=["tiny:256:16", "mobilellm_125m:512:4"])
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--peers", nargs="*", default=[name for name in PEERS if find_spec(name)], choices=PEERS)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--sharing", action="store_true", help="the cost of using blocks twice, in place of speed")
+    what.add_argument("--memory", action="store_true", help="peak memory, in place of speed")
     args = parser.parse_args()
     hardware = resolve_hardware(composed()["trainer"])
-    peak = measure_matmul(hardware.accelerator, hardware.matmul_dtype)
-    print(f"{hardware.device_name}, {hardware.precision}, torch {torch.__version__}, peak {peak / 1e9:,.0f} GFLOP/s")
+    print(f"{hardware.device_name}, {hardware.precision}, torch {torch.__version__}", end="", flush=True)
+    peak = 0.0 if args.sharing or args.memory else measure_matmul(hardware.accelerator, hardware.matmul_dtype)
+    print(f", peak {peak / 1e9:,.0f} GFLOP/s" if peak else "")
     for shape in args.shapes:
-        preset, length, sequences = shape.split(":")
-        print(f"{preset} {sequences}x{length}")
-        compare(preset_config(preset), hardware, peak, int(length), int(sequences), args.repetitions, args.peers)
+        config, tokens = config_and_tokens(shape, hardware)
+        print(f"{shape.partition(':')[0]} {tokens.shape[0]}x{tokens.shape[1] - 1}", flush=True)
+        if args.memory:
+            compare_memory(shape)
+        elif args.sharing:
+            measure_sharing(config, hardware, tokens, args.repetitions)
+        else:
+            compare(config, hardware, peak, tokens, args.repetitions, args.peers)
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -66,39 +91,114 @@ def preset_config(preset: str) -> ModelConfig:
     return model_config(composed(f"model={preset}")["model"])
 
 
+def config_and_tokens(shape: str, hardware: Hardware) -> tuple[ModelConfig, Tensor]:
+    """The preset of PRESET:SEQUENCE_LENGTH:SEQUENCES, and random ids of one token more per sequence."""
+    preset, length, sequences = shape.split(":")
+    config, rng = preset_config(preset), torch.Generator().manual_seed(0)
+    tokens = torch.randint(config.vocab_size, (int(sequences), int(length) + 1), generator=rng)
+    return config, tokens.to(hardware.accelerator)
+
+
 def compare(
-    config: ModelConfig,
-    hardware: Hardware,
-    peak: float,
-    length: int,
-    sequences: int,
-    repetitions: int,
-    peers: list[str],
+    config: ModelConfig, hardware: Hardware, peak: float, tokens: Tensor, repetitions: int, peers: list[str]
 ) -> None:
-    rng = torch.Generator().manual_seed(0)
-    tokens = torch.randint(config.vocab_size, (sequences, length + 1), generator=rng).to(hardware.accelerator)
     makers = {"slm": ours}
     for name in peers:
         makers |= {f"{name} eager": PEERS[name], f"{name} compiled": partial(compiled, PEERS[name])}
     steps = {name: step_of(make(config, hardware), tokens, hardware) for name, make in makers.items()}
-    for step in steps.values():  # compilation, allocation, caches
-        step()
-        step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repetitions):
-        for name, step in steps.items():
-            seconds[name].append(step())
+    seconds = interleaved(steps, repetitions)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
+    sequences, length = tokens.shape[0], tokens.shape[1] - 1
     flops = flops_per_token(config, length)
     for name, median in medians.items():
         rate = sequences * length / median
         gflops, mfu = rate * flops / 1e9, rate * flops / peak
-        low, _, high = statistics.quantiles(seconds[name], n=4) if repetitions > 1 else [median] * 3
-        spread = f"{1e3 * low:,.0f} to {1e3 * high:,.0f} ms"
-        print(f"  {name:22s} {rate:9,.0f} tok/s {gflops:6,.0f} GFLOP/s MFU {mfu:4.0%}  {spread}")
+        print(f"  {name:22s} {rate:9,.0f} tok/s {gflops:6,.0f} GFLOP/s MFU {mfu:4.0%}  {spread(seconds[name])}")
     if peers:
         fastest = min((name for name in medians if name != "slm"), key=medians.__getitem__)
         print(f"  slm is {medians[fastest] / medians['slm']:.2f}x as fast as {fastest}", flush=True)
+
+
+def interleaved(steps: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of each step in each repetition, after two steps for compilation, allocation and caches."""
+    for step in steps.values():
+        step()
+        step()
+    rounds = [{name: step() for name, step in steps.items()} for _ in range(repetitions)]
+    return {name: [times[name] for times in rounds] for name in steps}
+
+
+def spread(seconds: list[float]) -> str:
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    return f"{1e3 * low:,.0f} to {1e3 * high:,.0f} ms"
+
+
+def measure_sharing(config: ModelConfig, hardware: Hardware, tokens: Tensor, repetitions: int) -> None:
+    """Forward and backward only: the optimizer takes as long for shared blocks, so it would flatter them."""
+    shapes = {
+        f"{config.num_layers} blocks": config,
+        f"{config.num_layers} blocks, twice": dataclasses.replace(config, layer_sharing="immediate", num_repeats=2),
+        "1 block": dataclasses.replace(config, num_layers=1),
+    }
+    steps = {name: step_of(ours(one, hardware), tokens, hardware, update=False) for name, one in shapes.items()}
+    seconds = interleaved(steps, repetitions)
+    for name, times in seconds.items():
+        print(f"  {name:18s} {1e3 * statistics.median(times):9,.1f} ms  {spread(times)}")
+    plain, shared, single = (statistics.median(times) for times in seconds.values())
+    block = (plain - single) / (config.num_layers - 1)
+    head = single - block
+    print(f"  a block takes {1e3 * block:,.1f} ms, head and embedding {1e3 * head:,.1f} ms")
+    print(f"  using blocks twice takes {(shared - head) / (plain - head):.2f}x the time of the blocks", flush=True)
+
+
+def compare_memory(shape: str) -> None:
+    needed, was_killed = {}, {}
+    for name in MEMORY:
+        before, peak, was_killed[name] = run_print_memory(name, shape)
+        needed[name] = peak - before
+        figures = f"{peak / 1e9:.2f} GB - {before / 1e9:.2f} GB before the model = {needed[name] / 1e9:.2f} GB"
+        print(
+            f"  {name:13s} {'killed, probably out of memory, at' if was_killed[name] else 'peak'} {figures}", flush=True
+        )
+    if was_killed["slm"]:
+        print("  no ratio, since slm was killed")
+    else:
+        at_most = "at most " if was_killed["transformers"] else ""
+        print(
+            f"  slm needs {at_most}{needed['slm'] / needed['transformers']:.2f}x the memory of transformers", flush=True
+        )
+
+
+def run_print_memory(name: str, shape: str) -> tuple[int, int, bool]:
+    """Returns resident bytes before the model was made, their peak, and whether the system killed the process."""
+    code = "import sys, train_throughput; train_throughput.print_memory(*sys.argv[1:])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # sys.path has the folder of this script
+    command = [sys.executable, "-c", code, name, shape]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        values = [int(line) for line in process.stdout]
+        _, status, usage = os.wait4(process.pid, 0)  # tells the peak of a killed process too
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode == -signal.SIGKILL and values:
+        return values[0], 1024 * usage.ru_maxrss, True
+    if process.returncode:
+        sys.exit(f"{name} failed with exit code {process.returncode}")
+    return values[0], values[1], False
+
+
+def print_memory(name: str, shape: str) -> None:
+    """Print the resident bytes before the model is made and the peak of two steps. Needs a process of its own."""
+    with suppress(OSError):
+        # If memory runs out, the system kills this process, not the one that reports it.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    hardware = resolve_hardware(composed()["trainer"])
+    config, tokens = config_and_tokens(shape, hardware)
+    reset_peak_rss()
+    print(rss(), flush=True)
+    step = step_of(MEMORY[name](config, hardware), tokens, hardware)
+    step()
+    step()
+    print(peak_rss(), flush=True)
 
 
 def ours(config: ModelConfig, hardware: Hardware) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
@@ -167,12 +267,20 @@ def compiled(make: Maker, config: ModelConfig, hardware: Hardware) -> tuple[nn.M
 
 
 PEERS: dict[str, Maker] = {"transformers": transformers_llama, "litgpt": litgpt_llama}
+MEMORY: dict[str, Maker] = {"slm": ours, "transformers": transformers_llama}
 
 
 def step_of(
-    model_and_loss: tuple[nn.Module, Callable[[Tensor], Tensor]], tokens: Tensor, hardware: Hardware
+    model_and_loss: tuple[nn.Module, Callable[[Tensor], Tensor]],
+    tokens: Tensor,
+    hardware: Hardware,
+    *,
+    update: bool = True,
 ) -> Callable[[], float]:
-    """Returns a function that takes one optimizer step and returns its duration in seconds."""
+    """Returns a function that takes one optimizer step and returns its duration in seconds.
+
+    Without `update`, the step is forward and backward only.
+    """
     model, loss_of = model_and_loss
     optim: dict[str, Any] = {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
     if isinstance(model, Decoder):
@@ -188,8 +296,9 @@ def step_of(
         with context():
             loss = loss_of(tokens)
         loss.backward()
-        torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, full_grad_norm(parameters))
-        optimizer.step()
+        if update:
+            torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, full_grad_norm(parameters))
+            optimizer.step()
         optimizer.zero_grad()
         loss.item()  # waits for the device
         return time.perf_counter() - start
