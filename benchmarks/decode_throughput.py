@@ -170,7 +170,7 @@ def compare(shape: ModelConfig, dtype: torch.dtype, prompt_tokens: int, new_toke
         prefill, decode = (mine / other for mine, other in zip(rates["slm"], rates[name], strict=True))
         same = sum(a == b for a, b in zip(taken["slm"][-1][2], taken[name][-1][2], strict=True))
         ratios = f"prefill {prefill:8.2f}x        decode {decode:7.2f}x"
-        print(f"{str(dtype)[6:]:9} slm over {name:13} {ratios}        {same} of {new_tokens} tokens equal", flush=True)
+        print(f"{'':9} ratio to {name:13} {ratios}        {same} of {new_tokens} tokens equal", flush=True)
 
 
 def main() -> None:

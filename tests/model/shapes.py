@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from slm.model import Decoder, KVCache, ModelConfig
@@ -159,7 +160,11 @@ def computed_pairs(config: ModelConfig, letter: str, T: int) -> tuple[int, int]:
 
 def counted_flops(config: ModelConfig, length: int) -> int:
     """What torch's counter sees of a forward pass, less masked pairs and what fills the last tile."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # flash is not counted
         Decoder(config)(torch.zeros(1, length, dtype=torch.long))
     uncounted, C, N = 0, config.head_width, config.state_size
     for block in config.block_uses:

@@ -28,8 +28,9 @@ from slm.model.mixers.blocked import (
 )
 from slm.model.positions import Rotary, alibi_slopes
 
-# Up to this many tokens, a CPU uses `blocked_attention`, because SDPA's flash kernel loses more time in its backward
-# pass than it gains by saving memory (docs/log.md, 2026-11-21).
+# Up to this many tokens, compiled training on a CPU uses `blocked_attention`, because SDPA's flash kernel loses more time
+# in its backward pass than it gains by saving memory. Without gradients, or uncompiled, SDPA is up to ten times as fast
+# (docs/log.md, 2026-11-21 and 2026-11-29).
 CPU_BLOCKED_ATTENTION_MAX_TOKENS = 2048
 
 FLEX_HEAD_DIMS = range(16, 129)
@@ -55,7 +56,7 @@ def causal_attention(
         from torch.nn.attention.flex_attention import flex_attention  # imports the compiler, which takes 1.4 s
 
         return flex_attention(q_BHTC, k_BKSC, v_BKSC, block_mask=starts_BT, scale=scale, enable_gqa=True)
-    if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_BLOCKED_ATTENTION_MAX_TOKENS:
+    if _trains_on_cpu(q_BHTC) and T > 1 and S <= CPU_BLOCKED_ATTENTION_MAX_TOKENS:
         return blocked_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, starts_BT=starts_BT)
     if T == S and not slopes and starts_BT is None:
         return _sdpa(q_BHTC, k_BKSC, v_BKSC, scale=scale, is_causal=True)
@@ -66,6 +67,11 @@ def causal_attention(
         bias = alibi_bias(slopes, 1, distances_to_keys(T, S, q_BHTC))[0].type_as(q_BHTC)
         mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
     return _sdpa(q_BHTC, k_BKSC, v_BKSC, scale=scale, attn_mask=mask)
+
+
+def _trains_on_cpu(q_BHTC: Tensor) -> bool:
+    """Whether this is compiled for a CPU, with gradients."""
+    return q_BHTC.device.type == "cpu" and q_BHTC.requires_grad and torch.compiler.is_compiling()
 
 
 def _sdpa(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
