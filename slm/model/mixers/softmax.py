@@ -28,9 +28,9 @@ from slm.model.mixers.blocked import (
 )
 from slm.model.positions import Rotary, alibi_slopes
 
-# Up to this many tokens, compiled training on a CPU uses `blocked_attention`, because SDPA's flash kernel loses more time
-# in its backward pass than it gains by saving memory. Without gradients, or uncompiled, SDPA is up to ten times as fast
-# (docs/log.md, 2026-11-21 and 2026-11-29).
+# Up to this many tokens, compiled training on a CPU uses `blocked_attention`, because SDPA's flash kernel loses more
+# time in its backward pass than it gains by saving memory. Without gradients, or uncompiled, SDPA is up to ten times as
+# fast (docs/log.md, 2026-11-21 and 2026-11-29).
 CPU_BLOCKED_ATTENTION_MAX_TOKENS = 2048
 
 FLEX_HEAD_DIMS = range(16, 129)
