@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -14,6 +16,7 @@ from slm.runtime.system import num_cores
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
+PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent ends
 PATIENCE = 1.0  # seconds of work after which other processes are started: starting them takes a tenth of a second
 
 
@@ -34,16 +37,26 @@ def map_in_processes(function: Callable[[Argument], Result], arguments: Sequence
 
 def _map_forked(function: Callable[[Argument], Result], arguments: Sequence[Argument]) -> Iterator[Result]:
     context, children = multiprocessing.get_context("fork"), set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(num_cores(), len(arguments)), context, initializer=_leave_signals_to_parent) as pool:
+    num_processes = min(num_cores(), len(arguments))
+    with ProcessPoolExecutor(num_processes, context, initializer=_follow, initargs=(os.getpid(),)) as pool:
+        # Not `pool.map`, which cancels its futures: when the processes are killed, the pool would complain about that.
+        futures = [pool.submit(function, argument) for argument in arguments]
         try:
-            yield from pool.map(function, arguments)
+            for future in futures:
+                yield future.result()
         except BaseException:
             for process in set(multiprocessing.active_children()) - children:
                 process.kill()
             raise
 
 
-def _leave_signals_to_parent() -> None:
-    """Ignore Ctrl-C, which the terminal sends to all processes, and end at once on a signal that the parent handles."""
+def _follow(parent: int) -> None:
+    """Leave signals to the parent, and end when it ends, even if it is killed.
+
+    The terminal sends Ctrl-C to all processes; the parent's handler of SIGTERM is for the parent.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the last line
+        os._exit(1)

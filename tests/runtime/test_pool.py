@@ -3,14 +3,17 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
 from slm.runtime import pool
 from slm.runtime.pool import map_in_processes
+from tests.running import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks")
 
@@ -34,6 +37,13 @@ def _refuse_two(number: int) -> int:
 
 def _die(number: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def _sleep(number: int) -> None:
@@ -64,6 +74,20 @@ def test_an_exception_is_raised_here() -> None:
 def test_a_process_that_is_killed_is_an_exception() -> None:
     with pytest.raises(BrokenProcessPool):
         list(map_in_processes(_die, range(4)))
+
+
+def test_no_process_outlives_a_parent_that_is_killed() -> None:
+    code = "from tests.runtime import test_pool as t; t.pool.PATIENCE = -1; t.pool.num_cores = lambda: 2; "
+    code += "list(t.map_in_processes(t._sleep, range(4)))"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
+
+    def processes() -> list[str]:
+        return subprocess.run(["pgrep", "-g", str(parent.pid)], capture_output=True, text=True).stdout.split()
+
+    wait_until(lambda: len(processes()) == 3)
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not processes())
 
 
 def test_an_interruption_ends_the_processes() -> None:
