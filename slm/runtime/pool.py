@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from slm.runtime.system import num_cores
@@ -25,6 +26,7 @@ def map_in_processes(function: Callable[[Argument], Result], arguments: Sequence
 
     This process works alone for `PATIENCE` seconds. Then it starts one process per core for the rest; only on Linux,
     because a fork is not safe on macOS, and Windows has none. An exception, also of the caller, ends the processes.
+    Raises `ChildProcessError` if one of them was killed.
     """
     start = time.monotonic()
     for index, argument in enumerate(arguments):
@@ -44,9 +46,13 @@ def _map_forked(function: Callable[[Argument], Result], arguments: Sequence[Argu
         try:
             for future in futures:
                 yield future.result()
-        except BaseException:
+        except BaseException as error:
             for process in set(multiprocessing.active_children()) - children:
                 process.kill()
+            if isinstance(error, BrokenProcessPool):
+                raise ChildProcessError(
+                    "one of this program's processes was killed; was there enough memory?"
+                ) from error
             raise
 
 

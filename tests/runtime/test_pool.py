@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -72,7 +71,7 @@ def test_an_exception_is_raised_here() -> None:
 
 
 def test_a_process_that_is_killed_is_an_exception() -> None:
-    with pytest.raises(BrokenProcessPool):
+    with pytest.raises(ChildProcessError, match="was killed; was there enough memory"):
         list(map_in_processes(_die, range(4)))
 
 
