@@ -11,7 +11,7 @@ export WANDB_MODE=offline HF_HUB_OFFLINE=1 SLM_CACHE=$work/cache TORCHDYNAMO_DIS
 declare -A smallest=(
     [all]="--quick --only refusals --out $work/performance.md"
     [analysis_speed]="analysis=quick analysis.laws=[power] analysis.calibration=0 logger=csv"
-    [cold_start]="--repetitions 1 --overrides data=local data.paths=$work/text.txt"
+    [cold_start]="--repetitions 1 --only uncompiled job = --overrides data=local data.paths=$work/text.txt"
     [coord_check]="--widths 64 128 --depths 2 4 --steps 1 --seeds 1 --out $work/coord_check"
     [corpus_build]="--megabytes 1 12 --processes 2 --kill && python benchmarks/corpus_build.py --megabytes 1 --encode-batch 1"
     [cpu_choices]="smallest"
