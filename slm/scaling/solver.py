@@ -158,7 +158,7 @@ def minimise(
         deltas.append(4 * deltas[-1])
     for delta in reversed(deltas[1:]):
         problem = _Problem(blocks, log_y, Loss(delta), weights)
-        start = _newton(problem, start, bounds, max_steps=30, tolerance=1e-3).phi
+        start = _newton(problem, start, bounds, 30, 1e-3, rivals, patience).phi
     return _newton(_Problem(blocks, log_y, loss, weights), start, bounds, max_steps, tolerance, rivals, patience)
 
 
@@ -210,8 +210,8 @@ def _newton(
     bounds: Bounds,
     max_steps: int,
     tolerance: float,
-    rivals: int = 1,
-    patience: int = PATIENCE,
+    rivals: int,
+    patience: int,
 ) -> Optimum:
     """Take damped Newton steps until each replicate has converged, or no step lowers its objective any more."""
     low, high = bounds

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -183,3 +183,17 @@ def test_masked_documents_cost_less_than_a_third_more_time_and_memory() -> None:
     plain, masked = cost(None), cost((tokens_BT < 3).cumsum(1))
     assert masked[0] < 1.3 * plain[0]
     assert masked[1] < 1.3 * plain[1]
+
+
+@pytest.mark.parametrize("is_compiling", [False, True])
+@pytest.mark.parametrize("has_gradients", [False, True])
+def test_only_compiled_training_on_a_cpu_attends_in_blocks(
+    monkeypatch: pytest.MonkeyPatch, is_compiling: bool, has_gradients: bool
+) -> None:
+    """Elsewhere SDPA is several times faster."""
+    blocked = Mock(return_value="blocks")
+    monkeypatch.setattr(softmax, "blocked_attention", blocked)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: is_compiling)
+    q, k, v = (torch.randn(1, heads, 8, 4, requires_grad=has_gradients) for heads in (2, 1, 1))
+    softmax.causal_attention(q, k, v, 0.5, [])
+    assert blocked.called == (is_compiling and has_gradients)

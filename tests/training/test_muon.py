@@ -119,3 +119,26 @@ def test_an_update_has_the_root_mean_square_of_adamws() -> None:
         group = {"params": [p], "lr": 1.0, "weight_decay": 0.0, "eps": 1e-8, "orthogonal": True}
         Muon([group], betas=(0.9, 0.95), momentum=0.95, iterations=5).step()
         assert p.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.15)
+
+
+def test_a_device_that_the_host_does_not_wait_for_takes_or_skips_the_step_as_a_cpu_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There the step is not left early: a share of 0 or 1, a tensor, decides on the device."""
+    results = []
+    for has_share in (False, True):
+        rng = torch.Generator().manual_seed(0)
+        matrix = torch.nn.Parameter(torch.randn(8, 12, generator=rng))
+        group = {"params": [matrix], "lr": 0.01, "weight_decay": 0.1, "eps": 1e-8, "orthogonal": True}
+        optimizer = Muon([group], betas=(0.9, 0.95), momentum=0.95, iterations=5)
+        for is_bad in (False, True, False):
+            matrix.grad = torch.randn(8, 12, generator=rng) * (math.nan if is_bad else 1)
+            if has_share:
+                share = torch.tensor(0.0 if is_bad else 1.0)
+                monkeypatch.setattr(optimizer, "_share_of_step", lambda device, share=share: share)
+            else:
+                optimizer.found_inf = torch.tensor(float(is_bad))
+            optimizer.step()
+        results.append((matrix.detach(), optimizer.state[matrix]["momentum_buffer"]))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert results[0][0].isfinite().all()
