@@ -14,6 +14,7 @@ from slm.scaling.laws import LAWS, Law, get_law
 from slm.scaling.sample import Sample
 from slm.scaling.solver import Block, Loss, Optimum, minimise
 from slm.scaling.starts import _non_negative, coordinate_bounds, grid_starts
+from slm.scaling.step import State, newton_step
 from tests.scaling.samples import FLOOR, TRUE, log_law, noisy, sample
 from tests.seeds import generator
 
@@ -200,3 +201,17 @@ def test_the_start_at_the_true_exponents_is_the_true_law() -> None:
     coefficients = _non_negative(*FLOOR.basis(exponents, of.centred, of.log_y))
     theta = FLOOR.join(np.log(coefficients), exponents)
     np.testing.assert_allclose(FLOOR.canonical(theta, of.refs)[0], list(TRUE["power_floor"].values()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_step_on_a_quadratic_that_a_bound_stops_is_the_best_of_those_at_that_bound(seed: int) -> None:
+    """The first coordinate would leave the bounds: the others are then solved for again, not kept."""
+    rng = generator(seed)
+    root, target = rng.normal(size=(6, 3)), np.array([3.0, 0.2, -0.1])
+    hessian, gradient, zero = root.T @ root, -(root.T @ root) @ target, np.zeros((1, 3))
+    state = State(zero, np.array([1.0]), gradient[None], hessian[None], np.diag(hessian)[None])
+    bounds = (np.array([-10.0, -100.0, -100.0]), np.array([1.0, 100.0, 100.0]))
+    step = newton_step(state, np.zeros(1), bounds, np.zeros(3, dtype=bool))
+    best = optimize.lsq_linear(root, root @ target, (bounds[0], bounds[1])).x
+    np.testing.assert_allclose(step.change[0], best, atol=1e-6)
+    assert best[0] == pytest.approx(1.0)
