@@ -1,11 +1,12 @@
 """Measurements behind the constants of slm/model: attention kernels and loss chunks, timed in whole training steps.
 
-    python benchmarks/cpu_choices.py [attention] [loss] [matvec]     all three by default
-    python benchmarks/cpu_choices.py smallest                        one shape of each, to check that they run
+    python benchmarks/cpu_choices.py [attention] [loss] [matvec] [products]     all by default
+    python benchmarks/cpu_choices.py smallest                                   one shape of each, to check that they run
 
 Attention: a step of a preset with blocked matmuls and with torch's SDPA, by sequence length.
 Loss: head and cross-entropy, forward and backward, by tokens per chunk, and with full logits. Interleaved; medians.
 Matvec: GB/s at which matrix-vector products read their weights, in several ways.
+Products: GFLOP/s of products without gradients, by torch's choice of library and by oneDNN.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from slm.training.hardware import resolve_hardware
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["attention", "loss", "matvec"]
+    wanted = sys.argv[1:] or ["attention", "loss", "matvec", "products"]
     if wanted == ["smallest"]:
         print(attention("tiny", 32, tokens=32, repetitions=1), chunks(64, 8, 64), matvec(torch.float32, 2), sep="\n")
+        print(products(torch.float32, rows=2))
         return
     for preset, lengths in (("tiny", (128, 256, 512, 1024)), ("mobilellm_125m", (512, 1024, 2048))):
         for length in lengths if "attention" in wanted else ():
@@ -36,6 +38,8 @@ def main() -> None:
         print(chunks(vocab, width, tokens), flush=True)
     for dtype in (torch.float32, torch.bfloat16) if "matvec" in wanted else ():
         print(matvec(dtype), flush=True)
+    for dtype in (torch.float32, torch.bfloat16) if "products" in wanted else ():
+        print(products(dtype), flush=True)
 
 
 def attention(preset: str, length: int, tokens: int, repetitions: int = 5) -> str:
@@ -107,6 +111,25 @@ def matvec(dtype: torch.dtype, matrices: int = 90, rows: int = 1536, columns: in
     size = matrices * weights[0].nbytes
     figures = [f"{name} {size / t / 1e9:.0f} GB/s" for name, t in zip(ways, times, strict=True)]
     return f"matvec {str(dtype)[6:]}: " + ", ".join(figures)
+
+
+@torch.inference_mode()
+def products(dtype: torch.dtype, rows: int = 512) -> str:
+    """Time the products of a prompt of `rows` tokens with the widest weight of the 125M shape."""
+    x, weight = torch.randn(rows, 576).to(dtype), torch.randn(1536, 576).to(dtype)
+
+    def timed(product: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        for _ in range(20):
+            product()
+        return (time.perf_counter() - start) / 20
+
+    def onednn() -> object:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+    times = interleaved([lambda: timed(lambda: F.linear(x, weight)), lambda: timed(onednn)], 7)
+    figures = [2 * weight.numel() * rows / t / 1e9 for t in times]
+    return f"products {str(dtype)[6:]}: F.linear {figures[0]:.0f} GFLOP/s, oneDNN {figures[1]:.0f} GFLOP/s"
 
 
 def interleaved(actions: list[Callable[[], float]], repetitions: int) -> list[float]:

@@ -12,13 +12,12 @@ import sys
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slm.model.config import ModelConfig
 from slm.model.counts import mixers_of_blocks
-from slm.model.layers import FeedForward, make_norm, scaled
+from slm.model.layers import FeedForward, linear, make_norm, scaled
 from slm.model.loss import ChunkLoss, chunk_loss, compute_dtype, cross_entropy, token_losses
 from slm.model.mixers.base import Memory, Mixer
 from slm.model.mixers.softmax import FLEX_HEAD_DIMS, has_fused_kernels
@@ -213,7 +212,7 @@ class Decoder(nn.Module):
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """Return the logits (B, T, V)."""
-        return F.linear(self.hidden(tokens_BT, cache, documents_BT), self.head_weight)
+        return linear(self.hidden(tokens_BT, cache, documents_BT), self.head_weight)
 
     def loss(
         self,
@@ -248,14 +247,19 @@ class Decoder(nn.Module):
         self.is_compiled = True
 
 
+def block_kinds(config: ModelConfig) -> list[tuple[str, str, int | None]]:
+    """Return the kind of each block: its mixer, positions and window. Blocks of one kind run the same code."""
+    return list(zip(config.mixer_letters, config.layer_positions, config.windows, strict=True))
+
+
 def configure_compiler(config: ModelConfig) -> None:
     """Let torch compile all kinds of blocks. Beyond its limit, torch runs blocks uncompiled or raises an error.
 
     Two more settings save seconds until the first step, and leave the compiled code as it is.
     """
-    kinds = set(zip(config.mixer_letters, config.layer_positions, config.windows, strict=True))
     compiler: Any = torch._dynamo.config
-    compiler.recompile_limit = max(compiler.recompile_limit, COMPILATIONS_PER_KIND * len(kinds))
+    num_kinds = len(set(block_kinds(config)))
+    compiler.recompile_limit = max(compiler.recompile_limit, COMPILATIONS_PER_KIND * num_kinds)
     # Torch does not store the traced gradients of blocks with custom autograd functions (`blocked.py`) by default.
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     # Torch compiles and loads a test program for each vector instruction set of a CPU, to find a compiler or a torch

@@ -16,10 +16,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from slm.model.decoder import Block, Decoder, KVCache, configure_compiler
+from slm.model.decoder import Block, Decoder, KVCache, block_kinds, configure_compiler
 from slm.model.layers import linear
 from slm.model.mixers.base import Memory
 
@@ -33,7 +32,7 @@ def eager_logits(decoder: Decoder) -> NextLogits:
     def next_logits(tokens_1T: Tensor, cache: KVCache) -> Tensor:
         # Compiled blocks would be compiled again for each token, because the cache grows.
         with torch.compiler.set_stance("force_eager"):
-            return F.linear(decoder.hidden(tokens_1T, cache)[0, -1], decoder.head_weight)
+            return linear(decoder.hidden(tokens_1T, cache)[0, -1], decoder.head_weight)
 
     return next_logits
 
@@ -46,10 +45,11 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
     """
     torch._dynamo.reset()
     configure_compiler(decoder.config)
-    block_step: Any = torch.compile(Block.step, fullgraph=True)
-    head: Any = torch.compile(_head, fullgraph=True)
+    block_step, head = _Precompiled(Block.step), _Precompiled(_head)
     eager = eager_logits(decoder)
     captured_steps: WeakKeyDictionary[KVCache, _CapturedStep] = WeakKeyDictionary()
+    versions_of_caches: WeakKeyDictionary[KVCache, dict[int, Any]] = WeakKeyDictionary()
+    kinds = block_kinds(decoder.config)
 
     def next_logits(tokens_1T: Tensor, cache: KVCache) -> Tensor:
         uses_graph = can_capture(decoder, cache)
@@ -59,21 +59,51 @@ def compiled_logits(decoder: Decoder) -> NextLogits:
         decoder.require_room(1, cache)
         if uses_graph:
             if cache not in captured_steps:
-                captured_steps[cache] = _CapturedStep(decoder, cache.memories, block_step, head)
-            logits_V = captured_steps[cache](tokens_1T, cache.length)
+                steps = block_step.compiled, head.compiled
+                captured_steps[cache] = _CapturedStep(decoder, cache.memories, *steps)
+            logits_V: Any = captured_steps[cache](tokens_1T, cache.length)
             for memory in cache.memories:
                 memory.count_token()
             cache.length += 1
             return logits_V
         x_11D, rotary = decoder.embed(tokens_1T, cache.length)
-        for block, memory in zip(decoder.config.block_uses, cache.memories, strict=True):
-            layer: Any = decoder.layers[block]
-            x_11D, *new = block_step(layer, x_11D, rotary, *memory.past())
+        versions = versions_of_caches.setdefault(cache, {})  # by use of a block
+        checked = set()
+        for use, (block, memory) in enumerate(zip(decoder.config.block_uses, cache.memories, strict=True)):
+            arguments = decoder.layers[block], x_11D, rotary, *memory.past()
+            # From token to token, the shapes of one kind of block all change alike, so one use of a version is checked.
+            if (versions.get(use), kinds[block]) not in checked:
+                versions[use] = block_step.version_for(*arguments, first=versions.get(use))
+                checked.add((versions[use], kinds[block]))
+            x_11D, *new = versions[use](*arguments)
             memory.append(new)
         cache.length += 1
-        return head(decoder, x_11D[0, 0])
+        return head.version_for(decoder, x_11D[0, 0])(decoder, x_11D[0, 0])
 
     return next_logits
+
+
+class _Precompiled:
+    """A function that is compiled ahead of time, once for each kind of arguments.
+
+    A call of such a version skips torch.compile's frames and checks, which take a tenth of a token's time at 125M
+    parameters on a CPU (docs/log.md, 2026-11-29). The caller must know that the version fits the arguments.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.compiled: Any = torch.compile(function, fullgraph=True)
+        self.guards: dict[Callable[..., Any], Callable[..., bool]] = {}  # by version
+
+    def version_for(self, *arguments: Any, first: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        """Return a version that fits the arguments, compiled now if there is none; `first` is tried first."""
+        for known in [first, *self.guards] if first else self.guards:
+            if self.guards[known](*arguments):
+                return known
+        with torch._inductor.config.patch(force_disable_caches=False):  # without caches torch refuses
+            precompiled = self.compiled.aot_compile((arguments, {}))
+        new: Callable[..., Any] = precompiled.fn
+        self.guards[new] = precompiled.guard_check
+        return new
 
 
 def can_capture(decoder: Decoder, cache: KVCache) -> bool:

@@ -16,13 +16,30 @@ from slm.model.config import ModelConfig
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return `F.linear`. If compiled for one row on a CPU, it is computed as an elementwise product and a sum."""
+    """Return `F.linear`. On a CPU, two cases are computed in a faster way.
+
+    - Compiled, for one row: an elementwise product and a sum.
+    - Uncompiled, in float32 and inference mode: by oneDNN, where torch would call MKL, which on AMD's processors takes
+      twice as long (docs/log.md, 2026-11-29).
+    """
     if torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == weight.shape[1]:
         # The sum reads the weight at memory bandwidth. The libraries' matrix-vector products reach less than half of
         # this bandwidth (docs/log.md, 2026-11-22).
         y = (weight * x.view(-1)).sum(-1).view(*x.shape[:-1], -1)
         return y if bias is None else y + bias
+    if _takes_onednn(x, weight):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch would call MKL and oneDNN can be called in its place. Its operator has no gradients."""
+    if torch.compiler.is_compiling():  # first, because the other questions would break the compiler's graph
+        return False
+    is_float32_on_cpu = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    if not is_float32_on_cpu or not torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return torch.backends.mkldnn.is_available()
 
 
 class Linear(nn.Linear):

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slm.model.layers import linear
+
 IGNORE = -100  # a target that is not scored, as in `torch.nn.functional.cross_entropy`
 CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
 """Tokens per chunk. On a CPU, smaller chunks spend too long on adding up the head's gradient (V = 32,000), and larger
@@ -118,7 +120,7 @@ def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Ten
     sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     losses = []
     for chunk in _chunks(x):
-        logits = (x[chunk] @ w.T).to(sum_dtype)
+        logits = linear(x[chunk], w).to(sum_dtype)
         target_logits = logits.gather(1, targets_N[chunk].clamp(min=0)[:, None])
         chunk_losses = (logits.logsumexp(-1, keepdim=True) - target_logits).squeeze(1)
         losses.append(chunk_losses * (targets_N[chunk] != IGNORE))

@@ -1,13 +1,20 @@
 """The decoder against transformers, which computes the same functions independently."""
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM, Qwen3ForCausalLM
 
-from slm.model import Decoder, ModelConfig
+from slm.model import Decoder, KVCache, ModelConfig
+from slm.model.decoding import _Precompiled, compiled_logits
+from slm.model.layers import linear
 from slm.model.positions import rotary_table, rotate
 from tests.model.shapes import (
+    EXACT,
     SHARINGS,
     assert_causal,
     assert_decodes_in_pieces,
@@ -124,6 +131,59 @@ def test_no_logit_sees_a_later_token(sharing: str, length: int) -> None:
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_cached_decoding_equals_the_full_forward_pass(sharing: str, qk_norm: str) -> None:
     assert_decodes_in_pieces(shared(sharing, qk_norm=qk_norm))
+
+
+def test_compiled_steps_of_two_caches_in_turns_equal_the_forward_pass() -> None:
+    config = small(mixer_pattern="FS", num_layers=4, sliding_window=4, layer_sharing="immediate", num_repeats=2)
+    decoder, tokens_1T = randomized(config, torch.float64), tokens_of(config, 12, batch=1)
+    long_cache, short_cache = (KVCache(config, batch_size=1, max_length=n, dtype=torch.float64) for n in (12, 7))
+    next_logits = compiled_logits(decoder)
+    with torch.inference_mode():
+        expected = decoder(tokens_1T)[0]
+        for cache, length in ((long_cache, 6), (short_cache, 2)):
+            next_logits(tokens_1T[:, :length], cache)
+        for _ in range(5):
+            for cache in (long_cache, short_cache):
+                token_11 = tokens_1T[:, cache.length : cache.length + 1]
+                found = next_logits(token_11, cache)
+                torch.testing.assert_close(found, expected[cache.length - 1], **EXACT)
+
+
+def test_a_version_that_stops_fitting_is_replaced() -> None:
+    doubled = _Precompiled(lambda x: x * 2)
+    single, double = torch.ones(3), torch.ones(3, dtype=torch.float64)
+    version = doubled.version_for(single)
+    other = doubled.version_for(double, first=version)
+    assert torch.equal(version(single), single * 2)
+    assert torch.equal(other(double), double * 2)
+    assert other is not version
+    assert doubled.version_for(single, first=other) is version
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 33), (3, 5, 33), (7, 33)])
+def test_float32_products_without_gradients_run_in_onednn_and_are_as_exact(shape: tuple[int, ...], bias: bool) -> None:
+    x, weight = torch.randn(*shape), torch.randn(20, 33)
+    b = torch.randn(20) if bias else None
+    exact = F.linear(x.double(), weight.double(), b.double() if bias else None)
+    with torch.inference_mode(), Calls() as calls:
+        torch.testing.assert_close(linear(x, weight, b), exact.float(), rtol=1e-5, atol=1e-5)
+        assert "mkldnn::_linear_pointwise" in calls.names
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        assert linear(x, weight, b).dtype == torch.bfloat16
+    assert linear(x.requires_grad_(), weight, b).requires_grad
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
 
 
 def test_tokens_beyond_the_context_are_refused() -> None:

@@ -17,11 +17,11 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from slm.checkpoints.weights import dtype_name
 from slm.model import Decoder, KVCache
+from slm.model.layers import linear
 
 PASS_TOKENS_CPU = 24  # fixed cost of a forward pass: the number of tokens computed in the same time (docs/tasks.md)
 PASS_TOKENS_GPU = 2048  # rough estimate of this cost on a GPU, which passes over fewer tokens leave mostly idle
@@ -230,7 +230,7 @@ class Scorer:
         """Return the log-probability (at least float32) of each target, and whether it is the most likely id."""
         log_probabilities, is_greedy = [], []
         for hidden_nD, targets_n in zip(hidden_ND.split(HEAD_ROWS), targets_N.split(HEAD_ROWS), strict=True):
-            logits_nV = F.linear(hidden_nD, self.decoder.head_weight)
+            logits_nV = linear(hidden_nD, self.decoder.head_weight)
             logits_nV = logits_nV if logits_nV.dtype == torch.float64 else logits_nV.float()
             target_logits_n = logits_nV.gather(1, targets_n[:, None]).squeeze(1)
             log_probabilities.append(target_logits_n - logits_nV.logsumexp(-1))
