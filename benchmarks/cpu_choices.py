@@ -1,7 +1,7 @@
 """Measurements behind the constants of slm/model: attention kernels and loss chunks, timed in whole training steps.
 
-    python benchmarks/cpu_choices.py [attention] [loss] [matvec] [products]     all by default
-    python benchmarks/cpu_choices.py smallest                                   one shape of each, to check that they run
+    python benchmarks/cpu_choices.py [attention] [loss] [matvec] [products]   all by default
+    python benchmarks/cpu_choices.py smallest                                 one shape of each, to check that they run
 
 Attention: a step of a preset with blocked matmuls and with torch's SDPA, by sequence length.
 Loss: head and cross-entropy, forward and backward, by tokens per chunk, and with full logits. Interleaved; medians.
