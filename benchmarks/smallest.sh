@@ -25,7 +25,7 @@ declare -A smallest=(
     [sweep_slots]="1 sweep.families=[ssd] sweep.grid.sizes=[2e5] sweep.budget.tokens=4096 \"sweep.also=['data=local','data.paths=$work/text.txt']\""
     [task_parity]="$work/run/model arc_easy=$work/arc_easy.jsonl --limit 2"
     [time_to_loss]="--seeds 1 --rates 1e-3 --overrides data=local data.paths=$work/text.txt model.num_layers=1 train.tokens=8192 train.sample_tokens=0"
-    [train_throughput]="tiny:64:1 --repetitions 1 --peers transformers && python benchmarks/train_throughput.py tiny:64:1 --sharing --repetitions 1 && python benchmarks/train_throughput.py tiny:64:1 --memory"
+    [train_throughput]="tiny:64:1 --repetitions 1 --peers transformers && python benchmarks/train_throughput.py tiny:64:1 --sharing --repetitions 1 && python benchmarks/train_throughput.py tiny:64:1 --memory && python benchmarks/train_throughput.py tiny:64:1 --profile"
 )
 
 # A text, a task and a model of our own for those that ask for one.

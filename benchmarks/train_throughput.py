@@ -4,6 +4,7 @@
     python benchmarks/train_throughput.py mobilellm_125m:2048:1 --repetitions 7 --peers transformers
     python benchmarks/train_throughput.py mobilellm_125m:512:1 --sharing      what it costs to use each block twice
     python benchmarks/train_throughput.py mobilellm_125m:2048:8 --memory      peak memory of two steps
+    python benchmarks/train_throughput.py tiny:256:16 --profile               where the time of slm's step goes
     pip install --no-deps litgpt                              then litgpt is measured too
 
 A shape is PRESET:SEQUENCE_LENGTH:SEQUENCES. One repetition is a whole optimizer step (forward, backward, clipping,
@@ -18,6 +19,8 @@ MobileLLM-LS), and one block. The first and the last give the time t of one bloc
 
 --memory trains slm as in train.py and transformers eager, each in a process of its own, which reads the peak of its
 resident memory (VmHWM, so of Linux). Compilation counts; what the process held before the model was made does not.
+
+--profile prints torch's profile of one step of slm: the time in each operator and compiled kernel, without its callees.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ from slm.training.optim import full_grad_norm, make_adamw
 from slm.training.speed import measure_matmul
 
 CONF = Path(__file__).parents[1] / "conf"
+PROFILED_ROWS = 15
 
 Maker = Callable[[ModelConfig, Hardware], tuple[nn.Module, Callable[[Tensor], Tensor]]]
 
@@ -65,16 +69,23 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--sharing", action="store_true", help="the cost of using blocks twice, in place of speed")
     what.add_argument("--memory", action="store_true", help="peak memory, in place of speed")
+    what.add_argument("--profile", action="store_true", help="a profile of slm's step, in place of speed")
     args = parser.parse_args()
     hardware = resolve_hardware(composed()["trainer"])
     print(f"{hardware.device_name}, {hardware.precision}, torch {torch.__version__}", end="", flush=True)
-    peak = 0.0 if args.sharing or args.memory else measure_matmul(hardware.accelerator, hardware.matmul_dtype)
+    peak = (
+        0.0
+        if args.sharing or args.memory or args.profile
+        else measure_matmul(hardware.accelerator, hardware.matmul_dtype)
+    )
     print(f", peak {peak / 1e9:,.0f} GFLOP/s" if peak else "")
     for shape in args.shapes:
         config, tokens = config_and_tokens(shape, hardware)
         print(f"{shape.partition(':')[0]} {tokens.shape[0]}x{tokens.shape[1] - 1}", flush=True)
         if args.memory:
             compare_memory(shape)
+        elif args.profile:
+            print_profile(config, hardware, tokens)
         elif args.sharing:
             measure_sharing(config, hardware, tokens, args.repetitions)
         else:
@@ -149,6 +160,21 @@ def measure_sharing(config: ModelConfig, hardware: Hardware, tokens: Tensor, rep
     head = single - block
     print(f"  a block takes {1e3 * block:,.1f} ms, head and embedding {1e3 * head:,.1f} ms")
     print(f"  using blocks twice takes {(shared - head) / (plain - head):.2f}x the time of the blocks", flush=True)
+
+
+def print_profile(config: ModelConfig, hardware: Hardware, tokens: Tensor) -> None:
+    with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):
+        step = step_of(ours(config, hardware), tokens, hardware)
+        step()
+        step()
+        with torch.profiler.profile() as profile:
+            step()
+    order = "self_cpu_time_total" if hardware.accelerator == "cpu" else "self_device_time_total"
+    rows = sorted(profile.key_averages(), key=lambda row: getattr(row, order), reverse=True)
+    total = sum(getattr(row, order) for row in rows)
+    for row in rows[:PROFILED_ROWS]:
+        microseconds = getattr(row, order)
+        print(f"  {microseconds / total:5.1%} {microseconds / 1e3:9.1f} ms {row.count:6d} x  {row.key[:90]}")
 
 
 def compare_memory(shape: str) -> None:

@@ -93,6 +93,8 @@ class _Precompiled:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.compiled: Any = torch.compile(function, fullgraph=True)
         self.guards: dict[Callable[..., Any], Callable[..., bool]] = {}  # by version
+        if not hasattr(self.compiled, "aot_compile"):  # torch is older than 2.9, or its compiler is disabled
+            self.guards[self.compiled] = lambda *_: True  # it checks its arguments itself, if they need to be checked
 
     def version_for(self, *arguments: Any, first: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """Return a version that fits the arguments, compiled now if there is none; `first` is tried first."""

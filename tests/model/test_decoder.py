@@ -160,6 +160,14 @@ def test_a_version_that_stops_fitting_is_replaced() -> None:
     assert doubled.version_for(single, first=other) is version
 
 
+def test_without_ahead_of_time_compilation_the_compiled_function_serves_all_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    doubled = _Precompiled(lambda x: x * 2)
+    assert doubled.version_for(torch.ones(3)) is doubled.version_for(torch.ones(2)) is doubled.compiled
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1, 33), (3, 5, 33), (7, 33)])
 def test_float32_products_without_gradients_run_in_onednn_and_are_as_exact(shape: tuple[int, ...], bias: bool) -> None:
