@@ -8,8 +8,9 @@
     pip install --no-deps litgpt                              then litgpt is measured too
 
 A shape is PRESET:SEQUENCE_LENGTH:SEQUENCES. One repetition is a whole optimizer step (forward, backward, clipping,
-fused AdamW) of each in turn, so that all run under the same load; figures are medians over repetitions. slm runs as in
-train.py (compiled blocks if a compiler is found), each peer as it comes ("eager", with SDPA) and under `torch.compile`.
+fused AdamW) of each in turn, so that all run under the same load; figures are medians over repetitions. Each has a
+process of its own. slm runs as in train.py (compiled blocks if a compiler is found, freed memory kept), each peer as it
+comes ("eager", with SDPA) and under `torch.compile`.
 Prints per shape: tokens/s, GFLOP/s, MFU (exact FLOPs over the measured matmul peak) and the first and third quartile
 of the time of a step, and slm's speed over that of the fastest peer. Needs the [test] extra (transformers).
 
@@ -27,16 +28,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
 import os
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,7 @@ from slm.composition.budget import model_config
 from slm.composition.resolvers import register
 from slm.model import Decoder, ModelConfig
 from slm.model.counts import flops_per_token, num_params
-from slm.runtime.system import peak_rss, reset_peak_rss, rss
+from slm.runtime.system import keep_freed_memory, peak_rss, reset_peak_rss, rss
 from slm.training.hardware import Hardware, resolve_hardware
 from slm.training.optim import full_grad_norm, make_adamw
 from slm.training.speed import measure_matmul
@@ -72,6 +75,7 @@ def main() -> None:
     what.add_argument("--profile", action="store_true", help="a profile of slm's step, in place of speed")
     args = parser.parse_args()
     hardware = resolve_hardware(composed()["trainer"])
+    keep_freed_memory()
     print(f"{hardware.device_name}, {hardware.precision}, torch {torch.__version__}", end="", flush=True)
     peak = (
         0.0
@@ -89,7 +93,7 @@ def main() -> None:
         elif args.sharing:
             measure_sharing(config, hardware, tokens, args.repetitions)
         else:
-            compare(config, hardware, peak, tokens, args.repetitions, args.peers)
+            compare(shape, hardware, peak, args.repetitions, args.peers)
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -110,14 +114,12 @@ def config_and_tokens(shape: str, hardware: Hardware) -> tuple[ModelConfig, Tens
     return config, tokens.to(hardware.accelerator)
 
 
-def compare(
-    config: ModelConfig, hardware: Hardware, peak: float, tokens: Tensor, repetitions: int, peers: list[str]
-) -> None:
-    makers = {"slm": ours}
-    for name in peers:
-        makers |= {f"{name} eager": PEERS[name], f"{name} compiled": partial(compiled, PEERS[name])}
-    steps = {name: step_of(make(config, hardware), tokens, hardware) for name, make in makers.items()}
-    seconds = interleaved(steps, repetitions)
+def compare(shape: str, hardware: Hardware, peak: float, repetitions: int, peers: list[str]) -> None:
+    config, tokens = config_and_tokens(shape, hardware)
+    names = ["slm", *(f"{peer} {kind}" for peer in peers for kind in ("eager", "compiled"))]
+    with ExitStack() as stack:
+        steps = {name: stack.enter_context(step_in_process(name, shape)) for name in names}
+        seconds = interleaved(steps, repetitions)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     sequences, length = tokens.shape[0], tokens.shape[1] - 1
     flops = flops_per_token(config, length)
@@ -128,6 +130,45 @@ def compare(
     if peers:
         fastest = min((name for name in medians if name != "slm"), key=medians.__getitem__)
         print(f"  slm is {medians[fastest] / medians['slm']:.2f}x as fast as {fastest}", flush=True)
+
+
+@contextmanager
+def step_in_process(name: str, shape: str) -> Iterator[Callable[[], float]]:
+    """A function that takes a step of `name` in a process of its own, which waits between steps."""
+    ours_end, its_end = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve_steps, args=(its_end, name, shape), daemon=True)
+    process.start()
+    its_end.close()
+
+    def step() -> float:
+        try:
+            ours_end.send(None)
+            return float(ours_end.recv())
+        except (EOFError, BrokenPipeError):
+            sys.exit(f"the process of {name} has ended")
+
+    try:
+        yield step
+    finally:
+        ours_end.close()  # which ends the process
+        process.join(10)
+        process.kill()
+
+
+def serve_steps(connection: Connection, name: str, shape: str) -> None:
+    hardware = resolve_hardware(composed()["trainer"])
+    config, tokens = config_and_tokens(shape, hardware)
+    if name == "slm":
+        keep_freed_memory()
+        make: Maker = ours
+    else:
+        peer, kind = name.split()
+        make = PEERS[peer] if kind == "eager" else partial(compiled, PEERS[peer])
+    step = step_of(make(config, hardware), tokens, hardware)
+    with suppress(EOFError):
+        while True:
+            connection.recv()
+            connection.send(step())
 
 
 def interleaved(steps: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
@@ -219,6 +260,8 @@ def print_memory(name: str, shape: str) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     hardware = resolve_hardware(composed()["trainer"])
     config, tokens = config_and_tokens(shape, hardware)
+    if name == "slm":
+        keep_freed_memory()
     reset_peak_rss()
     print(rss(), flush=True)
     step = step_of(MEMORY[name](config, hardware), tokens, hardware)

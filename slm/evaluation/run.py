@@ -28,6 +28,7 @@ from slm.model import generate
 from slm.model.counts import num_params
 from slm.runtime.machine import why_no_gpu
 from slm.runtime.progress import say
+from slm.runtime.system import keep_freed_memory
 from slm.runtime.words import is_number
 from slm.tracking import check_logger, record_directory
 
@@ -70,6 +71,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
             say(note)
     if settings["device"] == "auto" and (reason := why_no_gpu()):
         say(f"WARNING: this evaluation runs on the CPU, but {reason}")
+    keep_freed_memory()
     with ledger.lock():
         say(f"results go to {folder}")
         for position, (name, provenance, precision, measurements) in enumerate(plans, start=1):

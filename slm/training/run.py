@@ -19,6 +19,7 @@ from slm.data.tokenizer import LOSSY_NOTE
 from slm.runtime.files import write_atomically
 from slm.runtime.machine import explain_compiler_error, reset_peak_memory
 from slm.runtime.progress import Progress
+from slm.runtime.system import keep_freed_memory
 from slm.tracking import Tracker, open_trackers
 from slm.training.checkpointing import LAST, checkpoint_step, newest_intact
 from slm.training.journal import COLUMNS, Journal
@@ -46,6 +47,8 @@ def train(plan: Plan) -> dict[str, Any]:
     reset_peak_memory()
     if plan.hardware.accelerator == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, if the run's precision is float32
+    else:
+        keep_freed_memory()
     if plan.settings["dry_run"]:
         if is_first_process():
             start_step = plan.branch.step if plan.branch else 0

@@ -152,3 +152,24 @@ def test_what_windows_does_not_tell_is_unknown_and_not_zero(no_proc: None, monke
 def test_a_torch_without_onednn_counts_as_one_that_emulates_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
     assert not machine.native_bfloat16("cpu")
+
+
+REALLOCATE = """
+import resource, sys
+from slm.runtime.system import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+block = b"x" * 2**26
+del block
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+block = b"x" * 2**26
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / len(block))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can keep freed memory")
+def test_kept_memory_is_used_again_without_page_faults() -> None:
+    def share_of_new_pages(mode: str) -> float:
+        return float(subprocess.check_output([sys.executable, "-c", REALLOCATE, mode], cwd=ROOT, text=True))
+
+    assert share_of_new_pages("keep") < 0.001 < share_of_new_pages("return")
