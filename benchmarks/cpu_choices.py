@@ -1,16 +1,19 @@
 """Measurements behind the constants of slm/model: attention kernels and loss chunks, timed in whole training steps.
 
-    python benchmarks/cpu_choices.py [attention] [loss] [matvec] [products]   all by default
-    python benchmarks/cpu_choices.py smallest                                 one shape of each, to check that they run
+    python benchmarks/cpu_choices.py [attention] [loss] [matvec] [products] [freed]   all by default
+    python benchmarks/cpu_choices.py smallest    one shape of each, to check that they run
 
 Attention: a step of a preset with blocked matmuls and with torch's SDPA, by sequence length.
 Loss: head and cross-entropy, forward and backward, by tokens per chunk, and with full logits. Interleaved; medians.
 Matvec: GB/s at which matrix-vector products read their weights, in several ways.
 Products: GFLOP/s of products without gradients, by torch's choice of library and by oneDNN.
+Freed: processor time of a training step, of the program and of the system, if freed memory is returned and if it is kept.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
 import statistics
 import sys
 import time
@@ -18,18 +21,19 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from train_throughput import composed, ours, preset_config, step_of
+from train_throughput import composed, config_and_tokens, ours, preset_config, step_of
 
 from slm.model import loss
 from slm.model.mixers import softmax
+from slm.runtime.system import keep_freed_memory
 from slm.training.hardware import resolve_hardware
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["attention", "loss", "matvec", "products"]
+    wanted = sys.argv[1:] or ["attention", "loss", "matvec", "products", "freed"]
     if wanted == ["smallest"]:
         print(attention("tiny", 32, tokens=32, repetitions=1), chunks(64, 8, 64), matvec(torch.float32, 2), sep="\n")
-        print(products(torch.float32, rows=2))
+        print(products(torch.float32, rows=2), freed("tiny:64:1", steps=1), sep="\n")
         return
     for preset, lengths in (("tiny", (128, 256, 512, 1024)), ("mobilellm_125m", (512, 1024, 2048))):
         for length in lengths if "attention" in wanted else ():
@@ -40,6 +44,8 @@ def main() -> None:
         print(matvec(dtype), flush=True)
     for dtype in (torch.float32, torch.bfloat16) if "products" in wanted else ():
         print(products(dtype), flush=True)
+    if "freed" in wanted:
+        print(freed("mobilellm_125m:512:1"), flush=True)
 
 
 def attention(preset: str, length: int, tokens: int, repetitions: int = 5) -> str:
@@ -130,6 +136,31 @@ def products(dtype: torch.dtype, rows: int = 512) -> str:
     times = interleaved([lambda: timed(lambda: F.linear(x, weight)), lambda: timed(onednn)], 7)
     figures = [2 * weight.numel() * rows / t / 1e9 for t in times]
     return f"products {str(dtype)[6:]}: F.linear {figures[0]:.0f} GFLOP/s, oneDNN {figures[1]:.0f} GFLOP/s"
+
+
+def freed(shape: str, steps: int = 5) -> str:
+    context = multiprocessing.get_context("spawn")
+    figures = {}
+    for name in ("returned", "kept"):
+        with context.Pool(1) as pool:  # a process of its own
+            user, system = pool.apply(processor_seconds, (shape, name == "kept", steps))
+        figures[name] = f"{name}: {1e3 * user:,.0f} ms, system {1e3 * system:,.0f} ms"
+    return f"freed memory {shape}, a step: " + "; ".join(figures.values())
+
+
+def processor_seconds(shape: str, keeps_memory: bool, steps: int) -> tuple[float, float]:
+    if keeps_memory:
+        keep_freed_memory()
+    hardware = resolve_hardware(composed("trainer=cpu")["trainer"])
+    config, tokens = config_and_tokens(shape, hardware)
+    step = step_of(ours(config, hardware), tokens, hardware)
+    for _ in range(2):
+        step()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    for _ in range(steps):
+        step()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return (after.ru_utime - before.ru_utime) / steps, (after.ru_stime - before.ru_stime) / steps
 
 
 def interleaved(actions: list[Callable[[], float]], repetitions: int) -> list[float]:

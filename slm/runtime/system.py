@@ -44,8 +44,8 @@ def processor_name() -> str:
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for its next allocations. Does nothing without glibc.
 
-    glibc returns a large block to the system when it is freed, so the system must clear each page of the next block. A
-    training step at 125M parameters spends a fifth of its time in this (docs/log.md, 2026-11-29).
+    glibc returns a large block to the system when it is freed, so the system must clear each page of the next block: a
+    sixth of the processor time of a training step at 125M parameters (docs/log.md, 2026-11-29).
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
