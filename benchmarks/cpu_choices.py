@@ -7,7 +7,7 @@ Attention: a step of a preset with blocked matmuls and with torch's SDPA, by seq
 Loss: head and cross-entropy, forward and backward, by tokens per chunk, and with full logits. Interleaved; medians.
 Matvec: GB/s at which matrix-vector products read their weights, in several ways.
 Products: GFLOP/s of products without gradients, by torch's choice of library and by oneDNN.
-Freed: processor time of a training step, of the program and of the system, if freed memory is returned and if it is kept.
+Freed: processor time of a training step, if freed memory is returned to the system and if it is kept.
 """
 
 from __future__ import annotations
