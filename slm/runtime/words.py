@@ -177,7 +177,7 @@ def with_error(value: Any, se: Any, digits: int = 4) -> str:
         return format_number(value, digits)
     power = int(f"{se:.1e}".split("e")[1])  # power of ten of the rounded error
     decimals = min(MAX_DECIMALS, max(0, 1 - power))
-    return f"{value:.{decimals}f} ± {se:.{decimals}f}"
+    return f"{value:,.{decimals}f} ± {se:,.{decimals}f}"
 
 
 def megabytes(size: Any) -> str:
