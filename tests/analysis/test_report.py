@@ -20,7 +20,6 @@ from slm.runtime.words import count, escape_markdown, format_number, interval, p
 from slm.scaling.describe import notes
 from tests.analysis.analysed import AUDIT, WILD, analysed, changed, one_family, read, reported, without_numbers, write
 
-
 PLAIN_DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 
 
@@ -259,7 +258,8 @@ def test_published_claims_stand_beside_their_findings(one: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
     [(0.110514, 4, "0.1105"), (1151.553, 4, "1,152"), (9.9996e-5, 3, "0.000100"),
-     (4.87284e-6, 3, "4.87×10⁻⁶"), (1.2956e22, 3, "1.30×10²²"), (1998.0, 3, "1,998"), (-1151.553, 6, "-1,151.55"), (0.0, 4, "0"), (None, 4, "–"), (float("nan"), 4, "–"), (-28.3238, 4, "-28.32"),
+     (4.87284e-6, 3, "4.87×10⁻⁶"), (1.2956e22, 3, "1.30×10²²"), (1998.0, 3, "1,998"), (-1151.553, 6, "-1,151.55"),
+     (0.0, 4, "0"), (None, 4, "–"), (float("nan"), 4, "–"), (-28.3238, 4, "-28.32"),
      (9.9999, 3, "10.0")],
 )  # fmt: skip
 def test_numbers_have_the_digits_that_were_asked_for(value: float | None, digits: int, text: str) -> None:
