@@ -294,7 +294,7 @@ def test_the_first_screen_says_where_and_when_the_runs_come_from_or_that_this_is
     two: Path, tmp_path: Path
 ) -> None:
     line = (
-        "<small>Trained on not recorded; precision not recorded; commit not recorded; versions not recorded. Analysed"
+        "<small>Hardware: not recorded; precision: not recorded; commit: not recorded; versions: not recorded. Analysed:"
     )
     assert f"{line} not recorded.</small>" in markdown(two)
     folder = shutil.copytree(two, tmp_path / "d")
@@ -304,7 +304,7 @@ def test_the_first_screen_says_where_and_when_the_runs_come_from_or_that_this_is
     written = {"date": "2026-11-29", "slm": "0.1.0", "commit": "def"}
     write(folder, "settings", read(two, "settings") | {"written": written})
     write_report(folder)
-    line = "<small>Trained on a\\*b GPU; precision bf16; commit abc; versions torch 2.9.0, slm 0.1.0. Analysed"
+    line = "<small>Hardware: a\\*b GPU; precision: bf16; commit: abc; versions: torch 2.9.0, slm 0.1.0. Analysed:"
     assert f"{line} 2026-11-29 with slm 0.1.0, commit def.</small>" in markdown(folder)
 
 

@@ -175,13 +175,9 @@ def _design(analysis: Directory) -> Finding:
 def provenance_line(analysis: Directory) -> str:
     """Where and with what code the runs were trained, and when they were analysed; `not recorded` if unknown."""
     written = analysis.settings.get("written") or {}
-    trained = [
-        f"Trained on {_recorded(analysis, 'device')}",
-        f"precision {_recorded(analysis, 'precision')}",
-        f"commit {_recorded(analysis, 'git_commit')}",
-        f"versions {_recorded(analysis, 'versions')}",
-    ]
-    analysed = f"Analysed {written.get('date') or NOT_RECORDED}"
+    columns = {"Hardware": "device", "precision": "precision", "commit": "git_commit", "versions": "versions"}
+    trained = [f"{name}: {_recorded(analysis, column)}" for name, column in columns.items()]
+    analysed = f"Analysed: {written.get('date') or NOT_RECORDED}"
     if written:
         analysed += f" with slm {written['slm']}, commit {(written['commit'] or NOT_RECORDED)}"
     return f"<small>{'; '.join(trained)}. {escape_markdown(analysed)}.</small>"
