@@ -181,7 +181,6 @@ def provenance_line(analysis: Directory) -> str:
 
 def _recorded(analysis: Directory, column: str) -> str:
     """The values of a column of results.csv, without repetitions."""
-    if column not in analysis.results:
-        return NOT_RECORDED
-    values = analysis.results[column].dropna().unique()
+    frame = analysis.sweep_table("results.csv")
+    values = frame[column].dropna().unique() if column in frame else []
     return escape_markdown(shortlist(values, MAX_NAMES, max_characters=160)) or NOT_RECORDED
