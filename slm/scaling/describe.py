@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slm.runtime.words import NO_VALUE, escape_markdown, interval, is_number, with_interval
+from slm.runtime.words import NO_VALUE, escape_markdown, interval, is_number, read_number, with_interval
 from slm.scaling.laws import LAWS
 
 Entry = dict[str, Any]
-_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?%?")
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+|×10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?%?")
 
 
 def is_identified(entry: Entry, name: str) -> bool:
@@ -83,12 +83,12 @@ def notes(entries: Sequence[Entry]) -> list[str]:
             if entry["fitted"] and "exponent of perplexity" not in note and note not in entry["reasons"].values():
                 groups.setdefault(_NUMBER.sub("#", note), []).append((entry, note))
     return [
-        f"{_laws_and_families([entry for entry, _ in group])}: {_merged_note([note for _, note in group])}."
+        f"{laws_and_families([entry for entry, _ in group])}: {_merged_note([note for _, note in group])}."
         for group in groups.values()
     ]
 
 
-def _laws_and_families(entries: Sequence[Entry]) -> str:
+def laws_and_families(entries: Sequence[Entry]) -> str:
     """Return `law, law (family, family); law (family)`: laws with the same families are named together."""
     families_by_law: dict[str, list[str]] = {}
     for entry in entries:
@@ -105,5 +105,5 @@ def _merged_note(notes: Sequence[str]) -> str:
     numbers = [_NUMBER.findall(note) for note in notes]
     if len(notes) == 1 or any(len(matches) != 1 for matches in numbers):
         return escape_markdown("; ".join(notes))
-    ordered = sorted((number for (number,) in numbers), key=lambda number: float(number.rstrip("%")))
+    ordered = sorted((number for (number,) in numbers), key=read_number)
     return escape_markdown(_NUMBER.sub(f"{ordered[0]} to {ordered[-1]}", notes[0], count=1))

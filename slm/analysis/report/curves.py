@@ -19,15 +19,10 @@ MAX_REFERENCE_RATIO = 2.0
 
 
 def curves_section(analysis: Directory) -> Section:
-    """The figures of the fits."""
-    curves = (
-        "Marks: runs. Line: the law, dashed beyond the data. Bands: intervals of the law (dark) and of a new run "
-        "(light). Dotted line: the floor, if identified. Grey dashes: published laws with the same target and N."
-    )
+    """The figures of the fits that are not on the first screen."""
     residuals = "Residuals above 0 lie above the law. A pattern in all families is an effect that the law lacks."
     profiles = "|t| of each value, with all other parameters refitted. In the interval, |t| is below the dotted line."
-    return Section("Curves and residuals").add(
-        analysis.figure("curves", curves),
+    return Section("Residuals and profiles").add(
         analysis.figure("residuals", residuals),
         analysis.figure("profiles", profiles),
     )

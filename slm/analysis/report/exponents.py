@@ -49,8 +49,7 @@ def exponents_section(analysis: Directory) -> Section:
             section.add(*_perplexity(analysis))
         else:
             section.add(_other_fits(f"Exponents of {TARGET_NAMES[target]}", analysis.entries(target=target)))
-    caption = "Exponents with intervals. Grey: not identified. Diamonds: published laws over the same sizes."
-    return section.add(analysis.figure("exponents", caption))
+    return section
 
 
 def _other_fits(heading: str, entries: Sequence[Entry], visible: int = VISIBLE_ROWS // 2) -> str:
