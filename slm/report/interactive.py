@@ -1,0 +1,226 @@
+"""Interactive figures that a page draws without a network, with switches and a text for each mark.
+
+Notable:
+- Bokeh draws, because its JavaScript comes in its wheel and is the smallest of the libraries that do: `PACKED` below
+  says how large it is in a page. Only its core is embedded; the switches are plain HTML, so that a keyboard reaches
+  them, and interactive.js connects them.
+- A view or a series has tags, such as the family that it shows. It is visible while the switches named by its tags
+  have these options on.
+- The library is packed by gzip and unpacked by the browser when the page opens. A browser that cannot do this, a page
+  without scripts and a printed page show the static figure.
+- Bokeh is imported only to write a page: it takes most of a second.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Tags = Mapping[str, str]
+"""Key of a switch -> the option that must be on."""
+MARKERS = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "v": "inverted_triangle", "P": "plus", "X": "x"}
+"""Marker of `slm.report.style` -> the marker of Bokeh."""
+SYMBOLS = dict(zip(MARKERS, "●■▲◆▼✚✖", strict=True))
+MIDDLE_GREY = {"#4D4D4D": "#7F7F7F"}  # the only colour of the palette that a dark page would hide
+HEIGHT = 400  # pixels
+_STYLE = """
+.interactive { display: none; } .interactive.drawn { display: block; } .interactive.drawn + .static { display: none; }
+.interactive .switches { display: flex; flex-wrap: wrap; gap: .4rem 1.1rem; margin: 1rem 0 .4rem; font-size: .875rem; }
+.interactive .switches > * { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem .7rem; max-width: 100%; }
+.interactive select { max-width: 100%; font: inherit; color: inherit; background: var(--paper); }
+.interactive label { white-space: nowrap; } .interactive .plot { display: block; }
+.interactive output { display: block; min-height: 1.5em; color: var(--quiet); font-size: .875rem; }
+@media print { .interactive.drawn { display: none; } .interactive.drawn + .static { display: block; } }
+"""
+# Counts such as 100k, and powers of ten from 10^15 on, as the static figures write them.
+_TICK_TEXT = """
+const power = Math.floor(Math.log10(tick) + 1e-9)
+if (power >= first_power) {
+  const raised = String(power).replace(/./g, (digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit])
+  const factor = Number((tick / 10 ** power).toPrecision(3))
+  return (factor === 1 ? "" : factor + "×") + "10" + raised
+}
+const unit = Math.max(0, Math.min(4, Math.floor(power / 3)))
+return Number((tick / 1000 ** unit).toPrecision(3)) + ["", "k", "M", "B", "T"][unit]
+"""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One choice of a switch. It is offered while the switches before it have one of the options in `needs` on."""
+
+    value: str
+    text: str
+    needs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    colour: str = ""
+    marker: str = ""
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A control above a figure: one option is on, or if `several`, any number, at first all."""
+
+    key: str
+    label: str
+    options: Sequence[Option]
+    several: bool = False
+
+
+@dataclass(frozen=True)
+class Points:
+    """Marks. `texts` maps what a reader sees for a mark (`loss`) to the column that holds it as text."""
+
+    data: Mapping[str, Any]
+    x: str
+    y: str
+    colour: str
+    marker: str
+    texts: Mapping[str, str]
+    tags: Tags
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line, dashed except where `inside` has its value and not NaN, with a band if there are `low` and `high`."""
+
+    data: Mapping[str, Any]  # x, centre, inside; low and high
+    colour: str
+    tags: Tags
+
+
+@dataclass(frozen=True)
+class View:
+    """One pair of axes. `x` is logarithmic, and so is `y` if it has limits; else `y` follows what is shown."""
+
+    x_label: str
+    y_label: str
+    x_limits: tuple[float, float]
+    y_limits: tuple[float, float] | None
+    series: Sequence[Points | Curve]
+    tags: Tags
+    counts: bool = True  # whether values of x are written as 10M
+
+
+def head() -> str:
+    """HTML that a page with fragments needs once: styles, the packed library, and the script that connects both."""
+    script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    library = f'<script type="text/plain" id="packed-library">{_packed_library()}</script>'
+    return f"<style>{_STYLE}</style>\n{library}\n<script>{script}</script>\n"
+
+
+@cache
+def _packed_library() -> str:
+    from bokeh.resources import Resources
+
+    (code,) = Resources(mode="inline", components=["bokeh"], minified=True).js_raw[:1]
+    return base64.b64encode(gzip.compress(code.encode(), 9, mtime=0)).decode()
+
+
+def fragment(name: str, title: str, switches: Sequence[Switch], views: Sequence[View]) -> str:
+    """HTML of one figure, in elements that may stand in a paragraph. `name` must be unique in the page."""
+    from bokeh.embed import json_item
+    from bokeh.layouts import column
+
+    sources: dict[int, Any] = {}  # `id` of data -> the Bokeh source, because several views may show the same data
+    figures = [_figure(view, sources) for view in views]
+    item = json_item(column(*figures, sizing_mode="stretch_width"), target=f"plot-{name}")
+    text = json.dumps(_renumbered(dict(item)), separators=(",", ":")).replace("<", "\\u003c")
+    controls = "".join(map(_control, switches))
+    return (
+        f'<span data-figure="{html.escape(name)}"><span class="switches">{controls}</span>'
+        f'<span class="plot" id="plot-{html.escape(name)}" tabindex="0" role="img" aria-label="{html.escape(title)}"></span>'
+        '<output aria-live="polite">Point at a mark to read it, or step through the marks with the arrow keys.</output>'
+        f'<script type="application/json">{text}</script></span>'
+    )
+
+
+def _control(switch: Switch) -> str:
+    key, label = html.escape(switch.key), html.escape(switch.label)
+    if switch.several:
+        boxes = "".join(
+            f'<label><input type="checkbox" name="{key}" value="{html.escape(option.value)}" checked> '
+            f'<span style="color:{MIDDLE_GREY.get(option.colour, option.colour)}">{SYMBOLS.get(option.marker, "")}</span> {html.escape(option.text)}</label>'
+            for option in switch.options
+        )
+        return f'<span role="group" aria-label="{label}">{boxes}</span>'
+    options = "".join(
+        f'<option value="{html.escape(option.value)}" data-needs="{html.escape(json.dumps(dict(option.needs)))}">'
+        f"{html.escape(option.text)}</option>"
+        for option in switch.options
+    )
+    return f'<label>{label} <select name="{key}">{options}</select></label>'
+
+
+def _figure(view: View, sources: dict[int, Any]) -> Any:
+    from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d, HoverTool, Range1d, Span, TapTool
+    from bokeh.plotting import figure
+
+    y_range = Range1d(*view.y_limits) if view.y_limits else DataRange1d(only_visible=True, range_padding=0.15)
+    plot = figure(
+        height=HEIGHT, sizing_mode="stretch_width", tools="box_zoom,pan,reset,save", x_axis_type="log",
+        y_axis_type="log" if view.y_limits else "linear", x_range=Range1d(*view.x_limits), y_range=y_range,
+        x_axis_label=view.x_label, y_axis_label=view.y_label, background_fill_color=None, border_fill_color=None,
+        outline_line_color=None, tags=[dict(view.tags)],
+    )  # fmt: skip
+    plot.toolbar.logo = None
+    plot.toolbar.active_drag = None  # a finger scrolls the page
+    plot.xaxis.formatter = CustomJSTickFormatter(code=_TICK_TEXT, args={"first_power": 15 if view.counts else 3})
+    if not view.y_limits:
+        plot.add_layout(Span(location=0, dimension="width", line_width=1))
+    marks = []
+    for series in sorted(view.series, key=lambda series: isinstance(series, Points)):  # marks above curves
+        source = sources.setdefault(id(series.data), ColumnDataSource(dict(series.data)))
+        if isinstance(series, Points):
+            marks.append(_draw_points(plot, series, source))
+        else:
+            _draw_curve(plot, series, source)
+    texts = {label: column for series in view.series if isinstance(series, Points) for label, column in series.texts.items()}
+    tooltips = [(label, f"@{{{column}}}") for label, column in texts.items()]
+    plot.add_tools(HoverTool(renderers=marks, tooltips=tooltips), TapTool(renderers=marks))
+    return plot
+
+
+def _draw_points(plot: Any, points: Points, source: Any) -> Any:
+    colour = MIDDLE_GREY.get(points.colour, points.colour)
+    edge = colour if points.marker == "X" else "white"
+    return plot.scatter(
+        points.x, points.y, source=source, marker=MARKERS[points.marker], size=9, fill_color=colour,
+        line_color=edge, nonselection_fill_alpha=0.35, tags=[dict(points.tags)],
+        name=json.dumps(dict(points.texts)),
+    )  # fmt: skip
+
+
+def _draw_curve(plot: Any, curve: Curve, source: Any) -> None:
+    tags, colour = [dict(curve.tags)], MIDDLE_GREY.get(curve.colour, curve.colour)
+    if "low" in curve.data:
+        plot.varea("x", "low", "high", source=source, fill_color=colour, fill_alpha=0.12, tags=tags)
+    plot.line("x", "centre", source=source, line_color=colour, line_width=1.5, line_dash="dashed", tags=tags)
+    plot.line("x", "inside", source=source, line_color=colour, line_width=2, tags=tags)
+
+
+def _renumbered(value: Any, numbers: dict[str, str] | None = None) -> Any:
+    """The same document with ids counted from 1, because Bokeh's ids depend on what the process has drawn before."""
+    numbers = {} if numbers is None else numbers
+    if isinstance(value, list):
+        return [_renumbered(item, numbers) for item in value]
+    if not isinstance(value, dict):
+        return value
+    changed = {key: _renumbered(item, numbers) for key, item in value.items()}
+    for key in ("id", "root_id"):
+        if isinstance(changed.get(key), str):
+            changed[key] = numbers.setdefault(changed[key], f"m{len(numbers) + 1}")
+    return changed
+
+
+def arrays(**columns: Sequence[float]) -> dict[str, np.ndarray]:
+    """Columns of numbers as a page stores them in the least space: exactly, as 8 bytes a number."""
+    return {name: np.array(values, float) for name, values in columns.items()}
