@@ -22,7 +22,7 @@ from slm.analysis.agreement import (
     size_columns,
     values_by_family,
 )
-from slm.runtime.words import shortened, shortlist
+from slm.runtime.words import count, shortened, shortlist
 from slm.scaling.matching import SAME_SIZE
 
 REQUIRED_FOR_CONTROL = ("tokens", "data", "tokenizer", "evaluation set", "schedule", "learning rate rule")
@@ -227,7 +227,7 @@ def _check_sizes(frame: pd.DataFrame, findings: Findings) -> None:
     ends = frame.groupby("family")[size].agg(["min", "max"])
     if (ends.max() / ends.min() > 1 + SAME_SIZE).any():
         low, high = ends["min"].max(), ends["max"].min()
-        common = f"{low:.3g} to {high:.3g}" if low < high else "which does not exist"
+        common = f"{count(float(low))} to {count(float(high))}" if low < high else "which does not exist"
         sentence = f"Ranges of {size} differ between families: exponents compare only over the common range, {common}."
         findings.add_violation("ranges", frame[size], sentence)
     return None
@@ -256,7 +256,7 @@ def _are_equal(lists: dict[str, list[Any]]) -> bool:
 
 def _ranges(frame: pd.DataFrame, name: str) -> str:
     groups = frame.groupby("family", sort=False)[name]
-    ranges = (f"{shortened(family, 30)} {rows.min():.3g} to {rows.max():.3g}" for family, rows in groups)
+    ranges = (f"{shortened(family, 30)} {count(float(rows.min()))} to {count(float(rows.max()))}" for family, rows in groups)
     return shortlist(ranges, MAX_FAMILIES, "; ")
 
 
@@ -268,4 +268,6 @@ def _family_values_text(families: dict[str, list[Any]]) -> str:
 
 def _text(value: Any) -> str:
     is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, np.bool_))
+    if is_number and float(value).is_integer() and abs(value) < 1e15:
+        return f"{value:,.0f}"
     return f"{value:.6g}" if is_number else shortened(value, 30)

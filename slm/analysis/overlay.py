@@ -14,7 +14,7 @@ import pandas as pd
 
 from slm.analysis.agreement import complete_column
 from slm.analysis.audit import TOKENIZER
-from slm.runtime.words import shortlist
+from slm.runtime.words import count, format_number, shortlist
 from slm.scaling.entries import Entry, to_json_types
 from slm.scaling.overlay import Model, overlay_law, overlay_models
 from slm.scaling.settings import Settings
@@ -236,7 +236,7 @@ def _extrapolation(families: Sequence[Entry], num_checkpoints: int) -> str:
     num_beyond = sum(factor > 1 for factor in factors)
     return (
         f"Extrapolation: {num_beyond} of {num_checkpoints} lie beyond the sizes of the runs, by a factor of up to "
-        f"{max(factors, default=1.0):.3g}. There a law is a guess, and its interval assumes that the law holds."
+        f"{format_number(max(factors, default=1.0), 3)}. There a law is a guess, and its interval assumes that the law holds."
     )
 
 
@@ -249,5 +249,5 @@ def _values_text(frame: pd.DataFrame, columns: Sequence[str], unknown: str = "un
 
 
 def _token_range(values: Any) -> str:
-    low, high = min(values), max(values)
-    return f"{low:.3g} tokens" if low == high else f"{low:.3g} to {high:.3g} tokens"
+    low, high = float(min(values)), float(max(values))
+    return f"{count(low)} tokens" if low == high else f"{count(low)} to {count(high)} tokens"

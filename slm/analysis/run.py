@@ -7,6 +7,8 @@ import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from slm.analysis.report.verdict import print_summary
 from slm.analysis.runs import collect_runs
 from slm.runtime.files import check_writable, write_atomically, write_json
 from slm.runtime.progress import Progress
+from slm.runtime.system import git_commit
 from slm.scaling.analysis import analyse
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, read_table, table_from_frame
@@ -69,7 +72,8 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         _remove_report(folder)
         command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
         write_atomically(folder / "results.csv", table.frame.to_csv(index=False))
-        write_json(folder / "settings.json", {"command": command, **config})
+        written = {"date": datetime.now(UTC).date().isoformat(), "slm": version("slm"), "commit": git_commit()}
+        write_json(folder / "settings.json", {"command": command, "written": written, **config})
         write_json(folder / "audit.json", audit_result)
         write_json(folder / "comparison.json", analysis.comparison)
         write_json(folder / FITS_FILE, analysis.fits)

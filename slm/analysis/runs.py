@@ -14,7 +14,7 @@ COLUMNS = (
     "flops_6n", "width", "depth", "lr", "batch_tokens", "sequence_length", "document_masking", "steps", "optimizer",
     "ema_decay", "schedule", "parametrization", "data_fingerprint", "tokenizer_fingerprint",
     "vocab_size", "precision", "loss", "bits_per_byte", "perplexity", "val_tokens", "val_bytes", "tokens_per_second",
-    "peak_memory_bytes", "wall_seconds", "device", "budget", "lr_rule", "lr_at_end", "lr_tried",
+    "peak_memory_bytes", "wall_seconds", "device", "versions", "git_commit", "budget", "lr_rule", "lr_at_end", "lr_tried",
 )  # fmt: skip
 """The columns of a sweep's table before any cell has a result. A branch is a run that continues from a checkpoint of
 another run, its `trunk`. Only tuned learning rates have `lr_at_end` and `lr_tried`."""
@@ -119,7 +119,9 @@ def _measurements(result: Mapping[str, Any]) -> dict[str, Any]:
         val = result["val"] or {}
     scores = {name: val.get(name) for name in ("loss", "bits_per_byte", "perplexity")}
     speed = {name: result[name] for name in ("tokens_per_second", "peak_memory_bytes", "wall_seconds", "device")}
-    return scores | {"val_tokens": val.get("tokens"), "val_bytes": val.get("bytes")} | speed
+    versions = ", ".join(f"{package} {number}" for package, number in (result.get("versions") or {}).items())
+    origin = {"versions": versions or None, "git_commit": result.get("git_commit")}  # older runs have neither
+    return scores | {"val_tokens": val.get("tokens"), "val_bytes": val.get("bytes")} | speed | origin
 
 
 def _schedule_text(schedule: Mapping[str, Any]) -> str:

@@ -96,7 +96,7 @@ def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance
     return _CARD.format(
         name=result.get("name") or name,
         origin="\n".join([f"Exported by slm from {source}; {source_statement(provenance)}.", *notes]),
-        model=_table(_model_rows(config, tokenizer, provenance)),
+        model=_table(_model_rows(config, tokenizer, provenance, result)),
         training=_TRAINING.format(rows=_table(_training_rows(result))) if result else "",
         use=introduction + _USE_SLM,
     )
@@ -107,13 +107,17 @@ def source_statement(provenance: Provenance) -> str:
     return f"fingerprint of the source `{provenance.fingerprint}`"
 
 
-def _model_rows(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance) -> dict[str, Any]:
+def _model_rows(
+    config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance, result: Mapping[str, Any]
+) -> dict[str, Any]:
+    # A run's tokenizer is loaded from its folder `model`, after which it is called; the result has its real name.
+    name = (result.get("tokenizer") or {}).get("name") or tokenizer.name
     bos_text = "puts its begin token before a text" if tokenizer.adds_bos else "puts nothing before a text"
     return {
         "parameters": num_params(config),
         "without embeddings": num_params(config, non_embedding=True),
         "stored as": provenance.stored_dtype,
-        "tokenizer": f"{tokenizer.name}, {tokenizer.vocab_size:,} ids, {bos_text}",
+        "tokenizer": f"{name} (fingerprint {tokenizer.fingerprint}), {tokenizer.vocab_size:,} ids, {bos_text}",
         **{key: str(value) for key, value in config.to_dict().items() if key != "init_std"},
     }
 

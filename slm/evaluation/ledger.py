@@ -24,8 +24,8 @@ FIXED_SETTINGS = ("data", "device", "dtype", "seed", "perplexity", "speed", "tas
 IDENTITY_FIELDS = ("revision", "fingerprint", "dtype", "autocast", "device")
 """An entry keeps its results only if these fields are unchanged; the name of the checkpoint may change."""
 SETTINGS_FILE = "evaluation.yaml"
-FOREIGN_FILES = ("results.json", "results.csv", "report.md", "figures", "config.yaml", "checkpoints", "model",
-                 "config.json")  # fmt: skip
+FOREIGN_FILES = ("results.json", "results.csv", "report.md", "report.html", "figures", "config.yaml", "checkpoints",
+                 "model", "config.json")  # fmt: skip
 """A folder with one of these, but without `SETTINGS_FILE`, is not an evaluation but a run, an analysis or a model."""
 GENERIC_NAMES = ("model", "checkpoints")  # folder names that do not identify a checkpoint
 

@@ -33,13 +33,16 @@ SYMBOLS = dict(zip(MARKERS, "●■▲◆▼✚✖", strict=True))
 MIDDLE_GREY = {"#4D4D4D": "#7F7F7F"}  # the only colour of the palette that a dark page would hide
 HEIGHT = 400  # pixels
 _STYLE = """
-.interactive { display: none; } .interactive.drawn { display: block; } .interactive.drawn + .static { display: none; }
+@media screen {
+  :root .interactive { display: none; } :root .interactive + .static { display: block; }
+  :root .interactive.drawn { display: block; } :root .interactive.drawn + .static { display: none; }
+}
 .interactive .switches { display: flex; flex-wrap: wrap; gap: .4rem 1.1rem; margin: 1rem 0 .4rem; font-size: .875rem; }
 .interactive .switches > * { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem .7rem; max-width: 100%; }
 .interactive select { max-width: 100%; font: inherit; color: inherit; background: var(--paper); }
 .interactive label { white-space: nowrap; } .interactive .plot { display: block; }
 .interactive output { display: block; min-height: 1.5em; color: var(--quiet); font-size: .875rem; }
-@media print { .interactive.drawn { display: none; } .interactive.drawn + .static { display: block; } }
+@media print { .interactive { display: none; } }
 """
 # Counts such as 100k, and powers of ten from 10^15 on, as the static figures write them.
 _TICK_TEXT = """

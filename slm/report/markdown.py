@@ -13,6 +13,8 @@ from slm.runtime.words import NO_VALUE
 Columns = Mapping[str, Callable[[Any], str]]
 """Header of a column -> the function that writes the column's cell for a row."""
 VISIBLE_ROWS = 12  # a supporting table with more rows is folded
+LIGHTS = {"● solid": "solid", "◐ weak": "weak", "○ unknown": "unknown"}
+"""A cell that says how sure a finding is -> its colour in HTML. The shapes differ, so colour is not needed."""
 
 
 @dataclass
@@ -65,6 +67,12 @@ def folded_if_long(heading: str, content: str, num_rows: int, max_visible: int =
 def bullets(lines: Iterable[str]) -> str:
     """Return a bulleted list."""
     return "\n".join(f"- {line}" for line in lines)
+
+
+def side_by_side(*blocks: str) -> str:
+    """Return blocks that HTML shows beside each other on a wide screen; plain Markdown shows one below the other."""
+    content = "\n\n</div>\n<div>\n\n".join(filter(None, blocks))
+    return f'<div class="beside">\n<div>\n\n{content}\n\n</div>\n</div>' if content else ""
 
 
 def figure(folder: Path, name: str, caption: str) -> str:

@@ -1,4 +1,4 @@
-"""Ask Linux, macOS or Windows for the cores, memory and processor of the machine. Imports no torch."""
+"""Ask Linux, macOS or Windows for the cores, memory and processor, and git for the commit. Imports no torch."""
 
 from __future__ import annotations
 
@@ -68,3 +68,12 @@ def _status_bytes(key: str) -> int:
             if line.startswith(f"{key}:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source tree, marked `-dirty` if it has changes; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -22,6 +22,8 @@ SIZE_IN_SENTENCES = SIZE_IN_LABELS | {
 }
 VARIABLE_NAMES = {"D": "D (training tokens)", "C": "C (training FLOPs)", "w": "width", "d": "depth (layers)"}
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_PLAIN_DIGITS = {high: plain for plain, high in _SUPERSCRIPTS.items()}
 MAX_ITEMS = 6  # maximum number of items of a list that a sentence names
 MAX_CHARACTERS = 60  # maximum number of characters of a value that a sentence quotes
 MAX_DECIMALS = 6
@@ -33,7 +35,7 @@ def is_number(value: Any) -> bool:
 
 
 def format_number(value: Any, digits: int = 4) -> str:
-    """Write a number to `digits` significant digits, with an exponent if it is below 1e-4 or at least 1e6."""
+    """Write a number to `digits` significant digits: `1,152`; below 1e-4 and from 1e6 on with a power: `4.87×10⁻⁶`."""
     if not is_number(value):
         return NO_VALUE
     if value == 0:
@@ -41,8 +43,13 @@ def format_number(value: Any, digits: int = 4) -> str:
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     power = int(exponent)  # of the rounded number: 9.9999 becomes 10.00
     if not -4 <= power < 6:
-        return f"{mantissa}e{power}"
-    return f"{value:.{max(0, digits - 1 - power)}f}"
+        return f"{mantissa}×10{str(power).translate(_SUPERSCRIPTS)}"
+    return f"{value:,.{max(0, digits - 1 - power)}f}"
+
+
+def read_number(text: str) -> float:
+    """Return the number that `format_number` wrote; a percent sign is ignored."""
+    return float(text.rstrip("%").replace(",", "").replace("×10", "e").translate(_PLAIN_DIGITS))
 
 
 def interval(ends: Sequence[Any] | None, digits: int = 4) -> str:
@@ -63,7 +70,7 @@ def count(value: Any) -> str:
     for step, letter in _SUFFIXES:
         if 0.9995 * step <= value < 1e15:  # from 999.5k up, three digits round to 1M
             return f"{value / step:.3g}{letter}"
-    return f"{value:.3g}"
+    return f"{value:.3g}" if abs(value) < 999.5 else format_number(value, 3)
 
 
 def exact_count(value: Any) -> str:
@@ -72,7 +79,7 @@ def exact_count(value: Any) -> str:
 
 
 def amount(variable: str, value: Any) -> str:
-    """Write a value of a law's variable: FLOPs with an exponent, others as counts."""
+    """Write a value of a law's variable: FLOPs with a power of ten, others as counts."""
     return format_number(value, 3) if variable == "C" else count(value)
 
 
@@ -96,6 +103,11 @@ def p_value(p: Any, replicates: int | None = None, *, with_equals: bool = False)
     if p < 0.001:
         return "< 0.001"
     return f"= {p:.3f}" if with_equals else f"{p:.3f}"
+
+
+def p_text(p: float) -> str:
+    """Write a p-value in a sentence: `p = 0.012`, or `p < 0.001`."""
+    return f"p {p_value(p, with_equals=True)}"
 
 
 def escape_markdown(text: Any) -> str:
@@ -165,7 +177,7 @@ def with_error(value: Any, se: Any, digits: int = 4) -> str:
         return format_number(value, digits)
     power = int(f"{se:.1e}".split("e")[1])  # power of ten of the rounded error
     decimals = min(MAX_DECIMALS, max(0, 1 - power))
-    return f"{value:.{decimals}f} ± {se:.{decimals}f}"
+    return f"{value:,.{decimals}f} ± {se:,.{decimals}f}"
 
 
 def megabytes(size: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slm.runtime.words import MAX_ITEMS, count, join_names, plural, shortlist
+from slm.runtime.words import MAX_ITEMS, count, format_number, interval, join_names, p_text, plural, shortlist
 
 Entry = dict[str, Any]
 MAX_LEVEL_SENTENCES = 3  # maximum number of pairs whose difference of level gets a sentence
@@ -44,6 +44,40 @@ def family_pairs(pairs: Iterable[Entry]) -> set[tuple[str, str]]:
     return {(pair["a"], pair["b"]) for pair in pairs}
 
 
+def lower_first(row: Entry) -> tuple[str, str]:
+    """The families of a row of `paired`: first the one with the lower target at the middle size."""
+    return (row["a"], row["b"]) if row["level_log_ratio"] < 0 else (row["b"], row["a"])
+
+
+def worth(row: Entry) -> list[float] | None:
+    """How many times as large the other model must be to match the lower family: [low, factor, high]; None if unknown."""
+    factors = [row["worth"][key] for key in ("low", "factor", "high")]
+    if None in factors:
+        return None
+    is_for_a = lower_first(row)[0] == row["a"]  # `worth` is the factor on the size of b
+    return factors if is_for_a else [1 / factor for factor in reversed(factors)]
+
+
+def steeper_first(pair: Entry) -> tuple[str, str]:
+    """The steeper and the flatter family of a pair."""
+    return (pair["a"], pair["b"]) if pair["delta"] > 0 else (pair["b"], pair["a"])
+
+
+def difference_text(pair: Entry) -> str:
+    """The steeper exponent minus the flatter in words, as `difference [low, high]`."""
+    ends = [pair["ci_low"], pair["ci_high"]]
+    if pair["delta"] <= 0:
+        ends = [None if end is None else -end for end in reversed(ends)]
+    return f"{format_number(abs(pair['delta']), 3)} {interval(ends, 3)}"
+
+
+def condition(case: Case, pairs: Sequence[Entry]) -> str:
+    """The condition under which an answer on these pairs holds, such as `over these sizes`."""
+    if any(pair["above"] for pair in pairs):
+        return "above a floor that they share"
+    return "over these sizes" if any(pair["paired"] for pair in pairs) else f"under {case.equation}"
+
+
 def levels(case: Case) -> list[str]:
     """Sentences on which family of a pair has the lower target at equal size, and how many parameters this is worth."""
     if pairs := case.comparison["paired"]["pairs"]:
@@ -60,49 +94,56 @@ def levels(case: Case) -> list[str]:
     if test is None or not test["replicates"]:
         return []
     differ = "differ" if case.is_significant(test["p"]) else "do not differ significantly"
-    return [f"In level (a constant factor on size), the families {differ} (p = {test['p']:.2g})."]
+    return [f"In level (a constant factor on size), the families {differ} ({p_text(test['p'])})."]
 
 
 def _level(case: Case, row: Entry) -> str:
-    lower, higher = (row["a"], row["b"]) if row["level_log_ratio"] < 0 else (row["b"], row["a"])
+    lower, higher = lower_first(row)
     reduction = -math.expm1(-abs(row["level_log_ratio"]))
-    factors = [row["worth"][key] for key in ("low", "factor", "high")]
-    worth = ""
-    if None not in factors:
-        if lower == row["b"]:  # `worth` is the factor on the size of b
-            factors = [1 / factor for factor in reversed(factors)]
+    like = ""
+    if factors := worth(row):
         low, factor, high = factors
-        worth = f", like a model with {factor:.3g} times the parameters [{low:.3g}, {high:.3g}]"
+        like = f", like a model with {format_number(factor, 3)} times the parameters {interval([low, high], 3)}"
     difference = f"At the middle size {lower} reaches a {case.target} {reduction:.1%} lower than {higher}"
-    return f"{difference}{worth} (p = {row['level_p_adjusted']:.2g})."
+    return f"{difference}{like} ({p_text(row['level_p_adjusted'])})."
 
 
-def detectable(case: Case) -> list[str]:
-    """Sentences on the smallest difference that the design would have detected, and on a design for half of that."""
+def _rows_with_power(case: Case) -> tuple[list[Entry], Entry | None]:
+    """The pairs that have a `detectable` difference, and advice on the design."""
     matched = case.comparison["paired"]
     power = case.law_comparison.get("power", {"by_pair": []})
     # The verdict uses the test above a shared floor if there is one, else the test of slopes unless laws are curved.
     compared = [row for row in matched["pairs"] if row["above_floor"] or not matched["curved"]]
     rows = [row | (row["above_floor"] or {}) for row in compared]  # a test above a floor has its own `detectable`
     rows = [row for row in rows if row["detectable"]]
-    advice = matched["advice"]
-    if not rows:
-        rows = [row for row in power["by_pair"] if row["detectable"]]
-        advice = power.get("advice")
+    if rows:
+        return rows, matched["advice"]
+    return [row for row in power["by_pair"] if row["detectable"]], power.get("advice")
+
+
+def detectable_differences(case: Case) -> dict[frozenset[str], float]:
+    """The smallest difference of exponents that the design would have detected, by pair of families."""
+    return {frozenset((row["a"], row["b"])): row["detectable"] for row in _rows_with_power(case)[0]}
+
+
+def detectable(case: Case) -> list[str]:
+    """Sentences on the smallest difference that the design would have detected, and on a design for half of that."""
+    rows, advice = _rows_with_power(case)
     if not rows:
         return ["This design could not have detected any difference of exponents with confidence."]
     best = min(rows, key=lambda row: row["detectable"])
     worst = max(rows, key=lambda row: row["detectable"])
     if worst["detectable"] < 1.5 * best["detectable"]:
-        differences = f"a difference of exponents of {worst['detectable']:.3g}"
+        differences = f"a difference of exponents of {format_number(worst['detectable'], 3)}"
     else:
-        both = [f"{row['detectable']:.3g} between {row['a']} and {row['b']}" for row in (best, worst)]
+        both = [f"{format_number(r['detectable'], 3)} between {r['a']} and {r['b']}" for r in (best, worst)]
         differences = f"these differences of exponents: {', '.join(both)} (the best and the worst pair)"
     is_above_floor = any(row.get("above_floor") for row in rows)
     floor = ", if the families share a floor, which the runs do not reject" if is_above_floor else ""
-    sentences = [f"In {matched['power']:.0%} of cases this design would have detected {differences}{floor}."]
+    share = f"{case.comparison['paired']['power']:.0%}"
+    sentences = [f"In {share} of cases this design would have detected {differences}{floor}."]
     if advice:
-        sentences.append(f"To detect {worst['detectable'] / 2:.3g} takes {advice['text']}.")
+        sentences.append(f"To detect {format_number(worst['detectable'] / 2, 3)} takes {advice['text']}.")
     return sentences
 
 
@@ -138,7 +179,7 @@ def limits(case: Case) -> list[str]:
     ranges = {fit["family"]: next(iter(fit["range"].values())) for fit in case.fits}
     spans = {family: high / low for family, (low, high) in ranges.items() if low > 0 and high / low < 10}
     if spans:
-        span = f"The sizes of {list_briefly(spans)} span a factor of only {min(spans.values()):.2g}"
+        span = f"The sizes of {list_briefly(spans)} span a factor of only {format_number(min(spans.values()), 2)}"
         sentences.append(f"{span}; nothing is known beyond that span.")
     return sentences
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from slm.runtime.words import amount, format_number
 from slm.scaling.allocation import compute_optimal, cost, flops_to_reach, numeric_optimum, pareto_front
 from slm.scaling.entries import Entry, Fitted
 from slm.scaling.isoflop import Exponent, given_optima, isoflop, isoflop_bias
@@ -189,11 +190,11 @@ def _allocation(result: Fitted, frame: pd.DataFrame, size: str, settings: Settin
         optima = [optimum for optimum in optima_or_none if optimum]
     contradicts = []
     if params.get("E") is not None and params["E"] > lowest_loss:
-        contradicts.append(f"its floor is {params['E']:.4g}, and a run has reached {lowest_loss:.4g}")
+        contradicts.append(f"its floor is {format_number(params['E'])}, and a run has reached {format_number(lowest_loss)}")
         optima = []
     elif optima and optima[0].loss > lowest_loss * math.exp(3 * entry["sigma_log"]):
-        law_says = f"its lowest loss at {max_flops:.3g} FLOPs is {optima[0].loss:.4g}"
-        contradicts.append(f"{law_says}, and a run with at most these FLOPs has reached {lowest_loss:.4g}")
+        law_says = f"its lowest loss at {amount('C', max_flops)} FLOPs is {format_number(optima[0].loss)}"
+        contradicts.append(f"{law_says}, and a run with at most these FLOPs has reached {format_number(lowest_loss)}")
     maxima = {"flops": max_flops, "params": float(frame[size].max()), "tokens": float(frame["tokens"].max())}
     budgets = []
     for optimum in optima:

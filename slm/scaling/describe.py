@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slm.runtime.words import NO_VALUE, escape_markdown, interval, is_number, with_interval
+from slm.runtime.words import NO_VALUE, escape_markdown, interval, is_number, read_number, with_interval
 from slm.scaling.laws import LAWS
 
 Entry = dict[str, Any]
-_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?%?")
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+|×10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?%?")
 
 
 def is_identified(entry: Entry, name: str) -> bool:
@@ -105,5 +105,5 @@ def _merged_note(notes: Sequence[str]) -> str:
     numbers = [_NUMBER.findall(note) for note in notes]
     if len(notes) == 1 or any(len(matches) != 1 for matches in numbers):
         return escape_markdown("; ".join(notes))
-    ordered = sorted((number for (number,) in numbers), key=lambda number: float(number.rstrip("%")))
+    ordered = sorted((number for (number,) in numbers), key=read_number)
     return escape_markdown(_NUMBER.sub(f"{ordered[0]} to {ordered[-1]}", notes[0], count=1))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from slm.runtime.words import format_number
 from slm.scaling.details import compute_details
 from slm.scaling.fitting import Fit, fit_sample, lack_of_fit, refusal
 from slm.scaling.forms import Floats
@@ -93,7 +94,7 @@ def _fit_family(
         "run_sigma_log": run_sigma,
     }
     if test and test.p < 0.05:
-        entry["notes"].append(f"the misfit of the law is more than the scatter of seeds explains (p = {test.p:.2g})")
+        entry["notes"].append(f"the misfit of the law is more than the scatter of seeds explains (p = {format_number(test.p, 2)})")
     if len(runs.log_y) > len(sample.log_y):
         entry["notes"].append("fitted to means over seeds: more seeds per size add no degrees of freedom")
     if not sample.is_independent:

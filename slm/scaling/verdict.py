@@ -15,8 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slm.runtime.words import shortlist
-from slm.scaling.caveats import Case, Entry, detectable, family_pairs, levels, limits, list_briefly, not_compared
+from slm.runtime.words import p_text, shortlist
+from slm.scaling.caveats import (
+    Case,
+    Entry,
+    condition,
+    detectable,
+    difference_text,
+    family_pairs,
+    levels,
+    limits,
+    not_compared,
+    steeper_first,
+)
+from slm.scaling.headline import headline, headline_for_one_family, headline_without_scatter
 from slm.scaling.pairs import adjust
 
 RECORDED_KEYS = "a b exponent paired above delta ci_low ci_high p p_adjusted p_any_floor_adjusted differs"
@@ -44,18 +56,19 @@ def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | N
     pairs: list[Entry] = []
     distinguishable = None
     if case.assessment(case.law_name).get("exact"):
-        headline = _headline_without_scatter(case)
+        sentence = headline_without_scatter(case)
     elif len(comparison["families"]) == 1:
-        headline = _headline_for_one_family(case)
+        sentence = headline_for_one_family(case)
     else:
         pairs = _compared_pairs(case)
-        headline, distinguishable = _headline(case, pairs)
-        sentences = [*levels(case), *_differences(case, pairs), *not_compared(case, pairs)]
+        sentence, distinguishable = headline(case, pairs, is_controlled)
+        answer = _test(case, pairs, distinguishable)
+        sentences = [*levels(case), *answer, *_differences(case, pairs), *not_compared(case, pairs)]
     if is_controlled is False and len(comparison["families"]) > 1:
         sentences.append("The comparison is NOT CONTROLLED: the audit names what differs or is not recorded.")
     sentences += limits(case)
     recorded = [{name: pair[name] for name in RECORDED_KEYS.split()} for pair in pairs]
-    return {"headline": headline, "distinguishable": distinguishable, "sentences": sentences, "pairs": recorded}
+    return {"headline": sentence, "distinguishable": distinguishable, "sentences": sentences, "pairs": recorded}
 
 
 def _compared_pairs(case: Case) -> list[Entry]:
@@ -120,15 +133,15 @@ def _objection(case: Case, pair: Entry) -> str:
             return _contradiction(case, pair, name, row)
     if not is_significant or not pair["straight"]:
         return ""
-    steeper, flatter = _steeper_first(pair)
+    steeper, flatter = steeper_first(pair)
     comparison = f"The {case.target} of {steeper} falls faster over these sizes than that of {flatter}"
-    finding = f"{comparison}, by {_difference_text(pair)} in the exponent (p = {pair['p_adjusted']:.2g})"
+    finding = f"{comparison}, by {difference_text(pair)} in the exponent ({p_text(pair['p_adjusted'])})"
     if any_floor_p is None:
         return "" if is_confirmed else f"{finding}, but no law with a floor could be fitted well enough to confirm it."
     if case.is_significant(any_floor_p):
         return ""
     consequence = "so the difference need not continue at larger sizes. A wider span of sizes would tell."
-    return f"{finding}. {SHARED_LAW} explains this too (p = {any_floor_p:.2g}), {consequence}"
+    return f"{finding}. {SHARED_LAW} explains this too ({p_text(any_floor_p)}), {consequence}"
 
 
 def _identified_row(pair: Entry, rows: Sequence[Entry]) -> Entry | None:
@@ -140,56 +153,31 @@ def _identified_row(pair: Entry, rows: Sequence[Entry]) -> Entry | None:
 
 def _contradiction(case: Case, pair: Entry, law: str, row: Entry) -> str:
     """A sentence with the result of this pair, the different result under `law`, and what would decide between them."""
-    condition = _condition(case, [pair]).capitalize() if pair["paired"] else f"Under {case.law_name}"
+    condition = condition(case, [pair]).capitalize() if pair["paired"] else f"Under {case.law_name}"
     result = f"{pair['a']} and {pair['b']} do not differ significantly"
     other_result = "they do not differ significantly"
     if case.is_significant(pair["p_adjusted"]):
-        steeper, flatter = _steeper_first(pair)
+        steeper, flatter = steeper_first(pair)
         result = f"{steeper} scales faster than {flatter}"
     if case.is_significant(row["p_adjusted"]):
-        other_result = f"{row['exponent']} of {_steeper_first(row)[0]} is larger"
-    one_side = f"{condition}, {result} (p = {pair['p_adjusted']:.2g})"
-    other_side = f"under {law}, which the runs do not reject, {other_result} (p = {row['p_adjusted']:.2g})"
+        other_result = f"{row['exponent']} of {steeper_first(row)[0]} is larger"
+    one_side = f"{condition}, {result} ({p_text(pair['p_adjusted'])})"
+    other_side = f"under {law}, which the runs do not reject, {other_result} ({p_text(row['p_adjusted'])})"
     return f"{one_side}; {other_side}. A wider span of sizes would show which law holds."
 
 
-def _steeper_first(pair: Entry) -> tuple[str, str]:
-    """The steeper and the flatter family of a pair."""
-    return (pair["a"], pair["b"]) if pair["delta"] > 0 else (pair["b"], pair["a"])
-
-
-def _difference_text(pair: Entry) -> str:
-    """The steeper exponent minus the flatter in words, as `difference [low, high]`."""
-    ends = [pair["ci_low"], pair["ci_high"]]
-    if pair["delta"] <= 0:
-        ends = [None if end is None else -end for end in reversed(ends)]
-    low, high = ("open" if end is None else f"{end:.3g}" for end in ends)
-    return f"{abs(pair['delta']):.3g} [{low}, {high}]"
-
-
-def _headline(case: Case, pairs: Sequence[Entry]) -> tuple[str, bool | None]:
-    """The headline, and whether the families are distinguishable."""
+def _test(case: Case, pairs: Sequence[Entry], distinguishable: bool | None) -> list[str]:
+    """A sentence with the answer on exponents, and the smallest p of the comparisons."""
     if not pairs:
-        unidentified = [fit for fit in case.fits if not fit["identified"]]
-        families = [fit["family"] for fit in unidentified or case.fits]
-        reason = f"The exponents of {list_briefly(families)} are not identified under {case.equation}"
-        return f"{reason}, so the families cannot be compared.", None
-    p = min(pair["p_adjusted"] for pair in pairs)
-    test = f"smallest of {len(pairs)} Holm-adjusted p-values: {p:.2g}" if len(pairs) > 1 else f"t test, p = {p:.2g}"
-    differing = [pair for pair in pairs if pair["differs"]]
-    condition = _condition(case, differing or pairs)
-    if differing:
-        return f"The families differ in how they scale {condition} ({test}).", True
-    if any(pair["differs"] is None for pair in pairs):
-        return f"Whether the families differ in how they scale depends on the law ({test} {condition}).", None
-    return f"The families' exponents are not distinguishable with this design {condition} ({test}).", False
-
-
-def _condition(case: Case, pairs: Sequence[Entry]) -> str:
-    """The condition under which an answer on these pairs holds, such as `over these sizes`."""
-    if any(pair["above"] for pair in pairs):
-        return "above a floor that they share"
-    return "over these sizes" if any(pair["paired"] for pair in pairs) else f"under {case.equation}"
+        return []
+    p = p_text(min(pair["p_adjusted"] for pair in pairs))
+    test = f"smallest of {len(pairs)} Holm-adjusted p-values: {p}" if len(pairs) > 1 else f"t test, {p}"
+    under = condition(case, [pair for pair in pairs if pair["differs"]] or pairs)
+    if distinguishable:
+        return [f"The families differ in how they scale {under} ({test})."]
+    if distinguishable is None:
+        return [f"Whether the families differ in how they scale depends on the law ({test} {under})."]
+    return [f"The families' exponents are not distinguishable with this design {under} ({test})."]
 
 
 def _differences(case: Case, pairs: Sequence[Entry]) -> list[str]:
@@ -199,13 +187,13 @@ def _differences(case: Case, pairs: Sequence[Entry]) -> list[str]:
     differing = [pair for pair in pairs if pair["differs"]]
     sentences = []
     for pair in differing:
-        steeper, flatter = _steeper_first(pair)
+        steeper, flatter = steeper_first(pair)
         comparison = f"{pair['exponent']} of {steeper} is larger than"
         if pair["above"]:
             comparison = f"Above a floor that they share, {comparison}"
         elif pair["paired"]:
             comparison = f"The {case.target} of {steeper} falls faster with N than"
-        difference = f"{_difference_text(pair)}, Holm-adjusted p = {pair['p_adjusted']:.2g}"
+        difference = f"{difference_text(pair)}, Holm-adjusted {p_text(pair['p_adjusted'])}"
         sentences.append(f"{comparison} that of {flatter}, by {difference}.")
     sentences += [pair["against"] for pair in pairs if pair["against"]]
     sentences += _explained_by_floor(case, pairs)
@@ -231,25 +219,6 @@ def _agreement(case: Case, pair: Entry) -> str:
     row = next((row for row in case.comparison["ranking"]["pairs"] if {row["steeper"], row["flatter"]} == names), None)
     if row is None or not row["of"]:
         return ""
-    steeper, flatter = _steeper_first(pair)
+    steeper, flatter = steeper_first(pair)
     num_agreeing = row["same"] if row["steeper"] == steeper else row["of"] - row["same"]
     return f"{steeper} is steeper than {flatter} in {num_agreeing} of {row['of']} fits with other laws, N or targets."
-
-
-def _headline_without_scatter(case: Case) -> str:
-    """The headline if all rows lie on the law, so that nothing can be tested."""
-    fits = [fit for fit in case.fits if fit["fitted"]]
-    values = [f"{fit['family']} {name} = {fit['params'][name]:.6g}" for fit in fits for name in fit["exponents"]]
-    exponents = shortlist(values, separator="; ")
-    return f"All rows lie on {case.equation} to rounding: {exponents}. Without scatter there are no intervals or tests."
-
-
-def _headline_for_one_family(case: Case) -> str:
-    (fit,) = case.fits
-    if not fit["identified"]:
-        return f"One family, and its exponent is not identified under {case.equation}: {'; '.join(fit['notes'])}."
-    name = fit["exponents"][0]
-    low, high = fit["ci95"][name]
-    remark = ", an interval that includes 0" if low <= 0 <= high else ""
-    exponent = f"{name} = {fit['params'][name]:.4g} [{low:.4g}, {high:.4g}] under {case.equation}{remark}"
-    return f"One family, {fit['family']}: {exponent}. A comparison of families needs at least two."

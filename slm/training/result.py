@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shlex
-import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from slm.data.corpus import Corpus
 from slm.model.counts import flops_per_token, num_params
 from slm.runtime.machine import peak_memory_bytes
+from slm.runtime.system import git_commit
 from slm.runtime.words import duration
 from slm.training.journal import Journal
 from slm.training.module import Score
@@ -107,15 +107,6 @@ def versions() -> dict[str, str]:
     """Return the versions of the packages on which a run's numbers depend."""
     names = ("slm", "torch", "lightning", "tokenizers", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def git_commit() -> str | None:
-    """Return the commit of the source tree, marked `-dirty` if it has changes; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def ending_lines(result: Mapping[str, Any], folder: Path, sample: str) -> list[str]:

@@ -95,7 +95,7 @@ def test_ranges_of_sizes_that_differ_are_named_beside_the_sizes() -> None:
     found = {item["what"]: item["sentence"] for item in audit(longer)["violations"]}
     assert "sizes" in found
     assert found["ranges"].startswith("Ranges of params_total differ between families: exponents compare only over")
-    assert found["ranges"].endswith("over the common range, 1.03e+06 to 1e+07.")
+    assert found["ranges"].endswith("over the common range, 1.03M to 10M.")
     apart = runs()
     apart.loc[wide(apart), "params_total"] *= 100
     found = {item["what"]: item["sentence"] for item in audit(apart)["violations"]}
@@ -165,7 +165,7 @@ def test_a_rate_whose_best_was_not_found_is_not_matched_by_its_rule() -> None:
     assert not found["controlled"]
     (violation,) = found["violations"]
     assert violation["families"] == {"wide": [1.03e6]}
-    assert violation["sentence"].endswith("so a better rate is likely, at these sizes: wide 1.03e+06.")
+    assert violation["sentence"].endswith("so a better rate is likely, at these sizes: wide 1,030,000.")
 
 
 def test_one_family_says_what_varies_within_it() -> None:

@@ -68,7 +68,7 @@ def markdown(section: Callable[..., Any], entries: list[dict[str, Any]]) -> str:
 
 def close(shown: str, value: float) -> bool:
     """Whether a printed number is the value to the digits printed."""
-    digits = shown.split(" ")[0]
+    digits = shown.split(" ")[0].replace(",", "")
     return abs(float(digits) - value) <= 0.5000001 * 10.0 ** -len(digits.partition(".")[2])
 
 
@@ -91,7 +91,7 @@ def test_every_speed_and_size_is_that_of_the_results(folder: Path) -> None:
         of, row = one["speed"], shown[one["name"]]
         assert close(row["decode tokens/s"], of["decode_tokens_per_second"])
         assert close(row["prefill tokens/s"], of["prefill_tokens_per_second"])
-        assert float(row["peak MB"]) == pytest.approx(of["peak_memory_bytes"] / 1e6, rel=5e-4)
+        assert float(row["peak MB"].replace(",", "")) == pytest.approx(of["peak_memory_bytes"] / 1e6, rel=5e-4)
         assert row["KV cache"] == ("yes" if of["cache"] else "no")
         assert int(row["KV bytes, first token"].replace(",", "")) == of["kv_bytes_per_token"]
         assert int(row["KV bytes, full context"].replace(",", "")) == of["kv_cache_bytes"]
@@ -298,8 +298,9 @@ def test_the_files_named_are_there_whole_and_an_old_figure_is_removed(tmp_path: 
     assert {path.name for path in with_tasks if path.suffix == ".png"} == names
     assert all(f"](figures/{name})" in text for name in names)
     written = write_report(tmp_path, [entry("bare", 10**6)], command=COMMAND)
-    assert {path.name for path in written} == {"results.csv", "report.md"}
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["report.md", "results.csv"]
+    files = {"results.csv", "report.md", "report.html"}
+    assert {path.name for path in written} == files
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
 def test_what_another_wrote_into_a_name_stays_text(tmp_path: Path) -> None:
@@ -308,6 +309,7 @@ def test_what_another_wrote_into_a_name_stays_text(tmp_path: Path) -> None:
     write_report(tmp_path, [one], command=COMMAND)
     text = (tmp_path / "report.md").read_text()
     assert "<script>" not in text
+    assert (tmp_path / "report.html").read_text().count("<script") == 1  # of the page itself
     assert "a\\|b" in text
     assert "](http://y)" not in text
     assert next(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))["model"] == name
@@ -319,7 +321,7 @@ def test_the_terminal_shows_the_figures_and_what_was_not_evaluated(capsys: pytes
     assert "1.8333 ± 0.0054" in shown  # bits per byte: 4.1 * 400,000 / 1,290,590 / ln 2
     assert "0.3000 ± 0.0094" in shown  # arc_easy: sqrt(0.3 * 0.7 / 2376)
     assert "boolq needs data that is not here" in shown
-    assert shown.endswith("report: out/report.md")
+    assert shown.endswith("report: out/report.html")
 
 
 STATED = shlex.split("""

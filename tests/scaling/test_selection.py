@@ -202,6 +202,8 @@ def test_a_difference_under_every_law_is_said_and_of_equal_families_none_is() ->
     assert any(s.startswith("The loss of b falls faster with N than that of a") for s in steep["sentences"])
     equal = comparison(runs({"a": power_law(20, 0.1), "b": power_law(19, 0.1)}, SIZES, noise=0.003))["verdict"]
     assert equal["distinguishable"] is False
+    assert equal["headline"].startswith("At equal size b reaches a lower loss than a, like a model 1.7 times as large")
+    assert 1.65 < (20 / 19) ** (1 / 0.1) < 1.75
     assert any(s.startswith("At the middle size b reaches a loss 5") for s in equal["sentences"])
     assert not any("falls faster" in s or "steeper" in s for s in equal["sentences"])
 

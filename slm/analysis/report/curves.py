@@ -1,4 +1,4 @@
-"""The section on the fits on which the verdict is based, and the figure of their curves."""
+"""The figure of the curves on which the verdict is based."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import numpy as np
 
 from slm.analysis.report.directory import Directory
-from slm.report.markdown import Section
 from slm.report.style import GREY, Axes, Figure, draw_law, label_left, log_axis, panels, plot_runs, short_name
 from slm.runtime.words import TARGET_UNITS, amount, axis_name, format_number, interval
 from slm.scaling.describe import Entry, has_complete_lists, is_identified
@@ -17,30 +16,8 @@ MAX_REFERENCE_RATIO = 2.0
 """A published law that differs from the fit by a larger factor is not drawn, because it would flatten the curves."""
 
 
-def curves_section(analysis: Directory) -> Section:
-    """The figures of the fits."""
-    level = f"{analysis.level:.0%}"
-    curves = (
-        f"Marks: runs. Line: the law, dashed beyond the data. Bands: {level} intervals of the law (dark) and of a new "
-        "run (light). Dotted line: the floor, if identified. Grey dashes: published laws with the same target and N."
-    )
-    residuals = (
-        "Residuals above 0 lie above the law. A pattern in all families is an effect that the law lacks. Grey: two "
-        "standard deviations of the family's own residuals."
-    )
-    profiles = (
-        "|t| of each value, with all other parameters refitted. Where |t| is below the dotted line, the value lies in "
-        f"the {level} interval (shaded)."
-    )
-    return Section("Curves and residuals").add(
-        analysis.figure("curves", curves),
-        analysis.figure("residuals", residuals),
-        analysis.figure("profiles", profiles),
-    )
-
-
 def curves_figure(analysis: Directory) -> Figure | None:
-    """Points and fitted curves: one panel per family with bands, and one with all families if they are comparable."""
+    """Points and fitted curves: a large panel with all families if they are comparable, and one per family with bands."""
     entries = [entry for entry in analysis.verdict_fits if has_complete_lists(entry.get("curve"), "x", "centre")]
     entries = [entry for entry in entries if has_complete_lists(entry.get("points"), "value", "residual")]
     if not entries:

@@ -1,4 +1,4 @@
-"""Figures of how the fits on which the verdict is based may fail: residuals and profile likelihoods."""
+"""The section on how the fits of the verdict may fail, with its figures: residuals and profile likelihoods."""
 
 from __future__ import annotations
 
@@ -9,9 +9,26 @@ from scipy import stats
 
 from slm.analysis.report.curves import verdict_equation
 from slm.analysis.report.directory import Directory
+from slm.report.markdown import Section
 from slm.report.style import GREY, INK, Axes, Figure, Margins, label_left, log_axis, panels, short_name
 from slm.runtime.words import interval, is_number, percent, plural
 from slm.scaling.describe import Entry, has_complete_lists, is_identified
+
+
+def diagnostics_section(analysis: Directory) -> Section:
+    """The figures of the fits that are not on the first screen."""
+    residuals = (
+        "Residuals above 0 lie above the law. A pattern in all families is an effect that the law lacks. Grey: two "
+        "standard deviations of the family's own residuals."
+    )
+    profiles = (
+        "|t| of each value, with all other parameters refitted. Where |t| is below the dotted line, the value lies in "
+        f"the {analysis.level:.0%} interval (shaded)."
+    )
+    return Section("Residuals and profiles").add(
+        analysis.figure("residuals", residuals),
+        analysis.figure("profiles", profiles),
+    )
 
 
 def residuals_figure(analysis: Directory) -> Figure | None:

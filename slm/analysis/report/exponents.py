@@ -60,11 +60,8 @@ def exponents_section(analysis: Directory) -> Section:
             section.add(*_perplexity(analysis))
         else:
             section.add(_other_fits(f"Exponents of {TARGET_NAMES[target]}", analysis.entries(target=target)))
-    caption = (
-        f"Exponents with {analysis.level:.0%} intervals; arrows: the interval is open or wider than the panel. Grey: "
-        "not identified. Diamonds: published laws over the same sizes."
-    )
-    return section.add(analysis.figure("exponents", caption))
+    caption = "The same for other laws, targets and counts of N. Compare only within a panel."
+    return section.add(analysis.figure("other_exponents", caption))
 
 
 def _other_fits(heading: str, entries: Sequence[Entry], visible: int = VISIBLE_ROWS // 2) -> str:
@@ -156,43 +153,52 @@ class Panel(NamedTuple):
     rows: list[tuple[Entry, str]]  # a fit, and the name of one of its exponents
     references: list[tuple[str, float]]  # the name of a published law, and the exponent of `power` that it implies
 
-    @property
-    def height(self) -> float:
-        """Height of the axes in inches."""
-        return (0.26 if self.is_main else 0.19) * (len(self.rows) + len(self.references) + 0.6)
 
-
-WIDTH = 9.4  # inches, about the width of the column of text in the report
-MARGINS = Margins(left=0.35, right=1.5, bottom=0.42, top=0.38)  # beside the names of the rows
+COLUMN_INCHES = 5.2
+ROW_INCHES = 0.22
 
 
 def exponents_figure(analysis: Directory) -> Figure | None:
-    """Forest plots: the exponents of the verdict over the whole width, those of other laws below in two columns."""
-    panels = _panels(analysis)
+    """A forest plot of the exponents on which the verdict is based: one panel for each variable of its law."""
+    panels = [panel for panel in _panels(analysis) if panel.is_main]
+    names = [name for panel in panels for name, _ in panel.references]
+    references = " and published laws" if names else ""
+    law = analysis.verdict_basis["law"]
+    return _forests(analysis, panels, f"Exponents under {law}{references}, with {analysis.level:.0%} intervals", 1)
+
+
+def other_exponents_figure(analysis: Directory) -> Figure | None:
+    """Forest plots of all other exponents: one panel for each law, variable, target and definition of N."""
+    panels = [panel for panel in _panels(analysis) if not panel.is_main]
+    title = f"Exponents under other laws, or in another variable or target, with {analysis.level:.0%} intervals"
+    return _forests(analysis, panels, title, 2)
+
+
+def _forests(analysis: Directory, panels: list[Panel], title: str, max_columns: int) -> Figure | None:
+    """One panel below the other; with several columns, each panel is added to the shortest one."""
     if not panels:
         return None
     rows = [row for panel in panels for row in panel.rows]
     num_unidentified = sum(not is_identified(entry, name) for entry, name in rows)
-    unidentified = f": {num_unidentified} of {len(rows)} are not identified" if num_unidentified else ""
-    title = f"Exponents with {analysis.level:.0%} intervals{unidentified}. Compare only within a panel"
-    left = MARGINS.left + 0.075 * max(len(short_name(entry["family"])) for entry, _ in rows)
-    column_heights = [0.0, 0.0]  # inches; panels of the verdict take both columns, others the shorter one
-    corners = []
+    title += f": {num_unidentified} of {len(rows)} are not identified" if num_unidentified else ""
+    left = 0.3 + 0.075 * max(len(short_name(entry["family"])) for entry, _ in rows)
+    margins = Margins(left=left, right=1.6, bottom=0.36, top=0.36)
+    column_heights = [0.0] * min(max_columns, len(panels))  # inches
+    places = []  # left and upper edge, and height of the axes
     for panel in panels:
-        column = 0 if panel.is_main else column_heights.index(min(column_heights))
-        corners.append((column * WIDTH / 2 + left, column_heights[column] + MARGINS.top))
-        bottom = column_heights[column] + MARGINS.top + MARGINS.bottom + panel.height
-        for index in (0, 1) if panel.is_main else (column,):
-            column_heights[index] = bottom
-    figure, head = blank_figure(title, WIDTH, max(column_heights))
-    for panel, (x, y) in zip(panels, corners, strict=True):
-        width = (WIDTH if panel.is_main else WIDTH / 2) - left - MARGINS.right
-        _draw_panel(axes_at(figure, x, head + y, width, panel.height), analysis, panel)
+        column = column_heights.index(min(column_heights))
+        height = ROW_INCHES * (len(panel.rows) + len(panel.references) + 0.3)
+        places.append((column * COLUMN_INCHES + margins.left, column_heights[column] + margins.top, height))
+        column_heights[column] += margins.top + height + margins.bottom
+    figure, head = blank_figure(title, COLUMN_INCHES * len(column_heights), max(column_heights))
+    width = COLUMN_INCHES - margins.left - margins.right
+    for panel, (x, y, height) in zip(panels, places, strict=True):
+        _draw_panel(axes_at(figure, x, head + y, width, height), analysis, panel)
     return figure
 
 
 def _panels(analysis: Directory) -> list[Panel]:
-    """The panels, those of the verdict first."""
+    """A panel for each law and variable, with the target and N of the verdict, another N, or perplexity."""
     main_law, main_target, main_size = (analysis.verdict_basis[key] for key in ("law", "target", "size"))
     sizes = dict.fromkeys([main_size, *(entry["size"] for entry in analysis.fits if entry["size"])])
     variables = [*VARIABLES, *(variable for entry in analysis.fits for variable in entry["variable_of"].values())]
@@ -211,8 +217,8 @@ def _panels(analysis: Directory) -> list[Panel]:
                 label = "PERPLEXITY, not loss" if target == "perplexity" else target.replace("_", " ")
                 title = f"{law}: exponent of {label} in {axis_name(variable, size)}"
                 references = _reference_exponents(analysis, target, size) if (law, variable) == ("power", "N") else []
-                panels.append(Panel(f"Law of the verdict, {title}" if is_main else title, is_main, rows, references))
-    return sorted(panels, key=lambda panel: not panel.is_main)
+                panels.append(Panel(title, is_main, rows, references))
+    return panels
 
 
 def _reference_exponents(analysis: Directory, target: str, size: str) -> list[tuple[str, float]]:
@@ -228,20 +234,20 @@ def _reference_exponents(analysis: Directory, target: str, size: str) -> list[tu
 
 def _draw_panel(axis: Axes, analysis: Directory, panel: Panel) -> None:
     limits = _limits(panel)
-    size = 8 if panel.is_main else 7
     for y, (entry, name) in enumerate(panel.rows):
-        _draw_exponent(axis, analysis, entry, name, y, limits, size)
+        _draw_exponent(axis, analysis, entry, name, y, limits)
     for y, (reference, value) in enumerate(panel.references, len(panel.rows)):
         x, marker = (value, "d") if value < limits[1] else (limits[1], ">")
         axis.plot(x, y, marker=marker, color=GREY, ms=4.5, clip_on=False)
-        text_beside(axis, y, f"{reference}: {format_number(value, 3)}", size=size, color="#666666")
+        text_beside(axis, y, f"{reference}: {format_number(value, 3)}", color="#666666")
     families = [short_name(entry["family"]) for entry, _ in panel.rows]
-    axis.set_yticks(range(len(families)), labels=families, fontsize=size)
-    axis.set_ylim(len(families) + len(panel.references) - 0.4, -0.6)
+    axis.set_yticks(range(len(families)), labels=families)
+    axis.set_ylim(len(families) + len(panel.references) - 0.4, -0.7)
     axis.set_xlim(limits)
+    axis.locator_params(axis="x", nbins=5)
     axis.tick_params(axis="y", length=0)
     axis.grid(False, axis="y")
-    axis.set_title(panel.title, fontsize=size + 0.5, fontweight="bold" if panel.is_main else "normal")
+    axis.set_title(panel.title, fontsize=8.5)
 
 
 def _limits(panel: Panel) -> tuple[float, float]:
@@ -260,15 +266,15 @@ def _limits(panel: Panel) -> tuple[float, float]:
 
 
 def _draw_exponent(
-    axis: Axes, analysis: Directory, entry: Entry, name: str, y: float, limits: tuple[float, float], size: float
+    axis: Axes, analysis: Directory, entry: Entry, name: str, y: float, limits: tuple[float, float]
 ) -> None:
     """Draw the exponent, its interval, and both as text. Grey and dotted: the data do not identify the exponent."""
     identified, value = is_identified(entry, name), entry["params"].get(name)
     colour, marker = analysis.colour(entry["family"]) if identified else GREY, analysis.marker(entry["family"])
     draw_interval(axis, entry["ci95"][name], y, limits, color=colour, ls="-" if identified else ":")
     if is_number(value) and limits[0] < value < limits[1]:
-        axis.plot(value, y, marker=marker, mec=colour, mfc=colour if identified else "white", ms=size - 3, zorder=3)
+        axis.plot(value, y, marker=marker, mec=colour, mfc=colour if identified else "white", ms=5, zorder=3)
     if identified:
-        text_beside(axis, y, with_interval(value, entry["ci95"][name], 3), size=size, color=INK)
+        text_beside(axis, y, with_interval(value, entry["ci95"][name], 3), color=INK)
     else:
-        text_beside(axis, y, "not identified", size=size, color="#777777", style="italic")
+        text_beside(axis, y, "not identified", color="#777777", style="italic")

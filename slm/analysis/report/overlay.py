@@ -130,5 +130,5 @@ def _cells(point: Entry, model: Entry) -> list[str]:
         format_number(point["value"]),
         with_interval(model["value"], [model["low"], model["high"]]),
         f"{100 * math.expm1(model['log_ratio']):+.1f}%{inside_text}",
-        f"{model['times_beyond']:.3g} times" if model["times_beyond"] > 1 else WITHIN,
+        f"{format_number(model['times_beyond'], 3)} times" if model["times_beyond"] > 1 else WITHIN,
     ]

@@ -21,6 +21,7 @@ from slm.analysis.report import (
     verdict,
 )
 from slm.analysis.report.directory import Directory
+from slm.analysis.report.interactive import interactive_figures
 from slm.report.html import html_page
 from slm.report.markdown import Section, bullets
 from slm.report.style import Figure, draw
@@ -29,6 +30,9 @@ from slm.runtime.words import escape_markdown
 from slm.scaling.describe import fitted_laws
 
 METHODS = {
+    "First sentence": "compares the family with the lowest loss at the middle size with the first family of the table; "
+    "if the first family has the lowest loss, with the family closest to it. This rule does not depend on what is "
+    "significant, and p-values are adjusted over all pairs. Intervals are of this pair alone.",
     "Fits": "least squares or Huber's loss of log residuals, from a grid of starts, with exact gradients. Relative "
     "errors have the same weight at all sizes, which assumes the same relative scatter at all sizes.",
     "Intervals of laws that are straight in logs": "Student's t. Exact if the law holds and the scatter about it is "
@@ -79,12 +83,13 @@ def reproduce_section(analysis: Directory) -> Section:
 
 
 SECTIONS = (
-    verdict.verdict_section, verdict.analysed_section, verdict.audit_section, verdict.published_section,
-    exponents.exponents_section, exponents.references_section, curves.curves_section, overlay.overlay_section,
-    paired.paired_section, compare.comparison_section, paired.power_section, selection.selection_section,
+    verdict.verdict_section, verdict.analysed_section, verdict.published_section, paired.paired_section,
+    paired.power_section, exponents.exponents_section, diagnostics.diagnostics_section, compare.comparison_section,
+    exponents.references_section, overlay.overlay_section, verdict.audit_section, selection.selection_section,
     predictions.predictions_section, predictions.given_section, predictions.doubling_section, compute.compute_section,
     rates.rates_section, methods_section, reproduce_section, selection.convergence_section,
 )  # fmt: skip
+"""In the order in which a reviewer asks. The first is the first screen; the page folds the others."""
 
 
 def write_report(directory: Path) -> None:
@@ -95,12 +100,16 @@ def write_report(directory: Path) -> None:
     sections = [section for make in SECTIONS if (section := make(analysis)) and section.blocks]
     text = "\n\n".join([f"# {escape_markdown(title)}", *map(Section.markdown, sections)]) + "\n"
     write_atomically(directory / "report.md", text)
-    write_atomically(directory / "report.html", html_page(title, text, directory))
+    head, fragments = interactive_figures(analysis)
+    formulas = {entry["equation"] for entry in analysis.fits}
+    formulas |= {"alpha", "beta"} - set(analysis.families)  # a family may have the name of a letter
+    page = html_page(title, text, directory, fragments, head=head, formulas=formulas)
+    write_atomically(directory / "report.html", page)
 
 
 FIGURES: dict[str, Callable[[Directory], Figure | None]] = {
     "curves": curves.curves_figure, "overlay": overlay.overlay_figure, "residuals": diagnostics.residuals_figure,
-    "exponents": exponents.exponents_figure, "profiles": diagnostics.profiles_figure,
+    "exponents": exponents.exponents_figure, "other_exponents": exponents.other_exponents_figure, "profiles": diagnostics.profiles_figure,
     "extrapolation": selection.extrapolation_figure, "doubling": predictions.doubling_figure,
     "ratios": paired.ratios_figure, "differences": compare.differences_figure, "pareto": compute.pareto_figure,
     "isoflop": isoflop.isoflop_figure, "rates": rates.rates_figure,

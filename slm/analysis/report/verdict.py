@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from operator import itemgetter
 
 from slm.analysis.report.directory import Directory
+from slm.analysis.report.findings import findings_table, provenance_line
 from slm.analysis.report.overlay import overlay_lines
 from slm.analysis.report.predictions import given_lines, prediction_lines
 from slm.analysis.report.selection import starts_text
-from slm.report.markdown import Columns, Section, bullets, table_by_column
+from slm.report.markdown import Columns, Section, bullets, folded, side_by_side, table_by_column
 from slm.runtime.words import LOSS_NAMES, amount, escape_markdown, format_number, join_names, plural, size_words
 from slm.scaling.describe import Entry, exponent_text, family_name, is_identified, status
 
@@ -18,12 +19,23 @@ MAX_LINE_CHARACTERS = 300  # longer lines are broken in the terminal
 
 
 def verdict_section(analysis: Directory) -> Section:
-    """The verdict: whether the families scale differently, and the conditions under which this holds."""
+    """The first screen: the answer, how sure it is, the two figures behind it, and where the runs come from."""
     verdict = analysis.comparison["verdict"]
+    level = f"{analysis.level:.0%}"
+    curves = (
+        f"Marks: runs. Line: the law, dashed beyond the data. Bands: {level} intervals of the law (dark) and of a new "
+        "run (light). Dotted line: the floor, if identified. Grey dashes: published laws with the same target and N."
+    )
+    exponents = (
+        f"Exponents with {level} intervals; arrows: the interval is open or wider than the panel. Grey: not "
+        "identified. Diamonds: published laws over the same sizes."
+    )
     return Section("Verdict").add(
         f"**{escape_markdown(verdict['headline'])}**",
-        bullets(map(escape_markdown, verdict["sentences"])),
-        f"Matched-budget audit: **{_audit_label(analysis)}**.",
+        findings_table(analysis),
+        side_by_side(analysis.figure("curves", curves), analysis.figure("exponents", exponents)),
+        provenance_line(analysis),
+        folded("What stands behind the first sentence", bullets(map(escape_markdown, verdict["sentences"]))),
     )
 
 

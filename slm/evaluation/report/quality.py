@@ -21,6 +21,7 @@ from slm.evaluation.report.results import (
     Measure,
     Results,
     difference_error,
+    has_same_extent,
     is_significant,
     name_of,
     nearly_equal,
@@ -229,8 +230,7 @@ def _differences_table(results: Results, measure: Measure) -> str:
         candidates = list(pairwise(ranking))
     pairs = []
     for (a, a_score), (b, b_score) in candidates:
-        scored_bytes = [num_bytes for score in (a_score, b_score) if (num_bytes := number(score, "bytes"))]
-        if nearly_equal(scored_bytes):
+        if has_same_extent((a_score, b_score)):
             pairs.append((name_of(a), name_of(b), _differences(a_score, b_score)))
     if not pairs:
         return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +54,11 @@ def is_wikitext2(data: str) -> bool:
 def nearly_equal(counts: Collection[float]) -> bool:
     """Whether counts differ by at most 0.1%: tokenizers may leave out the ends of a text. True without any counts."""
     return not counts or max(counts) <= 1.001 * min(counts)
+
+
+def has_same_extent(scores: Iterable[Entry]) -> bool:
+    """Whether the scores, of one text, cover equally many of its bytes; only then are differences tested."""
+    return nearly_equal([num_bytes for score in scores if (num_bytes := number(score, "bytes"))])
 
 
 def measure_of(score: Entry) -> Measure:

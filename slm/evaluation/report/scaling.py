@@ -12,7 +12,15 @@ import numpy as np
 import pandas as pd
 
 from slm.evaluation.report.quality import SIGNIFICANCE_TEXT, paired_error, target_error
-from slm.evaluation.report.results import UNNAMED, Entry, Results, difference_error, family_of, is_significant
+from slm.evaluation.report.results import (
+    UNNAMED,
+    Entry,
+    Results,
+    difference_error,
+    family_of,
+    has_same_extent,
+    is_significant,
+)
 from slm.report.markdown import Columns, Section, bullets, figure, table_by_column
 from slm.runtime import words
 from slm.scaling.describe import exponent_text, family_name, notes, status
@@ -35,6 +43,12 @@ class Gain(NamedTuple):
     value: float
     se: float | None
     is_paired: bool  # whether `se` is paired over blocks of the text; if not, it combines two independent errors
+    has_same_extent: bool  # whether all scores cover equally many bytes of the text
+
+    @property
+    def is_significant(self) -> bool | None:
+        """Whether the gain exceeds two standard errors; None if unknown, as for scores of different parts of a text."""
+        return is_significant(self.value, self.se) if self.has_same_extent else None
 
 
 def scores_by_size(results: Results) -> dict[str, dict[int, list[Entry]]]:
@@ -70,7 +84,8 @@ def _gain(family: str, scores_by_N: dict[int, list[Entry]], smaller_N: int, larg
         se = difference_error(_mean_error(smaller, target), _mean_error(larger, target))
     if se is not None:
         se /= num_doublings
-    return Gain(family, smaller_N, larger_N, value, se, is_paired=bool(error.num_blocks))
+    same_extent = has_same_extent(score for _, score in weights_and_scores)
+    return Gain(family, smaller_N, larger_N, value, se, bool(error.num_blocks), same_extent)
 
 
 def _mean_error(scores: Sequence[Entry], target: str) -> float | None:
@@ -140,8 +155,11 @@ def scaling_section(results: Results) -> Section | None:
 
 
 def _caveats(family: str, results: Results) -> list[str]:
-    budgets = {e.get("train_tokens") for e, _ in results.scores_under(results.primary) if family_of(e) == family}
+    rows = [(entry, score) for entry, score in results.scores_under(results.primary) if family_of(entry) == family]
+    budgets = {entry.get("train_tokens") for entry, _ in rows}
     caveats = []
+    if not has_same_extent(score for _, score in rows):
+        caveats.append("different parts of the text were scored, so no gain between them is called significant")
     if family == UNNAMED:
         caveats.append("these checkpoints state no family and are taken as a single family, which may be wrong")
     if budgets == {None}:
@@ -163,7 +181,7 @@ def gain_section(results: Results) -> Section | None:
         "from N": lambda gain: words.count(gain.smaller_N),
         "to N": lambda gain: words.count(gain.larger_N),
         f"decrease of {metric} per doubling of N": lambda gain: words.with_error(gain.value, gain.se),
-        "more than 2 se from 0": lambda gain: SIGNIFICANCE_TEXT[is_significant(gain.value, gain.se)],
+        "more than 2 se from 0": lambda gain: SIGNIFICANCE_TEXT[gain.is_significant],
     }
     caption = (
         "Vertical bars are 2 standard errors; horizontal bars span the two sizes. Lines are the laws of families with "

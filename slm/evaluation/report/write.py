@@ -1,4 +1,4 @@
-"""Write results.csv, report.md and figures/ of an evaluation directory from the entries of results.json alone."""
+"""Write results.csv, report.md, report.html and figures/ of an evaluation directory from results.json alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from slm.evaluation.report.results import (
     average,
     common_tasks,
     differ_significantly,
+    family_of,
+    has_same_extent,
     measure_of,
     name_of,
     tasks_of,
@@ -28,6 +30,7 @@ from slm.evaluation.report.scaling import fit_laws, gain_section, scaling_sectio
 from slm.evaluation.report.speed import conditions, speed_section, usual_conditions
 from slm.evaluation.report.study import study_section
 from slm.evaluation.report.tasks import tasks_section
+from slm.report.html import html_page
 from slm.report.markdown import Columns, Section, bullets, table_by_column
 from slm.report.style import draw
 from slm.runtime.files import write_atomically
@@ -51,12 +54,12 @@ PROTOCOL_NOTES = {
 
 
 def write_report(folder: Path, entries: Sequence[Entry], *, command: str) -> list[Path]:
-    """Write results.csv, figures/*.png and .svg, and last report.md into `folder`; return the files written.
+    """Write results.csv, figures/*.png and .svg, and last report.md and report.html; return the files written.
 
     `entries` is the list in results.json; an entry may lack some parts. `command` is what the user typed.
     """
     results = Results(entries, folder, laws=fit_laws(Results(entries)))
-    csv_file, report = folder / "results.csv", folder / "report.md"
+    csv_file, report, page = (folder / name for name in ("results.csv", "report.md", "report.html"))
     write_atomically(csv_file, to_csv(rows(results)))
     figures = draw(folder, {name: partial(make, results) for name, make in FIGURES.items()})
     files_section = Section("Files").add(
@@ -66,31 +69,37 @@ def write_report(folder: Path, entries: Sequence[Entry], *, command: str) -> lis
     sections = [make_section(results) for make_section in SECTIONS]
     sections += [methods_section(results, command), files_section]
     blocks = ["# Evaluation", *(section.markdown() for section in sections if section)]
-    write_atomically(report, "\n\n".join(blocks) + "\n")
-    return [csv_file, *figures, report]
+    text = "\n\n".join(blocks) + "\n"
+    write_atomically(report, text)
+    formulas = {"L = A N^-alpha", "alpha"} - {family_of(entry) for entry in results.entries}
+    # Summary and quality are open: they are what most readers came for.
+    write_atomically(page, html_page("Evaluation", text, folder, formulas=formulas, num_open=2))
+    return [csv_file, *figures, report, page]
 
 
 def print_report(entries: Sequence[Entry], folder: Path) -> None:
     """Print the summary, the tables and warnings on quality, speed and tasks, and the path of the full report."""
     results = Results(entries)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(Markdown(summary_section(results).blocks[0]))
+    for block in summary_section(results).blocks[:2]:
+        console.print(Markdown(block))
     for section in filter(None, (quality_section(results), speed_section(results), tasks_section(results))):
         for block in section.blocks[1:]:
             # Print tables, lists and bold remarks; skip figures, explanations and tables of differences.
             if block.startswith(("|", "- ", "**")) and not block.startswith("**Differences"):
                 console.print(Markdown(block))
-    console.print(f"report: {folder / 'report.md'}", markup=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def summary_section(results: Results) -> Section:
-    """Return a list of the main results, one sentence each."""
+    """Return the main result, a list of the others with one sentence each, and a line on where and when."""
     unfinished = [entry for entry in results.entries if entry["status"] != "completed"]
     lines = [f"{plural(len(results.entries) - len(unfinished), 'checkpoint')} evaluated."]
     if unfinished:
         names = join_names([f"{name_of(entry)} ({escape_markdown(entry['status'])})" for entry in unfinished])
         lines.append(f"**Not finished**: {names}.")
-    lines += filter(None, (_best(results), _fastest(results), _highest_average(results), _missing_tasks(results)))
+    best = _best(results)
+    lines += filter(None, (_fastest(results), _highest_average(results), _missing_tasks(results)))
     metric_name = TARGET_NAMES[results.fit_metric]
     for law in results.laws:
         if is_identified(law, "alpha"):
@@ -98,7 +107,17 @@ def summary_section(results: Results) -> Section:
             lines.append(f"{family_name(law)}: {metric_name} falls as N to the power -alpha, {alpha}.")
     if warnings(results):
         lines.append("**Caution**: see the warnings under Quality before comparing numbers.")
-    return Section("Summary").add(bullets(lines))
+    answer, others = (best, lines) if best else (lines[0], lines[1:])
+    return Section("Summary").add(f"**{answer}**", bullets(others), _provenance(results))
+
+
+def _provenance(results: Results) -> str:
+    """When, where and with which versions the checkpoints were evaluated."""
+    days = sorted({str(entry["evaluated_at"])[:10] for entry in results.entries if entry.get("evaluated_at")})
+    devices = _distinct(entry["speed"].get("device_name") or entry.get("device") or "" for entry in results.entries)
+    when = " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "not recorded"
+    versions = escape_markdown("; or ".join(_stated_versions(results)))
+    return f"<small>Evaluated {when} on {devices or 'not recorded'}; versions {versions or 'not recorded'}.</small>"
 
 
 def _best(results: Results) -> str:
@@ -114,6 +133,8 @@ def _best(results: Results) -> str:
         return f"{name} has {value} {metric_name} on {measure}."
     similar = [name_of(e) for e, score in others if compare(best_score, score, metric).is_significant is False]
     tail = _not_distinguishable(similar, "the standard errors of the differences")
+    if not has_same_extent([score for _, score in ranking]):
+        tail = "; different parts of the text were scored, so it is not known whether it is better"
     return f"Lowest {metric_name} on {measure}: {name}, {value}{tail}."
 
 
@@ -213,12 +234,7 @@ def methods_section(results: Results, command: str) -> Section:
         "error of the loss."
     )
     lines.append(f"Arithmetic: {_distinct(map(_precision, results.entries))}.")
-    versions = dict.fromkeys(
-        ", ".join(f"{package} {number}" for package, number in (entry.get("versions") or {}).items() if number)
-        for entry in results.entries
-    )
-    stated_versions = [text for text in versions if text]
-    if stated_versions:
+    if stated_versions := _stated_versions(results):
         warning = " **They differ.**" if len(stated_versions) > 1 else ""
         lines.append(f"Versions: {escape_markdown('; or '.join(stated_versions))}.{warning}")
     times = sorted({str(entry["evaluated_at"]) for entry in results.entries if entry.get("evaluated_at")})
@@ -226,6 +242,15 @@ def methods_section(results: Results, command: str) -> Section:
         lines.append(f"Evaluated {times[0]} to {times[-1]}." if len(times) > 1 else f"Evaluated {times[0]}.")
     indented_command = "\n".join(f"    {line}" for line in command.splitlines())
     return Section("How it was measured").add(bullets(lines), "The last command:", indented_command)
+
+
+def _stated_versions(results: Results) -> list[str]:
+    """The versions of each entry as `torch 2.9.0, slm 0.1.0`, without repetitions."""
+    versions = (
+        ", ".join(f"{package} {number}" for package, number in (entry.get("versions") or {}).items() if number)
+        for entry in results.entries
+    )
+    return [text for text in dict.fromkeys(versions) if text]
 
 
 def _protocol(measure: Measure, results: Results) -> str:

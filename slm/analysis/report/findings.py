@@ -1,0 +1,192 @@
+"""Two parts of the first screen: what is solid, weak or unknown, and on what machine and with what code it was run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from slm.analysis.report.directory import Directory
+from slm.report.markdown import LIGHTS, table
+from slm.runtime.words import (
+    amount,
+    escape_markdown,
+    format_number,
+    is_number,
+    join_names,
+    p_text,
+    percent,
+    plural,
+    shortlist,
+)
+from slm.scaling.caveats import Entry, lower_first
+from slm.scaling.describe import is_identified
+
+SOLID, WEAK, UNKNOWN = LIGHTS
+MIN_SIZES, MIN_SEEDS, MIN_SPAN = 5, 2, 10  # below any of these, a design is called weak
+MAX_NAMES = 3  # maximum number of families or laws that a row names
+NOT_RECORDED = "not recorded"
+
+
+class Finding(NamedTuple):
+    """A row of the table: a question, one of `LIGHTS`, and the answer in Markdown."""
+
+    question: str
+    light: str
+    answer: str
+
+
+def findings_table(analysis: Directory) -> str:
+    """A row for each question that the table can raise, as Markdown."""
+    several = (_audit, _level, _exponents) if len(analysis.families) > 1 else ()
+    findings = [find(analysis) for find in (*several, _law, _floor, _lack_of_fit, _design)]
+    return table(("question", "how sure", "what the runs say"), findings)
+
+
+def _names(names: list[str]) -> str:
+    return escape_markdown(shortlist(names, MAX_NAMES))
+
+
+def _audit(analysis: Directory) -> Finding:
+    question, audit = "Is the comparison controlled?", analysis.audit
+    if not audit:
+        return Finding(question, UNKNOWN, "not audited")
+    violations, unknown, matched = ([i["what"] for i in audit[key]] for key in ("violations", "unknown", "checked"))
+    if violations:
+        return Finding(question, WEAK, f"no: families also differ in {_names(violations)}")
+    if not audit["controlled"]:
+        return Finding(question, UNKNOWN, f"not recorded for every run: {_names(unknown)}")
+    return Finding(question, SOLID, f"yes, families are matched in {_names(matched)}" if matched else "yes")
+
+
+def _level(analysis: Directory) -> Finding:
+    question = f"Which family has the lower {analysis.target_name} at equal size?"
+    pairs = analysis.comparison["paired"]["pairs"]
+    if not pairs:
+        return Finding(question, UNKNOWN, "no two families could be compared at the same sizes")
+    clear = [pair for pair in pairs if is_number(p := pair["level_p_adjusted"]) and p < 1 - analysis.level]
+    if not clear:
+        return Finding(question, UNKNOWN, f"no clear difference in {plural(len(pairs), 'pair')}")
+    largest = max(clear, key=lambda pair: abs(pair["level_log_ratio"]))
+    lower, higher = map(escape_markdown, lower_first(largest))
+    size = percent(abs(largest["level_log_ratio"]), digits=1)
+    answer = f"{len(clear)} of {plural(len(pairs), 'pair')} differ" if len(pairs) > 1 else "they differ"
+    answer += f"; the largest difference is {size}, {lower} below {higher} ({p_text(largest['level_p_adjusted'])})"
+    return Finding(question, SOLID, answer)
+
+
+def _exponents(analysis: Directory) -> Finding:
+    question, verdict = "Which family scales faster?", analysis.comparison["verdict"]
+    pairs, answers = verdict["pairs"], [pair["differs"] for pair in verdict["pairs"]]
+    if not pairs:
+        return Finding(question, UNKNOWN, "no exponents could be compared")
+    test = f"smallest adjusted {p_text(min(pair['p_adjusted'] for pair in pairs))}" if _have_p(pairs) else "no p"
+    num_differing = sum(answer is True for answer in answers)
+    if num_differing:
+        return Finding(question, SOLID, f"{num_differing} of {plural(len(pairs), 'pair')} differ ({test})")
+    if verdict["distinguishable"] is None:
+        return Finding(question, WEAK, f"depends on the law ({test})")
+    return Finding(question, UNKNOWN, f"no difference found in {plural(len(pairs), 'pair')} ({test})")
+
+
+def _have_p(pairs: list[Entry]) -> bool:
+    return all(is_number(pair["p_adjusted"]) for pair in pairs)
+
+
+def _law(analysis: Directory) -> Finding:
+    question, weighed = "Which law describes the runs?", analysis.comparison["weighed"]
+    law = analysis.verdict_basis["law"]
+    others = {name: row for name, row in weighed.items() if name != law and "aicc" in row}
+    not_rejected = [name for name, row in others.items() if row["tenable"]]
+    equation = analysis.equation(law)
+    if not weighed.get(law, {}).get("tenable"):
+        known = "the runs reject it" if "aicc" in weighed.get(law, {}) else "it could not be tested"
+        return Finding(question, UNKNOWN, f"the verdict uses {equation}, but {known}")
+    if not_rejected:
+        return Finding(question, WEAK, f"{equation}; the runs do not reject {_names(not_rejected)} either")
+    if not others:
+        return Finding(question, WEAK, f"{equation}; no other law was tested")
+    return Finding(question, SOLID, f"{equation}; the runs reject {_names(list(others))}")
+
+
+def _floor(analysis: Directory) -> Finding:
+    question = f"Is there a floor below which the {analysis.target_name} does not fall?"
+    weighed = analysis.comparison["weighed"]
+    with_floor = [entry for entry in analysis.entries() if entry["floor"] is not None and entry["law"] in weighed]
+    best = next((name for name in _by_aicc(weighed) if any(entry["law"] == name for entry in with_floor)), None)
+    fits = [entry for entry in with_floor if entry["law"] == best]
+    identified = [entry for entry in fits if is_identified(entry, entry["floor"])]
+    if not identified:
+        return Finding(question, UNKNOWN, "the runs do not identify a floor")
+    heights = sorted(entry["params"][entry["floor"]] for entry in identified)
+    low, high = format_number(heights[0], 3), format_number(heights[-1], 3)
+    answer = f"identified in {len(identified)} of {plural(len(fits), 'family', 'families')} under {analysis.equation(best)}"
+    answer += f", at {low}" + (f" to {high}" if low != high else "")
+    floorless = [name for name, row in weighed.items() if row["tenable"] and _has_no_floor(analysis, name)]
+    if floorless:
+        answer += f"; without a floor, {_names(floorless)} is not rejected"
+    return Finding(question, SOLID if len(identified) == len(fits) and not floorless else WEAK, answer)
+
+
+def _by_aicc(weighed: Entry) -> list[str]:
+    """The laws that the runs do not reject, then the others; in both groups the law with the lowest AICc first."""
+
+    def rank(name: str) -> tuple[bool, float]:
+        aicc = weighed[name].get("aicc")
+        return not weighed[name]["tenable"], aicc if is_number(aicc) else float("inf")
+
+    return sorted(weighed, key=rank)
+
+
+def _has_no_floor(analysis: Directory, law: str) -> bool:
+    return all(entry["floor"] is None for entry in analysis.entries(law=law))
+
+
+def _lack_of_fit(analysis: Directory) -> Finding:
+    question, fits = "Does the law fit the sizes?", analysis.verdict_fits
+    tests = {entry["family"]: entry["lack_of_fit"] for entry in fits if entry.get("lack_of_fit")}
+    worst = max((entry["rmse_log"] for entry in fits if is_number(entry["rmse_log"])), default=None)
+    deviation = f"sizes deviate by up to {percent(worst, digits=1)} (rms)" if worst is not None else "not computed"
+    tested = {name: test["p"] for name, test in tests.items() if is_number(test["p"])}
+    if not tested:
+        return Finding(question, UNKNOWN, f"{deviation}; without a second seed this cannot be tested")
+    deviating = [name for name, p in tested.items() if p * len(fits) < 0.05]  # Bonferroni
+    if deviating:
+        answer = f"{deviation}, more than seeds explain in {_names(deviating)} (smallest {p_text(min(tested.values()))})"
+        return Finding(question, WEAK, answer)
+    return Finding(question, SOLID, f"{deviation}, no more than seeds explain")
+
+
+def _design(analysis: Directory) -> Finding:
+    question, fits = "Are there enough sizes and seeds?", analysis.verdict_fits
+    variable = next(iter(fits[0]["range"]))
+    lows, highs = zip(*(entry["range"][variable] for entry in fits), strict=True)
+    sizes = min(entry["n_cells"] for entry in fits)
+    seeds = min(entry["n_rows"] / max(entry["n_cells"], 1) for entry in fits)
+    span = min(high / low for low, high in zip(lows, highs, strict=True))
+    answer = f"{plural(sizes, 'size')} per family, {variable} from {amount(variable, max(lows))} to "
+    answer += f"{amount(variable, min(highs))}, {plural(round(seeds), 'seed')}"
+    lacking = ["few sizes"] * (sizes < MIN_SIZES) + ["no second seed"] * (seeds < MIN_SEEDS)
+    lacking += ["a narrow span"] * (span < MIN_SPAN)
+    return Finding(question, WEAK if lacking else SOLID, f"{answer}: {join_names(lacking)}" if lacking else answer)
+
+
+def provenance_line(analysis: Directory) -> str:
+    """Where and with what code the runs were trained, and when they were analysed; `not recorded` if unknown."""
+    written = analysis.settings.get("written") or {}
+    trained = [
+        f"Trained on {_recorded(analysis, 'device')}",
+        f"precision {_recorded(analysis, 'precision')}",
+        f"commit {_recorded(analysis, 'git_commit')}",
+        f"versions {_recorded(analysis, 'versions')}",
+    ]
+    analysed = f"Analysed {written.get('date') or NOT_RECORDED}"
+    if written:
+        analysed += f" with slm {written['slm']}, commit {(written['commit'] or NOT_RECORDED)}"
+    return f"<small>{'; '.join(trained)}. {escape_markdown(analysed)}.</small>"
+
+
+def _recorded(analysis: Directory, column: str) -> str:
+    """The values of a column of results.csv, without repetitions."""
+    if column not in analysis.results:
+        return NOT_RECORDED
+    values = analysis.results[column].dropna().unique()
+    return escape_markdown(shortlist(values, MAX_NAMES, max_characters=160)) or NOT_RECORDED

@@ -1,0 +1,190 @@
+"""The headline of the verdict: one sentence on the loss at equal size, and on how the loss falls with size.
+
+With several families it is about one pair, chosen by a rule that does not depend on what is significant: the family
+with the lowest loss at the middle size against the first family of the table or, if the first family has the lowest
+loss, against the family closest to it. The p-values are adjusted over all pairs, so the choice does not make a
+difference significant.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from slm.runtime.words import format_number, interval, is_number, join_names, shortlist
+from slm.scaling.caveats import (
+    Case,
+    Entry,
+    condition,
+    detectable_differences,
+    difference_text,
+    lower_first,
+    steeper_first,
+    worth,
+)
+
+DOUBLED = {"N": "parameters", "D": "training tokens", "C": "training FLOPs"}
+NOT_CONTROLLED = "The comparison is not controlled (families differ in more than architecture, or settings are unknown)"
+
+
+class HeadlinePair(NamedTuple):
+    """The two families of the headline; `leader` has the lower loss at the middle size of the pair, if compared."""
+
+    leader: str
+    other: str
+    at_equal_size: Entry | None  # the row of `paired`; None if the losses at equal size could not be compared
+
+
+def headline_pair(case: Case) -> HeadlinePair:
+    """Choose the pair of families that the headline is about."""
+    families: list[str] = case.comparison["families"]
+    rows = case.comparison["paired"]["pairs"]
+    if not rows:
+        return HeadlinePair(*_pair_without_equal_sizes(case), None)
+    times_lower = Counter(lower_first(row)[0] for row in rows)
+    leader = max(times_lower, key=lambda name: (times_lower[name], -families.index(name)))
+    of_leader = [row for row in rows if leader in (row["a"], row["b"])]
+    row = min(of_leader, key=lambda row: (families[0] not in (row["a"], row["b"]), abs(row["level_log_ratio"])))
+    return HeadlinePair(*lower_first(row), row)
+
+
+def _pair_without_equal_sizes(case: Case) -> tuple[str, str]:
+    """The family that needs the fewest parameters for a loss under the law of the verdict, and the first family."""
+    first, second = case.comparison["families"][:2]
+    factors = {row["family"]: row["factor"] for row in _factors(case)}
+    best = max(factors, key=lambda name: factors[name], default=second)
+    return (best, first) if factors.get(best, 0.0) > 1 else (first, best)
+
+
+def _factors(case: Case) -> list[Entry]:
+    """The factor on N by which each family exceeds the first; empty if the runs reject one law with such factors."""
+    tests = case.law_comparison.get("tests") or []
+    test = next((row for row in tests if (row["restricted"], row["wider"]) == ("efficiency", "separate")), None)
+    if test is None or test["p"] is None or case.is_significant(test["p"]):
+        return []
+    rows = [row for row in case.law_comparison.get("efficiency") or [] if is_number(row["factor"])]
+    first = case.comparison["families"][0]  # it may be missing from the fits
+    return [row for row in rows if row["variable"] == "N" and row["reference"] == first]
+
+
+def headline(case: Case, pairs: Sequence[Entry], is_controlled: bool | None) -> tuple[str, bool | None]:
+    """Return the sentence on several families, and whether the `pairs` of the verdict differ in how they scale.
+
+    The second result is None if it is unknown: there is no pair, or the answer depends on the law.
+    """
+    answers = [pair["differs"] for pair in pairs]
+    distinguishable = True if True in answers else None if None in answers or not pairs else False
+    chosen = headline_pair(case)
+    level = _level(case, chosen)
+    start = f"{NOT_CONTROLLED}: {level[0].lower()}{level[1:]}" if is_controlled is False else level
+    return f"{start}; {_scaling(case, chosen, pairs)}.", distinguishable
+
+
+def _level(case: Case, chosen: HeadlinePair) -> str:
+    """Which family reaches the lower loss at equal size."""
+    leader, other, row = chosen
+    if row is None:
+        return _level_under_law(case, chosen)
+    factor = _like(worth(row))
+    if not case.is_significant(row["level_p_adjusted"]):
+        remark = f" ({leader} is {factor})" if factor else ""
+        names = f"{leader} and {other}"
+        return f"At equal size {_runs(case)} show no clear difference in {case.target} between {names}{remark}"
+    rows = case.comparison["paired"]["pairs"]
+    beaten = [pair for pair in rows if lower_first(pair)[0] == leader and case.is_significant(pair["level_p_adjusted"])]
+    num_others = len(case.comparison["families"]) - 1
+    answer = f"At equal size {leader} reaches a lower {case.target} than"
+    if num_others > 1 and len(beaten) == num_others:
+        remark = f" (compared with {other}, {factor})" if factor else ""
+        return f"{answer} each of the {num_others} other families{remark}"
+    return f"{answer} {other}, {factor}" if factor else f"{answer} {other}"
+
+
+def _level_under_law(case: Case, chosen: HeadlinePair) -> str:
+    """The same by one law for both families, for families whose losses at equal size cannot be compared."""
+    leader, other, _ = chosen
+    row = next((row for row in _factors(case) if row["family"] in (leader, other)), None)
+    if row is None:
+        return f"At equal size {leader} and {other} could not be compared in {case.target}"
+    factors = [row["low"], row["factor"], row["high"]]
+    if row["family"] == other:
+        factors = [1 / factor if factor else None for factor in reversed(factors)]
+    low, factor, high = factors
+    start = f"If one law {case.equation} holds for both, "
+    if is_number(low) and is_number(high) and not low <= 1 <= high:
+        answer = f"{leader} reaches a lower {case.target} than {other} at equal size, "
+        return start + answer + _like([low, factor, high])
+    answer = f"{_runs(case)} show no clear difference in {case.target} at equal size between {leader} and {other}"
+    return f"{start}{answer} ({leader} is {_like([low, factor, high])})"
+
+
+def _like(factors: Sequence[float | None] | None) -> str:
+    """`like a model 1.9 times as large [1.6, 2.5]`; empty if the runs do not bound the factor."""
+    if factors is None:
+        return ""
+    low, factor, high = factors
+    return f"like a model {format_number(factor, 2)} times as large {interval([low, high], 2)}"
+
+
+def _runs(case: Case) -> str:
+    return f"these {case.comparison['n_runs']:,} runs"
+
+
+def _scaling(case: Case, chosen: HeadlinePair, pairs: Sequence[Entry]) -> str:
+    """Whether one family of the pair scales faster, and how many other pairs differ."""
+    leader, other, _ = chosen
+    pair = next((pair for pair in pairs if {pair["a"], pair["b"]} == {leader, other}), None)
+    differing = [p for p in pairs if p["differs"] and p is not pair]
+    ending = f"; {len(differing)} of {len(pairs)} pairs of families differ in how they scale" if differing else ""
+    question = f"whether {leader} scales faster than {other}"
+    if pair is None:
+        unknown = [fit["family"] for fit in case.fits if not fit["identified"] and fit["family"] in (leader, other)]
+        reason = "their exponents could not be compared"
+        if unknown:
+            are = "exponent of {} is" if len(unknown) == 1 else "exponents of {} are"
+            reason = f"the {are.format(join_names(unknown))} not identified"
+        return f"{question} {_runs(case)} cannot say: {reason} under {case.equation}{ending}"
+    if pair["differs"] is None:
+        return f"{question} depends on the law that is assumed{ending}"
+    if pair["differs"]:
+        return _faster(case, chosen, pair) + ending
+    smallest = detectable_differences(case).get(frozenset((leader, other)))
+    unseen = "no difference of exponents could have been detected"
+    if smallest:
+        unseen = f"a difference of exponents under {format_number(smallest, 2)} could have gone unseen"
+    return f"{question} {_runs(case)} cannot say: {unseen}{ending}"
+
+
+def _faster(case: Case, chosen: HeadlinePair, pair: Entry) -> str:
+    """Which family of a pair scales faster."""
+    steeper, flatter = steeper_first(pair)
+    is_ahead = chosen.at_equal_size is not None and case.is_significant(chosen.at_equal_size["level_p_adjusted"])
+    contrast = "but" if is_ahead and steeper == chosen.other else "and"
+    faster = f"{condition(case, [pair])} {steeper} scales faster than {flatter}"
+    return f"{contrast} {faster}: its {case.target} falls with an exponent that is larger by {difference_text(pair)}"
+
+
+def headline_without_scatter(case: Case) -> str:
+    """The headline if all rows lie on the law, so that nothing can be tested."""
+    fits = [fit for fit in case.fits if fit["fitted"]]
+    values = [f"{fit['family']} {name} = {fit['params'][name]:.6g}" for fit in fits for name in fit["exponents"]]
+    exponents = shortlist(values, separator="; ")
+    return f"All rows lie on {case.equation} to rounding: {exponents}. Without scatter there are no intervals or tests."
+
+
+def headline_for_one_family(case: Case) -> str:
+    """The headline of a table with one family: what a doubling changes, and the exponent."""
+    (fit,) = case.fits
+    if not fit["identified"]:
+        return f"One family, and its exponent is not identified under {case.equation}: {'; '.join(fit['notes'])}."
+    name = fit["exponents"][0]
+    low, high = fit["ci95"][name]
+    remark = ", an interval that includes 0" if is_number(low) and is_number(high) and low <= 0 <= high else ""
+    exponent = f"{name} = {format_number(fit['params'][name])} {interval([low, high])} under {case.equation}{remark}"
+    doubled = DOUBLED.get(fit["variable_of"][name])
+    if doubled and len(fit["exponents"]) == 1 and fit["floor"] is None and not remark:
+        change, least, most = (None if x is None else 1 - 2.0**-x for x in (fit["params"][name], low, high))
+        ends = ", ".join("open" if end is None else f"{end:.1%}" for end in (least, most))
+        exponent = f"doubling its {doubled} lowers the {case.target} by {change:.1%} [{ends}] ({exponent})"
+    return f"One family, {fit['family']}: {exponent}. A comparison of families needs at least two."
