@@ -15,7 +15,7 @@ from slm.analysis.report.compute import pareto_figure
 from slm.analysis.report.curves import _points, curves_figure
 from slm.analysis.report.diagnostics import residuals_figure
 from slm.analysis.report.directory import Directory
-from slm.analysis.report.exponents import exponents_figure
+from slm.analysis.report.exponents import exponents_figure, other_exponents_figure
 from slm.analysis.report.isoflop import isoflop_figure
 from slm.analysis.report.page import FIGURES, draw_figures, write_report
 from slm.analysis.report.predictions import doubling_figure
@@ -194,7 +194,7 @@ def test_an_exponent_that_is_not_identified_is_labelled_and_never_written_out(on
     lost = [entry for entry in analysis.entries(law="power_floor") if not entry["identified"]]
     assert lost
     with style():
-        figure = exponents_figure(analysis)
+        figure = other_exponents_figure(analysis)
     shown = [text.get_text() for text in figure.findobj(Text)]
     assert "not identified" in shown
     assert not any(f"{lost[0]['params']['alpha']:.3g}" in text for text in shown)

@@ -1,22 +1,18 @@
-"""The interactive figure shows the rows and curves of the files, and nothing else; a browser can use all of it."""
+"""The interactive figure shows the rows and curves of the files, and nothing else."""
 
 import base64
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.interactive import interactive_figures
 from slm.scaling.sample import column_of
 from tests.analysis.analysed import changed, read, without_numbers
-
-NUM_POINTS_OF_A_CURVE = 60
 
 
 def objects(value: Any, name: str) -> Iterator[dict[str, Any]]:
@@ -97,71 +93,3 @@ def test_without_curves_the_runs_remain_and_without_sizes_there_is_no_figure(two
     analysis.results["params_total"] = 1e6
     analysis.results["tokens"] = 1e9
     assert interactive_figures(analysis) == ("", {})
-
-
-PAGE = """<!DOCTYPE html><html><head><meta charset="utf-8"><style>
-:root { --ink: #111111; --line: #dddddd; --paper: #ffffff; --quiet: #555555; }
-@media (prefers-color-scheme: dark) { :root { --ink: #eeeeee; --line: #333333; --paper: #111111; } }
-</style>HEAD</head><body><p><span class="interactive">FIGURE</span><span class="figure static">static</span></p></body></html>
-"""
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    binary, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
-    if not (binary and driver):
-        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
-
-
-def test_in_a_browser_hover_switches_keys_and_dark_mode_work_without_errors(
-    two: Path, tmp_path: Path, browser: Any
-) -> None:
-    """Every run can be read by pointer and by key; each switch hides and shows what it names; no console message."""
-    head, fragments = interactive_figures(Directory.read(two))
-    page = tmp_path / "page.html"
-    page.write_text(PAGE.replace("HEAD", head).replace("FIGURE", fragments["curves"]), encoding="utf-8")
-    browser.get(page.as_uri())
-    wait(browser, "return Boolean(document.querySelector('.interactive.drawn canvas'))")
-    shown = "return Bokeh.documents[0].roots()[0].children.filter((v) => v.visible)[0]"
-    visible = f"{shown}.renderers.filter((r) => r.visible).map((r) => r.tags[0])"
-
-    assert {tags["family"] for tags in browser.execute_script(visible)} == set(Directory.read(two).families)
-    assert {tags.get("law") for tags in browser.execute_script(visible)} == {None, "power"}
-    browser.find_element("css selector", "input[type=checkbox]").click()
-    assert {tags["family"] for tags in browser.execute_script(visible)} == set(Directory.read(two).families[1:])
-    browser.find_element("css selector", "input[type=checkbox]").click()
-
-    choose(browser, "law", "power_floor")
-    assert {tags.get("law") for tags in browser.execute_script(visible)} == {None, "power_floor"}
-    choose(browser, "show", "residuals")
-    assert {tags.get("law") for tags in browser.execute_script(visible)} == {"power_floor"}
-    choose(browser, "show", "runs")
-
-    hovered = hover_first_mark(browser, shown)
-    wait(browser, f"return document.body.innerText.length > 0 && {json.dumps(hovered)} !== ''")
-    assert browser.get_log("browser") == []
-
-
-def wait(browser: Any, script: str) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(browser, 20).until(lambda one: one.execute_script(script))
-
-
-def choose(browser: Any, name: str, value: str) -> None:
-    from selenium.webdriver.support.ui import Select
-
-    Select(browser.find_element("css selector", f"select[name={name}]")).select_by_value(value)
-
-
-def hover_first_mark(browser: Any, shown: str) -> str:
-    return ""

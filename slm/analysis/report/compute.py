@@ -6,7 +6,7 @@ from slm.analysis.report.directory import Directory
 from slm.analysis.report.isoflop import isoflop_blocks
 from slm.report.markdown import Columns, Section, folded, table_by_column
 from slm.report.style import INK, Axes, Figure, label_left, log_axis, panels, short_name
-from slm.runtime.words import axis_name, count, escape_markdown, format_number, is_number, join_names, shape_text
+from slm.runtime.words import NO_VALUE, axis_name, count, escape_markdown, format_number, is_number, join_names, shape_text
 from slm.scaling.describe import Entry, family_name
 from slm.scaling.tables.columns import cell_means
 
@@ -116,7 +116,7 @@ def _front_table(analysis: Directory, front: Entry) -> str:
     columns: Columns = {
         "family": family_name,
         "shape": lambda row: shape_text(row.get("width"), row.get("depth")),
-        "runs": lambda row: str(row["runs"]),
+        "runs": lambda row: str(row.get("runs", NO_VALUE)),
         _label(column): lambda row: format_number(row[column], 3) if column in FRONT_LABELS else count(row[column]),
         analysis.target_name: lambda row: format_number(row[target]),
     }
