@@ -27,7 +27,15 @@ import numpy as np
 
 Tags = Mapping[str, str]
 """Key of a switch -> the option that must be on."""
-MARKERS = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond", "v": "inverted_triangle", "P": "plus", "X": "x"}
+MARKERS = {
+    "o": "circle",
+    "s": "square",
+    "^": "triangle",
+    "D": "diamond",
+    "v": "inverted_triangle",
+    "P": "plus",
+    "X": "x",
+}
 """Marker of `slm.report.style` -> the marker of Bokeh."""
 SYMBOLS = dict(zip(MARKERS, "●■▲◆▼✚✖", strict=True))
 MIDDLE_GREY = {"#4D4D4D": "#7F7F7F"}  # the only colour of the palette that a dark page would hide
@@ -138,9 +146,10 @@ def fragment(name: str, title: str, switches: Sequence[Switch], views: Sequence[
     item = json_item(column(*figures, sizing_mode="stretch_width"), target=f"plot-{name}")
     text = json.dumps(_renumbered(dict(item)), separators=(",", ":")).replace("<", "\\u003c")
     controls = "".join(map(_control, switches))
+    name, title = html.escape(name), html.escape(title)
     return (
-        f'<span data-figure="{html.escape(name)}"><span class="switches">{controls}</span>'
-        f'<span class="plot" id="plot-{html.escape(name)}" tabindex="0" role="img" aria-label="{html.escape(title)}"></span>'
+        f'<span data-figure="{name}"><span class="switches">{controls}</span>'
+        f'<span class="plot" id="plot-{name}" tabindex="0" role="group" aria-label="{title}"></span>'
         '<output aria-live="polite">Point at a mark to read it, or step through the marks with the arrow keys.</output>'
         f'<script type="application/json">{text}</script></span>'
     )
@@ -148,19 +157,21 @@ def fragment(name: str, title: str, switches: Sequence[Switch], views: Sequence[
 
 def _control(switch: Switch) -> str:
     key, label = html.escape(switch.key), html.escape(switch.label)
+    choices = "".join(_box(key, option) if switch.several else _item(option) for option in switch.options)
     if switch.several:
-        boxes = "".join(
-            f'<label><input type="checkbox" name="{key}" value="{html.escape(option.value)}" checked> '
-            f'<span style="color:{MIDDLE_GREY.get(option.colour, option.colour)}">{SYMBOLS.get(option.marker, "")}</span> {html.escape(option.text)}</label>'
-            for option in switch.options
-        )
-        return f'<span role="group" aria-label="{label}">{boxes}</span>'
-    options = "".join(
-        f'<option value="{html.escape(option.value)}" data-needs="{html.escape(json.dumps(dict(option.needs)))}">'
-        f"{html.escape(option.text)}</option>"
-        for option in switch.options
-    )
-    return f'<label>{label} <select name="{key}">{options}</select></label>'
+        return f'<span role="group" aria-label="{label}">{choices}</span>'
+    return f'<label>{label} <select name="{key}">{choices}</select></label>'
+
+
+def _box(key: str, option: Option) -> str:
+    colour, symbol = MIDDLE_GREY.get(option.colour, option.colour), SYMBOLS.get(option.marker, "")
+    box = f'<input type="checkbox" name="{key}" value="{html.escape(option.value)}" checked>'
+    return f'<label>{box} <span style="color:{colour}">{symbol}</span> {html.escape(option.text)}</label>'
+
+
+def _item(option: Option) -> str:
+    value, needs = html.escape(option.value), html.escape(json.dumps(dict(option.needs)))
+    return f'<option value="{value}" data-needs="{needs}">{html.escape(option.text)}</option>'
 
 
 def _figure(view: View, sources: dict[int, Any]) -> Any:
@@ -186,7 +197,9 @@ def _figure(view: View, sources: dict[int, Any]) -> Any:
             marks.append(_draw_points(plot, series, source))
         else:
             _draw_curve(plot, series, source)
-    texts = {label: column for series in view.series if isinstance(series, Points) for label, column in series.texts.items()}
+    texts = {
+        label: column for series in view.series if isinstance(series, Points) for label, column in series.texts.items()
+    }
     tooltips = [(label, f"@{{{column}}}") for label, column in texts.items()]
     plot.add_tools(HoverTool(renderers=marks, tooltips=tooltips), TapTool(renderers=marks))
     return plot

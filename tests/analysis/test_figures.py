@@ -183,7 +183,8 @@ def test_no_text_is_cut_off_and_none_covers_another(each: Path) -> None:
         texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
         boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
         for text, box in boxes:
-            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, (name, text)
+            is_inside = min(box.x0, box.y0) >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+            assert is_inside, (name, text)
         for i, (text, box) in enumerate(boxes):
             for other, other_box in boxes[:i]:
                 assert not box.shrunk(0.9).overlaps(other_box), (name, text, other)

@@ -40,7 +40,10 @@ def page(study: Path, browser: Browser) -> Browser:
 def opened(study: Path, browser: Browser, **how: Any) -> None:
     browser.open(study / "report.html", **how)
     wait(browser, "return Boolean(window.Bokeh?.index?.roots?.length && document.querySelector('.interactive.drawn'))")
-    wait(browser, f"{SHOWN} return Bokeh.index.roots[0].child_views.find((one) => one.model === view).frame.bbox.width > 50")
+    wait(
+        browser,
+        f"{SHOWN} return Bokeh.index.roots[0].child_views.find((one) => one.model === view).frame.bbox.width > 50",
+    )
 
 
 def wait(browser: Browser, script: str) -> Any:
@@ -76,7 +79,8 @@ DEEP_TEXT = """
 const text = (node) => [...(node.shadowRoot?.childNodes ?? []), ...node.childNodes].map((one) => one.nodeType === 3
   ? one.textContent : ["STYLE", "SCRIPT"].includes(one.nodeName) ? "" : text(one)).join(" ");
 const find = (node) => { for (const one of [...(node.shadowRoot?.children ?? []), ...node.children]) {
-  if (String(one.className).includes("bk-tooltip-content")) return one; const inner = find(one); if (inner) return inner; } };
+  if (String(one.className).includes("bk-tooltip-content")) return one;
+  const inner = find(one); if (inner) return inner; } };
 const found = find(document.querySelector(".plot"));
 return found && text(found);
 """
@@ -93,7 +97,13 @@ def test_a_run_that_is_pointed_at_tells_its_name_shape_tokens_seed_and_loss(
     for index in (0, len(first) - 1):
         row = first.loc[index]
         text = hovered(browser, index)
-        for expected in (row["name"], f"{row['width']:.0f}x{row['depth']:.0f}", "2.5M", str(row["seed"]), f"{row['loss']:.4g}"):
+        for expected in (
+            row["name"],
+            f"{row['width']:.0f}x{row['depth']:.0f}",
+            "2.5M",
+            str(row["seed"]),
+            f"{row['loss']:.4g}",
+        ):
             assert expected in text, text
     assert browser.errors() == []
     assert browser.too_wide() == []
@@ -114,7 +124,9 @@ def test_every_switch_shows_what_it_names_and_hides_the_rest(study: Path, page: 
     choose(page, "axis", "C")
     assert page.run(f"{SHOWN} return view.tags[0]") == {"axis": "C", "show": "residuals"}
     assert {shown["law"] for shown in tags(page)} == {"power_C"}  # the first law in C, since power_floor has none
-    laws = "return [...document.querySelector('select[name=law]').options].filter((o) => !o.disabled).map((o) => o.value)"
+    laws = (
+        "return [...document.querySelector('select[name=law]').options].filter((o) => !o.disabled).map((o) => o.value)"
+    )
     assert page.run(laws) == ["power_C", "power_floor_C"]
     assert page.errors() == []
 
@@ -143,7 +155,9 @@ def test_axes_follow_a_change_to_dark_colours_while_the_page_is_open(page: Brows
 
 
 def test_a_printed_page_and_one_without_scripts_show_the_static_figure(study: Path, page: Browser) -> None:
-    shown = "return ['.interactive', '.interactive + .static'].map((one) => document.querySelector(one).offsetHeight > 0)"
+    shown = (
+        "return ['.interactive', '.interactive + .static'].map((one) => document.querySelector(one).offsetHeight > 0)"
+    )
     assert page.run(shown) == [True, False]
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert page.run(shown) == [False, True]

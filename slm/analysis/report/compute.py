@@ -6,7 +6,16 @@ from slm.analysis.report.directory import Directory
 from slm.analysis.report.isoflop import isoflop_blocks
 from slm.report.markdown import Columns, Section, folded, table_by_column
 from slm.report.style import INK, Axes, Figure, label_left, log_axis, panels, short_name
-from slm.runtime.words import NO_VALUE, axis_name, count, escape_markdown, format_number, is_number, join_names, shape_text
+from slm.runtime.words import (
+    NO_VALUE,
+    axis_name,
+    count,
+    escape_markdown,
+    format_number,
+    is_number,
+    join_names,
+    shape_text,
+)
 from slm.scaling.describe import Entry, family_name
 from slm.scaling.tables.columns import cell_means
 
@@ -30,8 +39,8 @@ def compute_section(analysis: Directory) -> Section | None:
     fronts = analysis.comparison["pareto"]
     if fronts:
         caption = (
-            "Marks: means over the seeds of a cell; large: on the front. Steps: the best result that was reached. Cells "
-            "that differ by less than the scatter between seeds are equally good."
+            "Marks: means over the seeds of a cell; large: on the front. Steps: the best result that was reached. "
+            "Cells that differ by less than the scatter between seeds are equally good."
         )
         section.add(
             "**Pareto fronts.** A cell is on a front if no other cell is better in both quantities, by the means over "

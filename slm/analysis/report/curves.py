@@ -17,7 +17,7 @@ MAX_REFERENCE_RATIO = 2.0
 
 
 def curves_figure(analysis: Directory) -> Figure | None:
-    """Points and fitted curves: a large panel with all families if they are comparable, and one per family with bands."""
+    """Points and fitted curves: a large panel with all families if they are comparable, and bands in one per family."""
     entries = [entry for entry in analysis.verdict_fits if has_complete_lists(entry.get("curve"), "x", "centre")]
     entries = [entry for entry in entries if has_complete_lists(entry.get("points"), "value", "residual")]
     if not entries:

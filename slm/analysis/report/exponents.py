@@ -211,7 +211,9 @@ def _panels(analysis: Directory) -> list[Panel]:
         fits = [entry for entry in analysis.entries(target=target, size=size) if entry["fitted"]]
         for law in fitted_laws(fits):
             same_law = [entry for entry in fits if entry["law"] == law]
-            rows = [(fit, name) for fit in same_law for name in fit["exponents"] if fit["variable_of"][name] == variable]
+            rows = [
+                (fit, name) for fit in same_law for name in fit["exponents"] if fit["variable_of"][name] == variable
+            ]
             if rows:
                 is_main = (law, target, size) == (main_law, main_target, main_size)
                 label = "PERPLEXITY, not loss" if target == "perplexity" else target.replace("_", " ")

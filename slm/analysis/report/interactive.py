@@ -72,7 +72,11 @@ def _switches(analysis: Directory, axes: Sequence[str], laws: Mapping[str, list[
     return [
         Switch("axis", "against", [Option(axis, AXES[axis]) for axis in axes]),
         Switch("law", "law", law_options),
-        Switch("show", "show", [Option("runs", analysis.target_name), Option("residuals", "residuals", {"axis": with_laws})]),
+        Switch(
+            "show",
+            "show",
+            [Option("runs", analysis.target_name), Option("residuals", "residuals", {"axis": with_laws})],
+        ),
         Switch("family", "families", families, several=True),
     ]
 
@@ -109,7 +113,15 @@ def _first_column(rows: pd.DataFrame, *names: str) -> Sequence[Any]:
 
 def _loss_view(analysis: Directory, axis: str, runs: Mapping[str, Any], laws: Mapping[str, list[Entry]]) -> View:
     label = analysis.target_name
-    texts = {"run": "run", "family": "family", "shape": "shape", "N": "size", "tokens": "tokens", "seed": "seed", label: "text"}
+    texts = {
+        "run": "run",
+        "family": "family",
+        "shape": "shape",
+        "N": "size",
+        "tokens": "tokens",
+        "seed": "seed",
+        label: "text",
+    }
     series: list[Points | Curve] = [
         Points(data, axis, "value", analysis.colour(family), analysis.marker(family), texts, {"family": family})
         for family, data in runs.items()

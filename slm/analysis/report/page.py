@@ -109,7 +109,8 @@ def write_report(directory: Path) -> None:
 
 FIGURES: dict[str, Callable[[Directory], Figure | None]] = {
     "curves": curves.curves_figure, "overlay": overlay.overlay_figure, "residuals": diagnostics.residuals_figure,
-    "exponents": exponents.exponents_figure, "other_exponents": exponents.other_exponents_figure, "profiles": diagnostics.profiles_figure,
+    "exponents": exponents.exponents_figure, "other_exponents": exponents.other_exponents_figure,
+    "profiles": diagnostics.profiles_figure,
     "extrapolation": selection.extrapolation_figure, "doubling": predictions.doubling_figure,
     "ratios": paired.ratios_figure, "differences": compare.differences_figure, "pareto": compute.pareto_figure,
     "isoflop": isoflop.isoflop_figure, "rates": rates.rates_figure,

@@ -34,8 +34,8 @@ def paired_section(analysis: Directory) -> Section | None:
         _above_floor(pairs),
         analysis.figure(
             "ratios",
-            f"Points: means over seeds. Line and band: the fitted ratio and its {analysis.level:.0%} interval. The scales of "
-            "the panels differ.",
+            f"Points: means over seeds. Line and band: the fitted ratio and its {analysis.level:.0%} interval. The "
+            "scales of the panels differ.",
         ),
         _level_table(pairs, analysis.target_name),
         "Not paired:" if unmatched else "",

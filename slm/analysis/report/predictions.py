@@ -160,9 +160,9 @@ def doubling_section(analysis: Directory) -> Section | None:
         f"No gain is given for {join_names(names_without)}, whose fit has no band." if names_without else "",
         analysis.figure(
             "doubling",
-            f"Gain of doubling N from each size that was trained, along the law, with its {analysis.level:.0%} interval. "
-            "Hollow marks: twice the size lies beyond the data. Crosses: gains measured between two sizes that differ "
-            "by a factor of about two. Marks of one size are shifted sideways.",
+            f"Gain of doubling N from each size that was trained, along the law, with its {analysis.level:.0%} "
+            "interval. Hollow marks: twice the size lies beyond the data. Crosses: gains measured between two sizes "
+            "that differ by a factor of about two. Marks of one size are shifted sideways.",
         ),
     )
 

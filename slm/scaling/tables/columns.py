@@ -186,7 +186,7 @@ def group_numbers(frame: pd.DataFrame, names: Collection[str]) -> pd.Series:
 
 
 def cell_means(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """One row per cell: what it is (family, width, depth), its number of `runs`, and the means of `columns` over them."""
+    """One row per cell: its family, width and depth, its number of `runs`, and the means of `columns` over these."""
     cells = frame.groupby("cell", sort=False)
     labels = [name for name in ("family", "width", "depth") if name in frame and name not in columns]
     return pd.concat([cells[labels].first(), cells.size().rename("runs"), cells[list(columns)].mean()], axis=1)
