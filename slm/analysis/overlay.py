@@ -234,9 +234,10 @@ def _extrapolation(families: Sequence[Entry], num_checkpoints: int) -> str:
     models_by_point = zip(*(family["models"] for family in families if family["models"]), strict=True)
     factors = [max(model["times_beyond"] for model in models) for models in models_by_point]
     num_beyond = sum(factor > 1 for factor in factors)
+    largest = format_number(max(factors, default=1.0), 3)
     return (
         f"Extrapolation: {num_beyond} of {num_checkpoints} lie beyond the sizes of the runs, by a factor of up to "
-        f"{format_number(max(factors, default=1.0), 3)}. There a law is a guess, and its interval assumes that the law holds."
+        f"{largest}. There a law is a guess, and its interval assumes that the law holds."
     )
 
 

@@ -50,7 +50,7 @@ def lower_first(row: Entry) -> tuple[str, str]:
 
 
 def worth(row: Entry) -> list[float] | None:
-    """How many times as large the other model must be to match the lower family: [low, factor, high]; None if unknown."""
+    """How many times as large the other family must be to match the lower one, as [low, factor, high], if known."""
     factors = [row["worth"][key] for key in ("low", "factor", "high")]
     if None in factors:
         return None

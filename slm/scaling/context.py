@@ -190,7 +190,9 @@ def _allocation(result: Fitted, frame: pd.DataFrame, size: str, settings: Settin
         optima = [optimum for optimum in optima_or_none if optimum]
     contradicts = []
     if params.get("E") is not None and params["E"] > lowest_loss:
-        contradicts.append(f"its floor is {format_number(params['E'])}, and a run has reached {format_number(lowest_loss)}")
+        contradicts.append(
+            f"its floor is {format_number(params['E'])}, and a run has reached {format_number(lowest_loss)}"
+        )
         optima = []
     elif optima and optima[0].loss > lowest_loss * math.exp(3 * entry["sigma_log"]):
         law_says = f"its lowest loss at {amount('C', max_flops)} FLOPs is {format_number(optima[0].loss)}"

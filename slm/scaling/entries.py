@@ -94,7 +94,9 @@ def _fit_family(
         "run_sigma_log": run_sigma,
     }
     if test and test.p < 0.05:
-        entry["notes"].append(f"the misfit of the law is more than the scatter of seeds explains (p = {format_number(test.p, 2)})")
+        entry["notes"].append(
+            f"the misfit of the law is more than the scatter of seeds explains (p = {format_number(test.p, 2)})"
+        )
     if len(runs.log_y) > len(sample.log_y):
         entry["notes"].append("fitted to means over seeds: more seeds per size add no degrees of freedom")
     if not sample.is_independent:

@@ -153,7 +153,7 @@ def _identified_row(pair: Entry, rows: Sequence[Entry]) -> Entry | None:
 
 def _contradiction(case: Case, pair: Entry, law: str, row: Entry) -> str:
     """A sentence with the result of this pair, the different result under `law`, and what would decide between them."""
-    condition = condition(case, [pair]).capitalize() if pair["paired"] else f"Under {case.law_name}"
+    start = condition(case, [pair]).capitalize() if pair["paired"] else f"Under {case.law_name}"
     result = f"{pair['a']} and {pair['b']} do not differ significantly"
     other_result = "they do not differ significantly"
     if case.is_significant(pair["p_adjusted"]):
@@ -161,7 +161,7 @@ def _contradiction(case: Case, pair: Entry, law: str, row: Entry) -> str:
         result = f"{steeper} scales faster than {flatter}"
     if case.is_significant(row["p_adjusted"]):
         other_result = f"{row['exponent']} of {steeper_first(row)[0]} is larger"
-    one_side = f"{condition}, {result} ({p_text(pair['p_adjusted'])})"
+    one_side = f"{start}, {result} ({p_text(pair['p_adjusted'])})"
     other_side = f"under {law}, which the runs do not reject, {other_result} ({p_text(row['p_adjusted'])})"
     return f"{one_side}; {other_side}. A wider span of sizes would show which law holds."
 
@@ -208,7 +208,7 @@ def _explained_by_floor(case: Case, pairs: Sequence[Entry]) -> list[str]:
     rows = [row for row in rows if case.is_significant(row["p_adjusted"])]
     if not rows:
         return []
-    comparisons = [f"for {steeper} than for {flatter}" for steeper, flatter in map(_steeper_first, rows)]
+    comparisons = [f"for {steeper} than for {flatter}" for steeper, flatter in map(steeper_first, rows)]
     slopes = f"Over these sizes the {case.target} falls faster {shortlist(comparisons, max_items=3)}"
     return [f"{slopes}. {SHARED_LAW} explains that."]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from slm.analysis.report.page import write_report
@@ -19,7 +20,6 @@ from slm.report.markdown import table
 from slm.runtime.words import count, escape_markdown, format_number, interval, p_value, read_number
 from slm.scaling.describe import notes
 from tests.analysis.analysed import AUDIT, WILD, analysed, changed, one_family, read, reported, without_numbers, write
-
 
 PLAIN_DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 
@@ -250,6 +250,64 @@ def test_a_controlled_comparison_says_so_and_each_violation_is_named(two: Path, 
     assert "NOT CONTROLLED" not in text.partition("## What was analysed")[2]
 
 
+def lights(folder: Path) -> dict[str, tuple[str, str]]:
+    """Question -> how sure, and what the runs say, in the table of the first screen."""
+    lines = (
+        markdown(folder).partition("| question | how sure | what the runs say |")[2].partition("\n\n")[0].splitlines()
+    )
+    return {cells[1]: (cells[2], cells[3]) for cells in (re.split(r" ?(?<!\\)\| ?", line) for line in lines[2:])}
+
+
+def test_a_finding_is_solid_weak_or_unknown_by_what_the_files_say(two: Path, one: Path, tmp_path: Path) -> None:
+    """The seven sizes of `two` follow one law with a floor at 1.8, and each family has its own exponent."""
+    found = lights(two)
+    assert found["Is the comparison controlled?"] == ("◐ weak", "no: families also differ in seeds")
+    assert found["Are there enough sizes and seeds?"] == ("● solid", "7 sizes per family, N from 4M to 400M, 2 seeds")
+    verdict = read(two, "comparison")["verdict"]
+    sure = {True: "● solid", None: "◐ weak", False: "○ unknown"}[verdict["distinguishable"]]
+    assert found["Which family scales faster?"][0] == sure
+    audit = AUDIT | {"violations": []}
+    unknown = lights(changed(two, tmp_path / "unknown", audit=audit))
+    assert unknown["Is the comparison controlled?"] == ("○ unknown", "not recorded for every run: schedule")
+    audit |= {"controlled": True, "unknown": [], "checked": [{"what": "tokens", "sentence": "Tokens are equal."}]}
+    controlled = lights(changed(two, tmp_path / "controlled", audit=audit))
+    assert controlled["Is the comparison controlled?"] == ("● solid", "yes, families are matched in tokens")
+    assert "Is the comparison controlled?" not in lights(one)
+    assert lights(one)["Are there enough sizes and seeds?"][0] == "◐ weak"
+    assert lights(one)["Does the law fit the sizes?"][0] == "○ unknown"
+
+
+def test_a_law_is_solid_only_if_the_runs_reject_the_others(two: Path, tmp_path: Path) -> None:
+    comparison = read(two, "comparison")
+    law, question = comparison["primary"]["law"], "Which law describes the runs?"
+    (other,) = set(comparison["weighed"]) - {law}
+    for tenable, sure in ((False, "● solid"), (True, "◐ weak")):
+        comparison["weighed"][law]["tenable"], comparison["weighed"][other]["tenable"] = True, tenable
+        folder = changed(two, tmp_path / str(tenable), comparison=comparison)
+        assert lights(folder)[question][0] == sure
+        assert other in lights(folder)[question][1]
+    comparison["weighed"][law]["tenable"] = False
+    assert lights(changed(two, tmp_path / "rejected", comparison=comparison))[question][0] == "○ unknown"
+
+
+def test_the_first_screen_says_where_and_when_the_runs_come_from_or_that_this_is_not_recorded(
+    two: Path, tmp_path: Path
+) -> None:
+    line = (
+        "<small>Hardware: not recorded; precision: not recorded; commit: not recorded; versions: not recorded. Analysed:"
+    )
+    assert f"{line} not recorded.</small>" in markdown(two)
+    folder = shutil.copytree(two, tmp_path / "d")
+    frame = pd.read_csv(folder / "results.csv")
+    recorded = {"device": "a*b GPU", "precision": "bf16", "git_commit": "abc", "versions": "torch 2.9.0, slm 0.1.0"}
+    frame.assign(**recorded).to_csv(folder / "results.csv", index=False)
+    written = {"date": "2026-11-29", "slm": "0.1.0", "commit": "def"}
+    write(folder, "settings", read(two, "settings") | {"written": written})
+    write_report(folder)
+    line = "<small>Hardware: a\\*b GPU; precision: bf16; commit: abc; versions: torch 2.9.0, slm 0.1.0. Analysed:"
+    assert f"{line} 2026-11-29 with slm 0.1.0, commit def.</small>" in markdown(folder)
+
+
 def test_published_claims_stand_beside_their_findings(one: Path, tmp_path: Path) -> None:
     claims = [{"claim": "a | b", "figures": {}, "finding": "It is 0.1105 [0.094, 0.127]."}]
     text = markdown(changed(one, tmp_path / "d", comparison=read(one, "comparison") | {"published": claims}))
@@ -259,7 +317,8 @@ def test_published_claims_stand_beside_their_findings(one: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
     [(0.110514, 4, "0.1105"), (1151.553, 4, "1,152"), (9.9996e-5, 3, "0.000100"),
-     (4.87284e-6, 3, "4.87×10⁻⁶"), (1.2956e22, 3, "1.30×10²²"), (1998.0, 3, "1,998"), (-1151.553, 6, "-1,151.55"), (0.0, 4, "0"), (None, 4, "–"), (float("nan"), 4, "–"), (-28.3238, 4, "-28.32"),
+     (4.87284e-6, 3, "4.87×10⁻⁶"), (1.2956e22, 3, "1.30×10²²"), (1998.0, 3, "1,998"), (-1151.553, 6, "-1,151.55"),
+     (0.0, 4, "0"), (None, 4, "–"), (float("nan"), 4, "–"), (-28.3238, 4, "-28.32"),
      (9.9999, 3, "10.0")],
 )  # fmt: skip
 def test_numbers_have_the_digits_that_were_asked_for(value: float | None, digits: int, text: str) -> None:

@@ -111,14 +111,15 @@ def _floor(analysis: Directory) -> Finding:
     question = f"Is there a floor below which the {analysis.target_name} does not fall?"
     weighed = analysis.comparison["weighed"]
     with_floor = [entry for entry in analysis.entries() if entry["floor"] is not None and entry["law"] in weighed]
-    best = next((name for name in _by_aicc(weighed) if any(entry["law"] == name for entry in with_floor)), None)
-    fits = [entry for entry in with_floor if entry["law"] == best]
+    laws = [name for name in _by_aicc(weighed) if any(entry["law"] == name for entry in with_floor)]
+    fits = [entry for entry in with_floor if entry["law"] == laws[0]] if laws else []
     identified = [entry for entry in fits if is_identified(entry, entry["floor"])]
     if not identified:
         return Finding(question, UNKNOWN, "the runs do not identify a floor")
     heights = sorted(entry["params"][entry["floor"]] for entry in identified)
     low, high = format_number(heights[0], 3), format_number(heights[-1], 3)
-    answer = f"identified in {len(identified)} of {plural(len(fits), 'family', 'families')} under {analysis.equation(best)}"
+    families = plural(len(fits), "family", "families")
+    answer = f"identified in {len(identified)} of {families} under {analysis.equation(laws[0])}"
     answer += f", at {low}" + (f" to {high}" if low != high else "")
     floorless = [name for name, row in weighed.items() if row["tenable"] and _has_no_floor(analysis, name)]
     if floorless:
@@ -150,7 +151,9 @@ def _lack_of_fit(analysis: Directory) -> Finding:
         return Finding(question, UNKNOWN, f"{deviation}; without a second seed this cannot be tested")
     deviating = [name for name, p in tested.items() if p * len(fits) < 0.05]  # Bonferroni
     if deviating:
-        answer = f"{deviation}, more than seeds explain in {_names(deviating)} (smallest {p_text(min(tested.values()))})"
+        answer = (
+            f"{deviation}, more than seeds explain in {_names(deviating)} (smallest {p_text(min(tested.values()))})"
+        )
         return Finding(question, WEAK, answer)
     return Finding(question, SOLID, f"{deviation}, no more than seeds explain")
 
@@ -172,13 +175,9 @@ def _design(analysis: Directory) -> Finding:
 def provenance_line(analysis: Directory) -> str:
     """Where and with what code the runs were trained, and when they were analysed; `not recorded` if unknown."""
     written = analysis.settings.get("written") or {}
-    trained = [
-        f"Trained on {_recorded(analysis, 'device')}",
-        f"precision {_recorded(analysis, 'precision')}",
-        f"commit {_recorded(analysis, 'git_commit')}",
-        f"versions {_recorded(analysis, 'versions')}",
-    ]
-    analysed = f"Analysed {written.get('date') or NOT_RECORDED}"
+    columns = {"Hardware": "device", "precision": "precision", "commit": "git_commit", "versions": "versions"}
+    trained = [f"{name}: {_recorded(analysis, column)}" for name, column in columns.items()]
+    analysed = f"Analysed: {written.get('date') or NOT_RECORDED}"
     if written:
         analysed += f" with slm {written['slm']}, commit {(written['commit'] or NOT_RECORDED)}"
     return f"<small>{'; '.join(trained)}. {escape_markdown(analysed)}.</small>"

@@ -30,9 +30,9 @@ from slm.runtime.words import escape_markdown
 from slm.scaling.describe import fitted_laws
 
 METHODS = {
-    "First sentence": "compares the family with the lowest loss at the middle size with the first family of the table; "
-    "if the first family has the lowest loss, with the family closest to it. This rule does not depend on what is "
-    "significant, and p-values are adjusted over all pairs. Intervals are of this pair alone.",
+    "First sentence": "with several families, it compares the family with the lowest loss at the middle size with the "
+    "first family of the table; if the first family has the lowest loss, with the family closest to it. This rule does "
+    "not depend on what is significant, and p-values are adjusted over all pairs. Intervals are of this pair alone.",
     "Fits": "least squares or Huber's loss of log residuals, from a grid of starts, with exact gradients. Relative "
     "errors have the same weight at all sizes, which assumes the same relative scatter at all sizes.",
     "Intervals of laws that are straight in logs": "Student's t. Exact if the law holds and the scatter about it is "
