@@ -1,4 +1,5 @@
 // Draws the figures of interactive.py and connects their switches. Without this script the static figures stay.
+const REACH = 24; // pixels from a mark within which a pointer reads it
 addEventListener("DOMContentLoaded", async () => {
   const figures = [...document.querySelectorAll("[data-figure]")];
   if (!figures.length || !("DecompressionStream" in window)) return;
@@ -15,13 +16,14 @@ addEventListener("DOMContentLoaded", async () => {
     const item = JSON.parse(figure.querySelector("script").textContent);
     await Bokeh.embed.embed_item(item);
     const views = Bokeh.documents.at(-1).roots()[0].children;
-    const update = () => show(figure, views);
-    for (const input of figure.querySelectorAll("select, input")) input.addEventListener("change", update);
-    update();
+    const hideCard = readMarks(figure, views);
+    for (const input of figure.querySelectorAll("select, input")) {
+      input.addEventListener("change", () => { show(figure, views); hideCard(); });
+    }
+    show(figure, views);
     const repaint = () => paint(views);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
     repaint();
-    describe(figure, views);
   }
 
   // Shows each view and series whose tags are all on. A switch offers only options that those before it allow.
@@ -59,31 +61,54 @@ addEventListener("DOMContentLoaded", async () => {
     }
   }
 
-  // Writes the text of the selected mark below the plot. Arrow keys step through the visible marks, from left to right.
-  function describe(figure, views) {
-    const output = figure.querySelector("output");
-    const marks = () => {
-      const series = views.find((view) => view.visible).renderers.filter((one) => one.visible && one.name);
-      const all = series.flatMap((one) => [...one.data_source.get(one.glyph.x.field)].map((x, index) => ({ x, one, index })));
-      return all.sort((a, b) => a.x - b.x);
-    };
-    const isSelected = ({ one, index }) => one.data_source.selected.indices.includes(index);
-    const write = () => {
-      const mark = marks().find(isSelected);
+  // Reads the mark that a pointer or the arrow keys point at: a ring around it, and its text in a card beside it.
+  function readMarks(figure, views) {
+    const [plot, card, ring] = [".plot", "output", ".ring"].map((part) => figure.querySelector(part));
+    let current = null;
+
+    function marks() {
+      const view = views.find((one) => one.visible);
+      const { canvas_view, frame } = Bokeh.index.roots.flatMap((root) => root.child_views ?? []).find((one) => one.model === view);
+      const canvas = canvas_view.el.getBoundingClientRect(), origin = figure.getBoundingClientRect();
+      const found = view.renderers.filter((series) => series.visible && series.name).flatMap((series) => {
+        const [xs, ys] = ["x", "y"].map((axis) => series.data_source.get(series.glyph[axis].field));
+        return [...xs].map((x, index) => ({ series, index, sx: frame.x_scale.compute(x), sy: frame.y_scale.compute(ys[index]) }));
+      });
+      const inside = found.filter(({ sx, sy }) => frame.bbox.contains(sx, sy)).sort((a, b) => a.sx - b.sx || a.sy - b.sy);
+      return inside.map((mark) => ({ ...mark, x: mark.sx + canvas.left - origin.left, y: mark.sy + canvas.top - origin.top }));
+    }
+
+    function read(mark) {
+      current = mark;
+      card.hidden = ring.hidden = !mark;
       if (!mark) return;
-      const texts = Object.entries(JSON.parse(mark.one.name));
-      output.textContent = texts.map(([label, column]) => `${label} ${mark.one.data_source.get(column)[mark.index]}`).join(", ");
-    };
-    const sources = new Set(views.flatMap((view) => view.renderers).filter((one) => one.name).map((one) => one.data_source));
-    for (const source of sources) source.selected.properties.indices.change.connect(write);
-    figure.querySelector(".plot").addEventListener("keydown", (event) => {
+      const texts = Object.entries(JSON.parse(mark.series.name));
+      card.textContent = texts.map(([label, column]) => `${label}: ${mark.series.data_source.get(column)[mark.index]}`).join("\n");
+      const isLeft = mark.x < figure.clientWidth / 2;
+      card.style.left = isLeft ? `${mark.x + 14}px` : "auto";
+      card.style.right = isLeft ? "auto" : `${figure.clientWidth - mark.x + 14}px`;
+      card.style.top = `${mark.y - 20}px`;
+      ring.style.left = `${mark.x}px`;
+      ring.style.top = `${mark.y}px`;
+    }
+
+    function point(event) {
+      const origin = figure.getBoundingClientRect();
+      const distance = ({ x, y }) => Math.hypot(event.clientX - origin.left - x, event.clientY - origin.top - y);
+      const nearest = marks().reduce((best, mark) => (best && distance(best) <= distance(mark) ? best : mark), null);
+      read(nearest && distance(nearest) < REACH ? nearest : null);
+    }
+    plot.addEventListener("pointermove", point);
+    plot.addEventListener("pointerdown", point);
+    for (const end of ["mouseleave", "blur"]) plot.addEventListener(end, () => read(null));
+    plot.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       const all = marks();
       if (!step || !all.length) return;
       event.preventDefault();
-      const at = all.findIndex(isSelected);
-      const next = all[at < 0 ? 0 : (at + step + all.length) % all.length];
-      for (const source of sources) source.selected.indices = source === next.one.data_source ? [next.index] : [];
+      const at = all.findIndex((mark) => mark.series === current?.series && mark.index === current.index);
+      read(all[at < 0 ? 0 : (at + step + all.length) % all.length]);
     });
+    return () => read(null);
   }
 });

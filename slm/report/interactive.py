@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from slm.report.style import log_ticks
+
 Tags = Mapping[str, str]
 """Key of a switch -> the option that must be on."""
 MARKERS = {
@@ -39,7 +41,7 @@ MARKERS = {
 """Marker of `slm.report.style` -> the marker of Bokeh."""
 SYMBOLS = dict(zip(MARKERS, "●■▲◆▼✚✖", strict=True))
 MIDDLE_GREY = {"#4D4D4D": "#7F7F7F"}  # the only colour of the palette that a dark page would hide
-HEIGHT = 400  # pixels
+HEIGHT = 380  # pixels
 _STYLE = """
 @media screen {
   :root .interactive { display: none; } :root .interactive + .static { display: block; }
@@ -48,8 +50,15 @@ _STYLE = """
 .interactive .switches { display: flex; flex-wrap: wrap; gap: .4rem 1.1rem; margin: 1rem 0 .4rem; font-size: .875rem; }
 .interactive .switches > * { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem .7rem; max-width: 100%; }
 .interactive select { max-width: 100%; font: inherit; color: inherit; background: var(--paper); }
-.interactive label { white-space: nowrap; } .interactive .plot { display: block; }
-.interactive output { display: block; min-height: 1.5em; color: var(--quiet); font-size: .875rem; }
+.interactive label { white-space: nowrap; max-width: 100%; overflow: hidden; }
+.interactive .plot { display: block; }
+.interactive [data-figure] { display: block; position: relative; } .interactive [hidden] { display: none; }
+.interactive .hint { display: block; color: var(--quiet); font-size: .8rem; text-align: right; }
+.interactive output { position: absolute; z-index: 2; max-width: 15rem; padding: .4rem .6rem; pointer-events: none;
+  white-space: pre-line; overflow-wrap: anywhere; font-size: .8rem; line-height: 1.4; background: var(--paper);
+  border: 1px solid var(--line); border-radius: 6px; box-shadow: 0 2px 8px rgb(0 0 0 / 20%); }
+.interactive .ring { position: absolute; width: 18px; height: 18px; margin: -9px; border: 2px solid var(--ink);
+  border-radius: 50%; pointer-events: none; }
 @media print { .interactive { display: none; } }
 """
 # Counts such as 100k, and powers of ten from 10^15 on, as the static figures write them.
@@ -136,8 +145,11 @@ def _packed_library() -> str:
     return base64.b64encode(gzip.compress(code.encode(), 9, mtime=0)).decode()
 
 
-def fragment(name: str, title: str, switches: Sequence[Switch], views: Sequence[View]) -> str:
-    """HTML of one figure, in elements that may stand in a paragraph. `name` must be unique in the page."""
+def fragment(name: str, title: str, note: str, switches: Sequence[Switch], views: Sequence[View]) -> str:
+    """HTML of one figure, in elements that may stand in a paragraph. `name` must be unique in the page.
+
+    `title` is for readers who cannot see the figure; `note` stands below it.
+    """
     from bokeh.embed import json_item
     from bokeh.layouts import column
 
@@ -146,11 +158,12 @@ def fragment(name: str, title: str, switches: Sequence[Switch], views: Sequence[
     item = json_item(column(*figures, sizing_mode="stretch_width"), target=f"plot-{name}")
     text = json.dumps(_renumbered(dict(item)), separators=(",", ":")).replace("<", "\\u003c")
     controls = "".join(map(_control, switches))
-    name, title = html.escape(name), html.escape(title)
+    name, title, note = map(html.escape, (name, title, note))
     return (
         f'<span data-figure="{name}"><span class="switches">{controls}</span>'
         f'<span class="plot" id="plot-{name}" tabindex="0" role="group" aria-label="{title}"></span>'
-        '<output aria-live="polite">Point at a mark to read it, or step through the marks with the arrow keys.</output>'
+        f'<span class="hint">Point at a mark to read it, or step through marks with the arrow keys. {note}</span>'
+        '<span class="ring" hidden></span><output aria-live="polite" hidden></output>'
         f'<script type="application/json">{text}</script></span>'
     )
 
@@ -175,7 +188,7 @@ def _item(option: Option) -> str:
 
 
 def _figure(view: View, sources: dict[int, Any]) -> Any:
-    from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d, HoverTool, Range1d, Span, TapTool
+    from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d, FixedTicker, Range1d, Span
     from bokeh.plotting import figure
 
     y_range = Range1d(*view.y_limits) if view.y_limits else DataRange1d(only_visible=True, range_padding=0.15)
@@ -183,44 +196,45 @@ def _figure(view: View, sources: dict[int, Any]) -> Any:
         height=HEIGHT, sizing_mode="stretch_width", tools="box_zoom,pan,reset,save", x_axis_type="log",
         y_axis_type="log" if view.y_limits else "linear", x_range=Range1d(*view.x_limits), y_range=y_range,
         x_axis_label=view.x_label, y_axis_label=view.y_label, background_fill_color=None, border_fill_color=None,
-        outline_line_color=None, tags=[dict(view.tags)],
+        outline_line_color=None, toolbar_location="above", tags=[dict(view.tags)],
     )  # fmt: skip
     plot.toolbar.logo = None
     plot.toolbar.active_drag = None  # a finger scrolls the page
+    plot.axis.axis_label_text_font_style = "normal"
+    plot.xaxis.ticker = FixedTicker(ticks=log_ticks(*view.x_limits), minor_ticks=[])
     plot.xaxis.formatter = CustomJSTickFormatter(code=_TICK_TEXT, args={"first_power": 15 if view.counts else 3})
     if not view.y_limits:
         plot.add_layout(Span(location=0, dimension="width", line_width=1))
-    marks = []
     for series in sorted(view.series, key=lambda series: isinstance(series, Points)):  # marks above curves
         source = sources.setdefault(id(series.data), ColumnDataSource(dict(series.data)))
-        if isinstance(series, Points):
-            marks.append(_draw_points(plot, series, source))
-        else:
-            _draw_curve(plot, series, source)
-    texts = {
-        label: column for series in view.series if isinstance(series, Points) for label, column in series.texts.items()
-    }
-    tooltips = [(label, f"@{{{column}}}") for label, column in texts.items()]
-    plot.add_tools(HoverTool(renderers=marks, tooltips=tooltips), TapTool(renderers=marks))
+        draw = _draw_points if isinstance(series, Points) else _draw_curve
+        draw(plot, series, source)
     return plot
 
 
-def _draw_points(plot: Any, points: Points, source: Any) -> Any:
+# Glyphs are added without the variants that `figure.scatter` and `figure.line` make, which would treble the page.
+
+
+def _draw_points(plot: Any, points: Points, source: Any) -> None:
+    from bokeh.models import Scatter
+
     colour = MIDDLE_GREY.get(points.colour, points.colour)
-    edge = colour if points.marker == "X" else "white"
-    return plot.scatter(
-        points.x, points.y, source=source, marker=MARKERS[points.marker], size=9, fill_color=colour,
-        line_color=edge, nonselection_fill_alpha=0.35, tags=[dict(points.tags)],
-        name=json.dumps(dict(points.texts)),
-    )  # fmt: skip
+    edge, size = colour if points.marker == "X" else "white", 12 if points.marker == "D" else 9
+    glyph = Scatter(
+        x=points.x, y=points.y, marker=MARKERS[points.marker], size=size, fill_color=colour, line_color=edge
+    )
+    plot.add_glyph(source, glyph, tags=[dict(points.tags)], name=json.dumps(dict(points.texts)))
 
 
 def _draw_curve(plot: Any, curve: Curve, source: Any) -> None:
-    tags, colour = [dict(curve.tags)], MIDDLE_GREY.get(curve.colour, curve.colour)
+    from bokeh.models import Line, VArea
+
+    colour, tags = MIDDLE_GREY.get(curve.colour, curve.colour), [dict(curve.tags)]
     if "low" in curve.data:
-        plot.varea("x", "low", "high", source=source, fill_color=colour, fill_alpha=0.12, tags=tags)
-    plot.line("x", "centre", source=source, line_color=colour, line_width=1.5, line_dash="dashed", tags=tags)
-    plot.line("x", "inside", source=source, line_color=colour, line_width=2, tags=tags)
+        plot.add_glyph(source, VArea(x="x", y1="low", y2="high", fill_color=colour, fill_alpha=0.1), tags=tags)
+    for column, width, dash in (("centre", 1.5, "dashed"), ("inside", 2, "solid")):
+        line = Line(x="x", y=column, line_color=colour, line_width=width, line_dash=dash)
+        plot.add_glyph(source, line, tags=tags)
 
 
 def _renumbered(value: Any, numbers: dict[str, str] | None = None) -> Any:

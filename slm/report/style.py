@@ -34,12 +34,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY, PALE, INK = "#8C8C8C", "#D9D9D9", "#222222"
 DPI = 160
 MAX_NAME_CHARACTERS = 24
+MAX_TICK_CHARACTERS = 6
 TITLE_CHARACTERS_PER_INCH = 10.6
 LEGEND_ROW_INCHES = 0.19  # height of a row in the legend: 9 points of text, and half as much space
 TICK_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), np.arange(1, 10, 0.5), np.arange(1, 10, 0.1))
 """Sets of ticks within a decade, coarse to fine; an axis uses the first set that gives it three ticks."""
-_SVG_PLACES = re.compile(r'(?: d| x| y)="[^"]*"|translate\([^)]*\)')  # what matplotlib writes to six decimals
 _SVG_SURPLUS = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|(?<=>)\s+(?=<)", re.DOTALL)
+_SVG_PLACES = re.compile(r'(?<= d=")[^"]*| [xy]="[^"]*"|translate\([^)]*\)')  # what has six decimals
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -173,13 +174,16 @@ def log_axis(axis: Any, low: float, high: float, *, as_counts: bool = True) -> N
     """Make an axis logarithmic from `low` to `high`, with a few ticks; see `tick_label` for `as_counts`."""
     letter = axis.axis_name  # x or y
     axis.axes.set(**{f"{letter}scale": "log"})
-    ticks = _ticks(low, high)
-    axis.set_ticks(ticks, labels=[tick_label(t, as_counts=as_counts) for t in ticks])
+    ticks = log_ticks(low, high)
+    labels = [tick_label(tick, as_counts=as_counts) for tick in ticks]
+    if letter == "x" and max(map(len, labels)) > MAX_TICK_CHARACTERS and len(ticks) > 3:  # labels such as 1.5×10¹³
+        ticks, labels = ticks[::2], labels[::2]
+    axis.set_ticks(ticks, labels=labels)
     axis.set_ticks([], minor=True)
     axis.axes.set(**{f"{letter}lim": (low, high)})
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Return three to seven round numbers in a range, about evenly spaced on a log axis."""
     decades = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in TICK_STEPS:
@@ -283,6 +287,10 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def _without_surplus(svg: bytes) -> bytes:
-    """Return an SVG without comments and metadata, and with places to a hundredth of a point: a sixth is saved."""
-    text = _SVG_SURPLUS.sub("", svg.decode())
-    return _SVG_PLACES.sub(lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), text).encode()
+    """Return an SVG without comments and metadata, with places to a hundredth of a point: a quarter is saved."""
+
+    def shortened(match: re.Match[str]) -> str:
+        return re.sub(r"(\.\d\d)\d+", r"\1", re.sub(r"\s*([A-Zz])\s*", r"\1", match[0]))
+
+    text = _SVG_PLACES.sub(shortened, _SVG_SURPLUS.sub("", svg.decode()))
+    return text.replace("DejaVuSans-Bold-", "b").replace("DejaVuSans-", "s").encode()  # the ids of letters

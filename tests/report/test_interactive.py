@@ -12,8 +12,10 @@ from tests.report.browser import Browser
 
 FIRST_STUDY = Path(__file__).parents[2] / "results" / "first_study" / "analysis"
 SHOWN = "const view = Bokeh.documents[0].roots()[0].children.find((one) => one.visible);"
-PLACE = f"""{SHOWN}
-const plot = Bokeh.index.roots[0].child_views.find((one) => one.model === view);
+PLOT = (
+    f"{SHOWN} const plot = Bokeh.index.roots.flatMap((one) => one.child_views ?? []).find((one) => one.model === view);"
+)
+PLACE = f"""{PLOT}
 const marks = view.renderers.find((one) => one.visible && one.name), source = marks.data_source;
 const box = plot.canvas_view.el.getBoundingClientRect();
 return [box.left + plot.frame.x_scale.compute(source.get(marks.glyph.x.field)[arguments[0]]),
@@ -39,11 +41,8 @@ def page(study: Path, browser: Browser) -> Browser:
 
 def opened(study: Path, browser: Browser, **how: Any) -> None:
     browser.open(study / "report.html", **how)
-    wait(browser, "return Boolean(window.Bokeh?.index?.roots?.length && document.querySelector('.interactive.drawn'))")
-    wait(
-        browser,
-        f"{SHOWN} return Bokeh.index.roots[0].child_views.find((one) => one.model === view).frame.bbox.width > 50",
-    )
+    wait(browser, "return Boolean(window.Bokeh?.documents?.length)")
+    wait(browser, f"{PLOT} return plot?.frame.bbox.width > 50")
 
 
 def wait(browser: Browser, script: str) -> Any:
@@ -67,24 +66,12 @@ def hovered(browser: Browser, index: int) -> str:
     """The text that a pointer on a mark of the first visible family gets."""
     from selenium.webdriver.common.action_chains import ActionChains
 
+    browser.run("document.querySelector('.interactive .plot').scrollIntoView({block: 'center'})")
     x, y = browser.run(PLACE, index)
-    ActionChains(browser.driver).move_by_offset(0, 0).perform()
     actions = ActionChains(browser.driver)
-    actions.w3c_actions.pointer_action.move_to_location(int(x), int(y))
+    actions.w3c_actions.pointer_action.move_to_location(round(x), round(y))
     actions.perform()
-    return str(wait(browser, DEEP_TEXT))
-
-
-DEEP_TEXT = """
-const text = (node) => [...(node.shadowRoot?.childNodes ?? []), ...node.childNodes].map((one) => one.nodeType === 3
-  ? one.textContent : ["STYLE", "SCRIPT"].includes(one.nodeName) ? "" : text(one)).join(" ");
-const find = (node) => { for (const one of [...(node.shadowRoot?.children ?? []), ...node.children]) {
-  if (String(one.className).includes("bk-tooltip-content")) return one;
-  const inner = find(one); if (inner) return inner; } };
-const found = find(document.querySelector(".plot"));
-return found && text(found);
-"""
-"""The text of the tooltip, which lies in nested shadow trees; null without one."""
+    return str(browser.find(".interactive output").text)
 
 
 @pytest.mark.parametrize("width", [1280, 420])
@@ -94,6 +81,8 @@ def test_a_run_that_is_pointed_at_tells_its_name_shape_tokens_seed_and_loss(
     opened(study, browser, width=width)
     rows = pd.read_csv(study / "results.csv")
     first = rows[rows["family"] == rows["family"][0]].reset_index(drop=True)
+    for family in set(rows["family"]) - {rows["family"][0]}:  # whose marks lie on those of the first
+        browser.find(f"input[value={family}]").click()
     for index in (0, len(first) - 1):
         row = first.loc[index]
         text = hovered(browser, index)

@@ -230,8 +230,8 @@ def differences_figure(analysis: Directory) -> Figure | None:
     max_p = 1 - analysis.level
     num_significant = sum(_is_significant(row, max_p) for row in rows)
     title = f"Differences of exponents: {num_significant or 'none'} of {len(rows)} differ from zero (Holm-adjusted)"
-    margins = Margins(left=max(1.8, 0.2 + 0.075 * max(len(_label(row)) for row in rows)), right=2.6)
-    width, height = 6.2 + margins.left, 0.8 + 0.3 * max(map(len, groups.values()))
+    margins = Margins(left=max(1.8, 0.2 + 0.075 * max(len(_label(row)) for row in rows)), right=2.8)
+    width, height = 6.4 + margins.left, 0.8 + 0.3 * max(map(len, groups.values()))
     figure, axes = panels(len(groups), title, ncols=1, width=width, height=height, margins=margins)
     for axis, (name, group) in zip(axes, groups.items(), strict=True):
         _draw_differences(axis, group, max_p)

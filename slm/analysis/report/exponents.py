@@ -182,7 +182,7 @@ def _forests(analysis: Directory, panels: list[Panel], title: str, max_columns: 
     num_unidentified = sum(not is_identified(entry, name) for entry, name in rows)
     title += f": {num_unidentified} of {len(rows)} are not identified" if num_unidentified else ""
     left = 0.3 + 0.075 * max(len(short_name(entry["family"])) for entry, _ in rows)
-    margins = Margins(left=left, right=1.6, bottom=0.36, top=0.36)
+    margins = Margins(left=left, right=1.75, bottom=0.36, top=0.36)
     column_heights = [0.0] * min(max_columns, len(panels))  # inches
     places = []  # left and upper edge, and height of the axes
     for panel in panels:
@@ -216,7 +216,7 @@ def _panels(analysis: Directory) -> list[Panel]:
             ]
             if rows:
                 is_main = (law, target, size) == (main_law, main_target, main_size)
-                label = "PERPLEXITY, not loss" if target == "perplexity" else target.replace("_", " ")
+                label = "PERPLEXITY (not loss)" if target == "perplexity" else target.replace("_", " ")
                 title = f"{law}: exponent of {label} in {axis_name(variable, size)}"
                 references = _reference_exponents(analysis, target, size) if (law, variable) == ("power", "N") else []
                 panels.append(Panel(title, is_main, rows, references))
@@ -241,7 +241,7 @@ def _draw_panel(axis: Axes, analysis: Directory, panel: Panel) -> None:
     for y, (reference, value) in enumerate(panel.references, len(panel.rows)):
         x, marker = (value, "d") if value < limits[1] else (limits[1], ">")
         axis.plot(x, y, marker=marker, color=GREY, ms=4.5, clip_on=False)
-        text_beside(axis, y, f"{reference}: {format_number(value, 3)}", color="#666666")
+        text_beside(axis, y, f"{reference}: {format_number(value, 3)}", x=1.03, color="#666666")
     families = [short_name(entry["family"]) for entry, _ in panel.rows]
     axis.set_yticks(range(len(families)), labels=families)
     axis.set_ylim(len(families) + len(panel.references) - 0.4, -0.7)
@@ -277,6 +277,6 @@ def _draw_exponent(
     if is_number(value) and limits[0] < value < limits[1]:
         axis.plot(value, y, marker=marker, mec=colour, mfc=colour if identified else "white", ms=5, zorder=3)
     if identified:
-        text_beside(axis, y, with_interval(value, entry["ci95"][name], 3), color=INK)
+        text_beside(axis, y, with_interval(value, entry["ci95"][name], 3), x=1.03, size=7.5, color=INK)
     else:
-        text_beside(axis, y, "not identified", color="#777777", style="italic")
+        text_beside(axis, y, "not identified", x=1.03, size=7.5, color="#777777", style="italic")

@@ -32,7 +32,8 @@ def interactive_figures(analysis: Directory) -> tuple[str, dict[str, str]]:
     views = [_loss_view(analysis, axis, runs, laws) for axis in axes]
     views += [_residual_view(analysis, axis, laws) for axis in axes if _laws_of(axis, laws)]
     title = f"{analysis.target_name} of every run, with the laws fitted to them"
-    return head(), {FIGURE: fragment(FIGURE, title, _switches(analysis, axes, laws), views)}
+    note = f"Bands: {analysis.level:.0%} intervals of the law."
+    return head(), {FIGURE: fragment(FIGURE, title, note, _switches(analysis, axes, laws), views)}
 
 
 def _axes(analysis: Directory) -> list[str]:

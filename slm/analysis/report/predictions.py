@@ -194,7 +194,7 @@ def doubling_figure(analysis: Directory) -> Figure | None:
     limits = _gain_limits(entries)
     axis.axhline(0, color=INK, lw=0.8)
     # Marks of one size are shifted sideways, by family, so that they do not overlap.
-    shifts = [1.035 ** (index - (len(entries) - 1) / 2) for index in range(len(entries))]
+    shifts = [1.06 ** (index - (len(entries) - 1) / 2) for index in range(len(entries))]
     for entry, shift in zip(entries, shifts, strict=True):
         colour, marker = analysis.colour(entry["family"]), analysis.marker(entry["family"])
         columns = ("x", "gain", "low", "high", "measured", "beyond")
@@ -213,11 +213,14 @@ def doubling_figure(analysis: Directory) -> Figure | None:
 
 
 def _gain_limits(entries: Sequence[Entry]) -> tuple[float, float]:
-    """Limits that show all gains. Intervals extend the range of the gains, and of zero, to at most three times it."""
-    gains = [gain for entry in entries for gain in entry["doubling"]["gain"]]
-    others = [end for entry in entries for name in ("low", "high", "measured") for end in entry["doubling"][name]]
-    lowest, highest = min(*gains, 0), max(*gains, 0)
+    """Limits that show zero and all gains, also measured ones. Intervals extend this range to at most three times it."""
+    values = {
+        name: [value for entry in entries for value in entry["doubling"][name] if is_number(value)]
+        for name in ("gain", "measured", "low", "high")
+    }
+    gains = [0.0, *values["gain"], *values["measured"]]
+    lowest, highest = min(gains), max(gains)
     reach = highest - lowest
-    ends = [*gains, *filter(is_number, others), 0]
-    bottom, top = max(min(ends), lowest - reach), min(max(ends), highest + reach)
+    bottom = max(min([lowest, *values["low"]]), lowest - reach)
+    top = min(max([highest, *values["high"]]), highest + reach)
     return bottom - 0.05 * reach, top + 0.05 * reach
