@@ -193,7 +193,9 @@ def _forests(analysis: Directory, panels: list[Panel], title: str, max_columns: 
     figure, head = blank_figure(title, COLUMN_INCHES * len(column_heights), max(column_heights))
     width = COLUMN_INCHES - margins.left - margins.right
     for panel, (x, y, height) in zip(panels, places, strict=True):
-        _draw_panel(axes_at(figure, x, head + y, width, height), analysis, panel)
+        axis = axes_at(figure, x, head + y, width, height)
+        axis.set_title(panel.title, fontsize=8.5, x=(0.12 - margins.left) / width)  # from the edge of the column
+        _draw_panel(axis, analysis, panel)
     return figure
 
 
@@ -249,7 +251,6 @@ def _draw_panel(axis: Axes, analysis: Directory, panel: Panel) -> None:
     axis.locator_params(axis="x", nbins=5)
     axis.tick_params(axis="y", length=0)
     axis.grid(False, axis="y")
-    axis.set_title(panel.title, fontsize=8.5)
 
 
 def _limits(panel: Panel) -> tuple[float, float]:

@@ -213,7 +213,7 @@ def doubling_figure(analysis: Directory) -> Figure | None:
 
 
 def _gain_limits(entries: Sequence[Entry]) -> tuple[float, float]:
-    """Limits that show zero and all gains, also measured ones. Intervals extend this range to at most three times it."""
+    """Limits that show zero and all gains, also measured ones. Intervals extend this range to three times its width."""
     values = {
         name: [value for entry in entries for value in entry["doubling"][name] if is_number(value)]
         for name in ("gain", "measured", "low", "high")
