@@ -60,7 +60,10 @@ def exponents_section(analysis: Directory) -> Section:
             section.add(*_perplexity(analysis))
         else:
             section.add(_other_fits(f"Exponents of {TARGET_NAMES[target]}", analysis.entries(target=target)))
-    caption = "The same for other laws, targets and counts of N. Compare only within a panel."
+    caption = (
+        "The same for other laws, targets and counts of N. Compare only within a panel. A law without any identified "
+        "exponent is left out."
+    )
     return section.add(analysis.figure("other_exponents", caption))
 
 
@@ -151,7 +154,13 @@ class Panel(NamedTuple):
     title: str
     is_main: bool  # whether the verdict is about these exponents
     rows: list[tuple[Entry, str]]  # a fit, and the name of one of its exponents
-    references: list[tuple[str, float]]  # the name of a published law, and the exponent of `power` that it implies
+    references: list[tuple[str, float, bool]]
+    """The name of a published law, the exponent of `power` that it implies, whether its range has all runs."""
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of the rows, from top to bottom."""
+        return [*(short_name(entry["family"]) for entry, _ in self.rows), *(name for name, *_ in self.references)]
 
 
 COLUMN_INCHES = 5.2
@@ -161,15 +170,17 @@ ROW_INCHES = 0.22
 def exponents_figure(analysis: Directory) -> Figure | None:
     """A forest plot of the exponents on which the verdict is based: one panel for each variable of its law."""
     panels = [panel for panel in _panels(analysis) if panel.is_main]
-    names = [name for panel in panels for name, _ in panel.references]
-    references = " and published laws" if names else ""
-    law = analysis.verdict_basis["law"]
-    return _forests(analysis, panels, f"Exponents under {law}{references}, with {analysis.level:.0%} intervals", 1)
+    rows = [row for panel in panels for row in panel.rows]
+    num_unidentified = sum(not is_identified(entry, name) for entry, name in rows)
+    unidentified = f": {num_unidentified} of {len(rows)} are not identified" if num_unidentified else ""
+    title = f"Exponents under {analysis.verdict_basis['law']}, with {analysis.level:.0%} intervals{unidentified}"
+    return _forests(analysis, panels, title, 1)
 
 
 def other_exponents_figure(analysis: Directory) -> Figure | None:
-    """Forest plots of all other exponents: one panel for each law, variable, target and definition of N."""
+    """Forest plots of all other exponents: one panel for each law, variable and target with an identified exponent."""
     panels = [panel for panel in _panels(analysis) if not panel.is_main]
+    panels = [panel for panel in panels if any(is_identified(entry, name) for entry, name in panel.rows)]
     title = f"Exponents under other laws, or in another variable or target, with {analysis.level:.0%} intervals"
     return _forests(analysis, panels, title, 2)
 
@@ -178,16 +189,13 @@ def _forests(analysis: Directory, panels: list[Panel], title: str, max_columns: 
     """One panel below the other; with several columns, each panel is added to the shortest one."""
     if not panels:
         return None
-    rows = [row for panel in panels for row in panel.rows]
-    num_unidentified = sum(not is_identified(entry, name) for entry, name in rows)
-    title += f": {num_unidentified} of {len(rows)} are not identified" if num_unidentified else ""
-    left = 0.3 + 0.075 * max(len(short_name(entry["family"])) for entry, _ in rows)
+    left = 0.3 + 0.075 * max(len(label) for panel in panels for label in panel.labels)
     margins = Margins(left=left, right=1.75, bottom=0.36, top=0.36)
     column_heights = [0.0] * min(max_columns, len(panels))  # inches
     places = []  # left and upper edge, and height of the axes
     for panel in panels:
         column = column_heights.index(min(column_heights))
-        height = ROW_INCHES * (len(panel.rows) + len(panel.references) + 0.3)
+        height = ROW_INCHES * (len(panel.labels) + 0.3)
         places.append((column * COLUMN_INCHES + margins.left, column_heights[column] + margins.top, height))
         column_heights[column] += margins.top + height + margins.bottom
     figure, head = blank_figure(title, COLUMN_INCHES * len(column_heights), max(column_heights))
@@ -225,28 +233,30 @@ def _panels(analysis: Directory) -> list[Panel]:
     return panels
 
 
-def _reference_exponents(analysis: Directory, target: str, size: str) -> list[tuple[str, float]]:
+def _reference_exponents(analysis: Directory, target: str, size: str) -> list[tuple[str, float, bool]]:
     """The exponents that published laws imply at the sizes of the runs, as means over families (sizes may differ)."""
-    exponents_of_law: dict[str, list[float]] = {}
-    for row in analysis.comparison["references"]:
-        is_comparable = row["target"] == target and row["size"] == size and row["same_size_definition"]
-        if is_comparable and is_number(row["reference_exponent"]):
-            name = row["reference"] + (" (outside its range)" if row["outside_range"] else "")
-            exponents_of_law.setdefault(name, []).append(row["reference_exponent"])
-    return [(name, float(np.mean(exponents))) for name, exponents in exponents_of_law.items()]
+    keys = {"target": target, "size": size, "same_size_definition": True}
+    rows = [row for row in analysis.comparison["references"] if keys.items() <= row.items()]
+    rows = [row for row in rows if is_number(row["reference_exponent"])]
+    exponents = []
+    for name in dict.fromkeys(row["reference"] for row in rows):
+        same = [row for row in rows if row["reference"] == name]
+        mean = float(np.mean([row["reference_exponent"] for row in same]))
+        exponents.append((name, mean, not any(row["outside_range"] for row in same)))
+    return exponents
 
 
 def _draw_panel(axis: Axes, analysis: Directory, panel: Panel) -> None:
     limits = _limits(panel)
     for y, (entry, name) in enumerate(panel.rows):
         _draw_exponent(axis, analysis, entry, name, y, limits)
-    for y, (reference, value) in enumerate(panel.references, len(panel.rows)):
+    for y, (_, value, is_inside) in enumerate(panel.references, len(panel.rows)):
         x, marker = (value, "d") if value < limits[1] else (limits[1], ">")
         axis.plot(x, y, marker=marker, color=GREY, ms=4.5, clip_on=False)
-        text_beside(axis, y, f"{reference}: {format_number(value, 3)}", x=1.03, color="#666666")
-    families = [short_name(entry["family"]) for entry, _ in panel.rows]
-    axis.set_yticks(range(len(families)), labels=families)
-    axis.set_ylim(len(families) + len(panel.references) - 0.4, -0.7)
+        text = format_number(value, 3) + ("" if is_inside else ", outside its range")
+        text_beside(axis, y, text, x=1.03, size=7.5, color="#666666")
+    axis.set_yticks(range(len(panel.labels)), labels=panel.labels)
+    axis.set_ylim(len(panel.labels) - 0.4, -0.7)
     axis.set_xlim(limits)
     axis.locator_params(axis="x", nbins=5)
     axis.tick_params(axis="y", length=0)
@@ -263,7 +273,7 @@ def _limits(panel: Panel) -> tuple[float, float]:
     # Intervals extend the upper limit to at most twice the largest exponent, the lower limit to no less than -upper/2.
     high = max(centres + [min(end, 2 * max(centres)) for end in highs if is_number(end)])
     # Published laws extend it by at most half, because they would squeeze the intervals.
-    high = max([high, *(value for _, value in panel.references if value < 1.5 * high)])
+    high = max([high, *(value for _, value, _ in panel.references if value < 1.5 * high)])
     low = min([0.0, *(max(end, -0.5 * high) for end in lows if is_number(end))])
     return low - 0.03 * high, 1.06 * high
 
