@@ -17,7 +17,7 @@ from typing import Any
 from slm.report.formulas import typeset
 from slm.report.markdown import LIGHTS
 
-_INTERVAL = re.compile(r"(?:(?<=\d) )?\[[^\s\[\]]+, [^\s\[\]]+\]")  # "1.2 [1, 3]", where no line may break
+_VALUE = re.compile(r"(?:(?<=\d) )?\[[^\s\[\]]+, [^\s\[\]]+\]|(?<=\d) ± (?=\d)")  # "1.2 [1, 3]" or "1.2 ± 0.1"
 _MIME_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 _NEVER = re.compile(r"(?!)")  # matches nothing
 
@@ -102,8 +102,8 @@ def _parser(folder: Path, fragments: Mapping[str, str], formulas: Collection[str
 
 
 def _plain(text: str) -> str:
-    """Return text as HTML; no line breaks within a value with its interval."""
-    return _INTERVAL.sub(lambda match: match[0].replace(" ", "&nbsp;"), html.escape(text))
+    """Return text as HTML; no line breaks within a value with its interval or error."""
+    return _VALUE.sub(lambda match: match[0].replace(" ", "&nbsp;"), html.escape(text))
 
 
 def _data_uri(path: Path) -> str:

@@ -99,6 +99,9 @@ def test_a_run_is_exported_with_a_card_and_unrolled_for_transformers(run: Path) 
     assert (theirs(IDS).logits - decoder(IDS)).abs().max() < 1e-5
     assert AutoTokenizer.from_pretrained(folder).encode("a text") == tokenizer.encode("a text")
     card, result = (folder / "README.md").read_text(), json.loads((run / "result.json").read_text())
+    name, fingerprint = result["tokenizer"]["name"], result["tokenizer"]["fingerprint"]
+    assert name not in ("model", run.name)  # a folder that holds the tokenizer
+    assert f"| tokenizer | {name} (fingerprint {fingerprint}), " in card
     for fact in (result["data"]["fingerprint"], str(result["val"]["bits_per_byte"]), "4,096", "license: unknown"):
         assert fact in card
     settings = (folder / "training.yaml").read_text()

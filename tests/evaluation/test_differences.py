@@ -162,6 +162,21 @@ def test_unlike_parts_of_a_text_have_no_difference() -> None:
     assert "different parts of the text were scored" in text
 
 
+def test_no_gain_is_significant_between_sizes_that_were_scored_on_unlike_parts_of_a_text() -> None:
+    found = entries(2)
+    (step,) = gains(Results(found))
+    assert step.is_significant
+    assert "different parts" not in gain_section(Results(found)).markdown()  # type: ignore[union-attr]
+    found[1]["perplexity_results"] = [scored_blocks(*(values[:40] for values in blocks_of(found[1])))]
+    (step,) = gains(Results(found))
+    assert step.se is not None
+    assert step.is_significant is None
+    text = gain_section(Results(found)).markdown()  # type: ignore[union-attr]
+    assert "| not known |" in text
+    assert "different parts of the text were scored, so no gain between them is called significant" in text
+    assert "it is not known whether it is better" in summary_section(Results(found)).markdown()
+
+
 def test_two_measures_have_tables_of_their_own() -> None:
     found = entries(2)
     for one in found:

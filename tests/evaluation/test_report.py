@@ -233,7 +233,7 @@ def test_a_token_more_is_no_other_tokenizer_and_a_part_of_the_text_is_warned_of(
 def test_the_price_of_sharing_is_the_ratio_of_times() -> None:
     text = markdown(speed_section, tiny())
     assert "uses each block 2 times" in text
-    assert "0.938 times the time in prefill (9600 against 9000 tokens/s)" in text
+    assert "0.938 times the time in prefill (9,600 against 9,000 tokens/s)" in text
     assert "1.50 times the time in decode (320.0 against 480.0 tokens/s)" in text
     assert "uses each block" not in markdown(speed_section, tiny()[:1])
 

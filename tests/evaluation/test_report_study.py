@@ -17,7 +17,7 @@ def text_of(entries: list[dict[str, Any]]) -> str:
 def test_measured_rows_equal_to_the_published_repeat_every_figure_of_its_review() -> None:
     text = text_of(published())
     for said in (
-        "| 1152 N^-0.2457, R2 0.9935. |",
+        "| 1,152 N^-0.2457, R2 0.9935. |",
         "The slope's 95% t(2) interval [-0.306, -0.185] excludes -0.076 and -0.089.",
         "The exponent of the loss is 0.1105 [0.0941, 0.127], 1.45 times Kaplan's; 1.38 times with non-embedding N.",
         "not identified",
@@ -39,7 +39,7 @@ def test_other_measurements_give_other_findings() -> None:
         one["speed"] |= {"decode_tokens_per_second": decode, "cache": True}
     text = text_of(entries)
     assert "+2.00%" in text
-    assert "| 1152 N^-0.2457, R2 0.9935. |" not in text
+    assert "| 1,152 N^-0.2457, R2 0.9935. |" not in text
     assert "measured here with a KV cache: 12000, 9600, 4000, 1080" in text
     assert "not constant" in text
 
@@ -88,7 +88,7 @@ def test_a_model_whose_file_has_a_head_of_its_own_is_known_and_counted_as_it_is(
     measured = measured_table(study_pairs(Results(entries)))
     assert measured is not None
     assert measured.frame["params_total"].tolist()[2] == 603_188_352 + 36_864_000
-    assert "| 1152 N^-0.2457, R2 0.9935. |" not in text_of(entries)
+    assert "| 1,152 N^-0.2457, R2 0.9935. |" not in text_of(entries)
 
 
 def test_untrained_weights_under_a_released_name_are_no_traceback() -> None:

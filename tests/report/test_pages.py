@@ -84,7 +84,7 @@ def test_a_click_enlarges_a_figure_on_a_narrow_screen(pages: dict[str, Path], br
     fitted = browser.run(width)
     browser.run("document.querySelector('.figure').click()")
     assert fitted < 420 < browser.run(width)
-    assert browser.run("return document.documentElement.scrollWidth") == 420
+    assert browser.run("return document.documentElement.scrollWidth") <= 420
 
 
 def test_a_fragment_replaces_its_figure_where_scripts_run_and_nowhere_else(tmp_path: Path, browser: Browser) -> None:

@@ -49,7 +49,7 @@ class Directory:
         return self.results[self.results["family"] == family]
 
     def sweep_table(self, name: str) -> pd.DataFrame:
-        """A table that only a sweep writes, such as tuning.csv; empty if the file is missing."""
+        """A table that may be missing, such as tuning.csv, which only a sweep writes; empty if the file is missing."""
         path = self.path / name
         return pd.read_csv(path, low_memory=False) if path.exists() else pd.DataFrame()
 

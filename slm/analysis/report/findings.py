@@ -17,7 +17,7 @@ from slm.runtime.words import (
     plural,
     shortlist,
 )
-from slm.scaling.caveats import Entry, lower_first
+from slm.scaling.caveats import Entry
 from slm.scaling.describe import is_identified
 
 SOLID, WEAK, UNKNOWN = LIGHTS
@@ -65,12 +65,8 @@ def _level(analysis: Directory) -> Finding:
     clear = [pair for pair in pairs if is_number(p := pair["level_p_adjusted"]) and p < 1 - analysis.level]
     if not clear:
         return Finding(question, UNKNOWN, f"no clear difference in {plural(len(pairs), 'pair')}")
-    largest = max(clear, key=lambda pair: abs(pair["level_log_ratio"]))
-    lower, higher = map(escape_markdown, lower_first(largest))
-    size = percent(abs(largest["level_log_ratio"]), digits=1)
-    answer = f"{len(clear)} of {plural(len(pairs), 'pair')} differ" if len(pairs) > 1 else "they differ"
-    answer += f"; the largest difference is {size}, {lower} below {higher} ({p_text(largest['level_p_adjusted'])})"
-    return Finding(question, SOLID, answer)
+    p = p_text(min(pair["level_p_adjusted"] for pair in clear))
+    return Finding(question, SOLID, f"{len(clear)} of {plural(len(pairs), 'pair')} differ (smallest adjusted {p})")
 
 
 def _exponents(analysis: Directory) -> Finding:
@@ -185,7 +181,6 @@ def provenance_line(analysis: Directory) -> str:
 
 def _recorded(analysis: Directory, column: str) -> str:
     """The values of a column of results.csv, without repetitions."""
-    if column not in analysis.results:
-        return NOT_RECORDED
-    values = analysis.results[column].dropna().unique()
+    frame = analysis.sweep_table("results.csv")
+    values = frame[column].dropna().unique() if column in frame else []
     return escape_markdown(shortlist(values, MAX_NAMES, max_characters=160)) or NOT_RECORDED
