@@ -17,7 +17,7 @@ from slm.analysis.report.compute import pareto_figure
 from slm.analysis.report.curves import _points, curves_figure
 from slm.analysis.report.diagnostics import residuals_figure
 from slm.analysis.report.directory import Directory
-from slm.analysis.report.exponents import exponents_figure, other_exponents_figure
+from slm.analysis.report.exponents import exponents_figure
 from slm.analysis.report.isoflop import isoflop_figure
 from slm.analysis.report.page import FIGURES, draw_figures, write_report
 from slm.analysis.report.predictions import doubling_figure
@@ -202,15 +202,16 @@ def test_no_text_is_cut_off_and_none_covers_another(each: Path) -> None:
             assert not box.shrunk(0.9, 0.6).overlaps(other_box), (name, text, other)
 
 
-def test_an_exponent_that_is_not_identified_is_labelled_and_never_written_out(one: Path) -> None:
-    analysis = Directory.read(one)
-    lost = [entry for entry in analysis.entries(law="power_floor") if not entry["identified"]]
-    assert lost
+def test_an_exponent_that_is_not_identified_is_labelled_and_never_written_out(two: Path) -> None:
+    analysis = Directory.read(two)
+    lost = analysis.verdict_fits[0]
+    lost |= {"identified": False, "not_identified": ["alpha"]}
     with style():
-        figure = other_exponents_figure(analysis)
+        figure = exponents_figure(analysis)
     shown = [text.get_text() for text in figure.findobj(Text)]
     assert "not identified" in shown
-    assert not any(f"{lost[0]['params']['alpha']:.3g}" in text for text in shown)
+    assert "1 of 2 are not identified" in " ".join(figure.texts[0].get_text().split())
+    assert not any(f"{lost['params']['alpha']:.3g}" in text for text in shown)
 
 
 def test_numbers_that_could_not_be_computed_leave_figures_without_nan_or_none(two: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ FIGURE = "curves"  # the static figure in whose place the interactive one stands
 
 def interactive_figures(analysis: Directory) -> tuple[str, dict[str, str]]:
     """HTML for the head of the page, and fragments by the name of the figure that each replaces on a screen."""
-    axes = _axes(analysis)
+    axes = [] if analysis.sweep_table("results.csv").empty else _axes(analysis)
     if not axes:
         return "", {}
     laws = _laws(analysis, axes)
