@@ -24,7 +24,8 @@ def main() -> None:
         label = f"{rule}, {width}x{depth}"
         axis.plot(line["lr"], line["loss"], form, ms=4, color=colour, alpha=1 if width > 128 else 0.45, label=label)
     axis.axvline(tuned, color=GREY, lw=0.8, ls=":")
-    log_axis(axis.xaxis, runs["lr"].min() / 1.15, runs["lr"].max() * 1.15, as_counts=False)
+    rates = pd.concat([base, runs])["lr"]
+    log_axis(axis.xaxis, rates.min() / 1.15, rates.max() * 1.15, as_counts=False)
     axis.set_xlabel("optim.lr (dotted: the best of the base)")
     axis.set_ylabel("validation loss (nats per token)")
     axis.legend(frameon=False, fontsize=8)
