@@ -28,7 +28,7 @@ def main() -> None:
     log_axis(axis.xaxis, rates.min() / 1.15, rates.max() * 1.15, as_counts=False)
     axis.set_xlabel("optim.lr (dotted: the best of the base)")
     axis.set_ylabel("validation loss (nats per token)")
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(edgecolor="none", framealpha=1, fontsize=8)
     figure.savefig(HERE / "lr_transfer.png", dpi=DPI)
 
 
