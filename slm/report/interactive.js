@@ -82,8 +82,9 @@ addEventListener("DOMContentLoaded", async () => {
       current = mark;
       card.hidden = ring.hidden = !mark;
       if (!mark) return;
-      const texts = Object.entries(JSON.parse(mark.series.name));
-      card.textContent = texts.map(([label, column]) => `${label}: ${mark.series.data_source.get(column)[mark.index]}`).join("\n");
+      const value = (column) => mark.series.data_source.get(column)[mark.index];
+      const known = Object.entries(JSON.parse(mark.series.name)).filter(([, column]) => value(column) !== "");
+      card.textContent = known.map(([label, column]) => `${label}: ${value(column)}`).join("\n");
       const isLeft = mark.x < figure.clientWidth / 2;
       card.style.left = isLeft ? `${mark.x + 14}px` : "auto";
       card.style.right = isLeft ? "auto" : `${figure.clientWidth - mark.x + 14}px`;

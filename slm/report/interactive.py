@@ -49,7 +49,8 @@ _STYLE = """
 }
 .interactive .switches { display: flex; flex-wrap: wrap; gap: .4rem 1.1rem; margin: 1rem 0 .4rem; font-size: .875rem; }
 .interactive .switches > * { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem .7rem; max-width: 100%; }
-.interactive select { max-width: 100%; font: inherit; color: inherit; background: var(--paper); }
+.interactive .switches > label { flex-wrap: nowrap; }
+.interactive select { min-width: 0; max-width: 20rem; font: inherit; color: inherit; background: var(--paper); }
 .interactive label { white-space: nowrap; max-width: 100%; overflow: hidden; }
 .interactive .plot { display: block; }
 .interactive [data-figure] { display: block; position: relative; } .interactive [hidden] { display: none; }
