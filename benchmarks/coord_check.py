@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
@@ -28,12 +27,13 @@ from torch import Tensor, nn
 from slm.composition.budget import model_config
 from slm.composition.resolvers import register
 from slm.model import Decoder, ModelConfig
+from slm.report.style import DPI, INK, PALETTE, log_axis, panels, style
 from slm.training.optim import OPTIMIZERS
 from slm.training.parametrization import make_rules, scale_initial_weights, with_multipliers
 
 ROOT = Path(__file__).parents[1]
 # Colour and line width: where two lines agree, the thinner one is drawn over the thicker one.
-STYLES = {"standard": ("tab:red", 4.0), "mup": ("tab:blue", 2.2), "completep": ("black", 0.9)}
+STYLES = {"standard": (PALETTE[1], 4.0), "mup": (PALETTE[0], 2.2), "completep": (INK, 0.9)}
 # Few ids, since only blocks are measured. The rate is lower than that of a run, since there is no warm-up.
 SMALL = ["model.vocab_size=256", "optim.lr=1e-3"]
 BASE = ["model.hidden_size=64", "model.num_heads=2", "model.num_kv_heads=1", "model.intermediate_size=192"]
@@ -153,28 +153,28 @@ def spread(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, options: argparse.Namespace, overrides: list[str]) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained", sharey=True)
-    styles = {"quarter": ":", "half": "--", "last": "-"}
-    averages = means(table)
-    for axis, along in zip(axes, ("width", "depth"), strict=True):
-        for name, (color, thickness) in STYLES.items():
-            for place, style in styles.items():
-                line = averages.query("along == @along and parametrization == @name and place == @place")
-                label = name if place == "last" else None
-                axis.plot(line[along], line["rms"], style, color=color, linewidth=thickness, label=label)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(getattr(options, along + "s"), [str(size) for size in getattr(options, along + "s")])
-        axis.set_yscale("log")
-        axis.set_xlabel(f"{along} (base {getattr(options, along + 's')[0]})")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("RMS of block outputs")
-    axes[0].legend(frameon=False)
     what = " ".join(overrides) or "default config"
-    figure.suptitle(
-        f"after {options.steps} steps, {what}: last block (solid), half (dashed) and quarter of the depth (dotted)",
-        fontsize=9,
-    )
-    figure.savefig(options.out.with_suffix(".png"), dpi=150)
+    title = f"RMS of block outputs after {options.steps} steps, {what}: "
+    title += "last block (solid), half (dashed) and quarter of the depth (dotted)"
+    dashes = {"quarter": ":", "half": "--", "last": "-"}
+    averages = means(table)
+    with style():
+        figure, axes = panels(2, title, ncols=2, width=4.4, height=3.2)
+        for axis, along in zip(axes, ("width", "depth"), strict=True):
+            for name, (colour, thickness) in STYLES.items():
+                for place, dash in dashes.items():
+                    line = averages.query("along == @along and parametrization == @name and place == @place")
+                    label = name if place == "last" else None
+                    axis.plot(line[along], line["rms"], dash, color=colour, lw=thickness, label=label)
+            sizes = getattr(options, along + "s")
+            log_axis(axis.yaxis, averages["rms"].min() / 1.2, averages["rms"].max() * 1.2, as_counts=False)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(sizes, labels=list(map(str, sizes)))
+            axis.set_xticks([], minor=True)
+            axis.set_xlabel(f"{along} (base {sizes[0]})")
+        axes[0].set_ylabel("RMS of block outputs")
+        axes[0].legend(frameon=False)
+        figure.savefig(options.out.with_suffix(".png"), dpi=DPI)
 
 
 if __name__ == "__main__":

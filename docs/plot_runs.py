@@ -4,26 +4,29 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
+from slm.report.style import DPI, Figure, colours, markers, panels, short_name, style, tick_label
 
-def main() -> None:
-    picture, *folders = sys.argv[1:]
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for folder in map(Path, folders):
-        result = json.loads((folder / "result.json").read_text())
+
+def draw(folders: list[Path]) -> Figure:
+    results = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    labels = [f"{short_name(result['name'])}: {result['val']['bits_per_byte']:.3f} bits per byte" for result in results]
+    title = f"Loss over tokens: validation (marks) and training (thin lines); {', '.join(labels)}"
+    names = [result["name"] for result in results]
+    figure, (axis,) = panels(1, title, ncols=1, width=6.8, height=3.6, families=names)
+    for name, folder in zip(names, folders, strict=True):
         rows = pd.read_csv(folder / "metrics.csv")
         trained, validated = rows.dropna(subset="train/loss"), rows.dropna(subset="val/loss")
-        label = f"{result['name']}: {result['val']['bits_per_byte']:.3f} bits/byte"
-        (line,) = axes.plot(validated["tokens"] / 1e6, validated["val/loss"], "o-", markersize=4, label=label)
-        axes.plot(trained["tokens"] / 1e6, trained["train/loss"], color=line.get_color(), alpha=0.35, linewidth=1)
-    axes.set(xlabel="training tokens (millions)", ylabel="loss (nats/token)")
-    axes.set_title("validation (dots) and training loss", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(picture, dpi=150)
+        colour = colours(names)[name]
+        axis.plot(trained["tokens"], trained["train/loss"], color=colour, alpha=0.4, lw=1)
+        axis.plot(validated["tokens"], validated["val/loss"], color=colour, marker=markers(names)[name], ms=4, lw=1.5)
+    axis.set(xlabel="training tokens", ylabel="loss (nats per token)")
+    axis.xaxis.set_major_formatter(lambda value, _: tick_label(value) if value else "0")
+    return figure
 
 
 if __name__ == "__main__":
-    main()
+    picture, *names = sys.argv[1:]
+    with style():
+        draw([Path(name) for name in names]).savefig(picture, dpi=DPI)

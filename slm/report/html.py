@@ -110,6 +110,9 @@ def _plain(text: str) -> str:
 def _data_uri(path: Path) -> str:
     """Return an image as a data URI. Ids inside an SVG then cannot clash with the ids of other figures."""
     path = next(candidate for candidate in (path.with_suffix(".svg"), path) if candidate.exists())
+    if path.suffix == ".svg" and "'" not in (text := path.read_text(encoding="utf-8")):
+        text = " ".join(text.split()).replace("%", "%25").replace("#", "%23").replace('"', "'")
+        return f"data:image/svg+xml,{html.escape(text, quote=False)}"  # three quarters of the size of base64
     return f"data:{_MIME_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from slm.runtime.files import write_atomically
 from slm.runtime.pool import map_in_processes
-from slm.runtime.words import count
+from slm.runtime.words import count, is_number
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -33,10 +34,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY, PALE, INK = "#8C8C8C", "#D9D9D9", "#222222"
 DPI = 160
 MAX_NAME_CHARACTERS = 24
+MAX_TICK_CHARACTERS = 6
 TITLE_CHARACTERS_PER_INCH = 10.6
 LEGEND_ROW_INCHES = 0.19  # height of a row in the legend: 9 points of text, and half as much space
 TICK_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), np.arange(1, 10, 0.5), np.arange(1, 10, 0.1))
 """Sets of ticks within a decade, coarse to fine; an axis uses the first set that gives it three ticks."""
+_SVG_SURPLUS = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|(?<=>)\s+(?=<)", re.DOTALL)
+_SVG_PLACES = re.compile(r'(?<= d=")[^"]*| [xy]="[^"]*"|translate\([^)]*\)')  # what has six decimals
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -133,35 +137,53 @@ def panels(
     ncols: int,
     width: float = 3.7,
     height: float = 2.9,
+    lead_height: float = 0.0,
     margins: Margins | None = None,
     families: Sequence[str] = (),
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels in up to `ncols` columns; each is `width` by `height` inches, margins included."""
-    ncols = min(ncols, num_panels)
-    margins = margins or Margins()
+    """Return a figure with panels in up to `ncols` columns; each is `width` by `height` inches, margins included.
+
+    With `lead_height`, one more panel of this height and as wide as the figure comes first.
+    """
     num_rows = math.ceil(num_panels / ncols)
-    figure, head_height = blank_figure(title, max(5.2, ncols * width), num_rows * height, families)
-    axes_width = width - margins.left - margins.right
-    axes_height = height - margins.top - margins.bottom
+    ncols = math.ceil(num_panels / num_rows)  # four panels in up to three columns: two rows of two
+    margins = margins or Margins()
+    total_width = max(5.2, ncols * width)
+    figure, head_height = blank_figure(title, total_width, lead_height + num_rows * height, families)
+    side, ends = margins.left + margins.right, margins.top + margins.bottom  # inches of a panel that are no axes
     axes = []
+    if lead_height:
+        top = head_height + margins.top
+        axes.append(axes_at(figure, margins.left, top, total_width - side, lead_height - ends))
     for index in range(num_panels):
         row, column = divmod(index, ncols)
-        left, top = column * width + margins.left, head_height + row * height + margins.top
-        axes.append(axes_at(figure, left, top, axes_width, axes_height))
+        left, top = column * width + margins.left, head_height + lead_height + row * height + margins.top
+        axes.append(axes_at(figure, left, top, width - side, height - ends))
     return figure, axes
+
+
+def label_left(axes: Sequence[Axes], label: str) -> None:
+    """Write the label of the y axis beside each panel at the left edge of the figure."""
+    edge = min(axis.get_position().x0 for axis in axes)
+    for axis in axes:
+        if axis.get_position().x0 < edge + 1e-6:
+            axis.set_ylabel(label)
 
 
 def log_axis(axis: Any, low: float, high: float, *, as_counts: bool = True) -> None:
     """Make an axis logarithmic from `low` to `high`, with a few ticks; see `tick_label` for `as_counts`."""
     letter = axis.axis_name  # x or y
     axis.axes.set(**{f"{letter}scale": "log"})
-    ticks = _ticks(low, high)
-    axis.set_ticks(ticks, labels=[tick_label(t, as_counts=as_counts) for t in ticks])
+    ticks = log_ticks(low, high)
+    labels = [tick_label(tick, as_counts=as_counts) for tick in ticks]
+    if letter == "x" and max(map(len, labels)) > MAX_TICK_CHARACTERS and len(ticks) > 3:  # labels such as 1.5×10¹³
+        ticks, labels = ticks[::2], labels[::2]
+    axis.set_ticks(ticks, labels=labels)
     axis.set_ticks([], minor=True)
     axis.axes.set(**{f"{letter}lim": (low, high)})
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Return three to seven round numbers in a range, about evenly spaced on a log axis."""
     decades = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in TICK_STEPS:
@@ -194,6 +216,20 @@ def draw_law(axis: Axes, x: np.ndarray, y: np.ndarray, is_inside: np.ndarray, co
 def plot_runs(axis: Axes, x: Any, y: Any, colour: str, marker: str) -> None:
     """Draw runs as small markers with a white edge."""
     axis.plot(x, y, ls="", marker=marker, ms=3.6, mfc=colour, mec="white", mew=0.4)
+
+
+def draw_interval(
+    axis: Axes, ends: Sequence[Any], at: float, limits: Sequence[float], *, vertical: bool = False, **line: Any
+) -> None:
+    """Draw an interval, along x unless `vertical`. An end that is open or beyond `limits` is an arrow at the limit."""
+    low, high = limits
+    is_cut = [not is_number(ends[0]) or ends[0] < low, not is_number(ends[1]) or ends[1] > high]
+    shown = [limit if cut else end for end, limit, cut in zip(ends, limits, is_cut, strict=True)]
+    places = ([at, at], shown) if vertical else (shown, [at, at])
+    axis.plot(*places, **{"lw": 1.5, "solid_capstyle": "butt", **line})
+    for x, y, cut, arrow in zip(*places, is_cut, "v^" if vertical else "<>", strict=True):
+        if cut:
+            axis.plot(x, y, marker=arrow, ms=4, mew=0, color=line["color"], clip_on=False)
 
 
 def text_beside(axis: Axes, y: float, text: str, *, x: float = 1.01, size: float = 7, **text_style: Any) -> None:
@@ -244,6 +280,17 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # for names in scripts that the font lacks
             figure.savefig(buffer, format=kind, facecolor="white", **options)
-        write_atomically(folder / f"{name}.{kind}", buffer.getvalue())
+        content = buffer.getvalue()
+        write_atomically(folder / f"{name}.{kind}", _without_surplus(content) if kind == "svg" else content)
         paths.append(folder / f"{name}.{kind}")
     return paths
+
+
+def _without_surplus(svg: bytes) -> bytes:
+    """Return an SVG without comments and metadata, with places to a hundredth of a point: a quarter is saved."""
+
+    def shortened(match: re.Match[str]) -> str:
+        return re.sub(r"(\.\d\d)\d+", r"\1", re.sub(r"\s*([A-Zz])\s*", r"\1", match[0]))
+
+    text = _SVG_PLACES.sub(shortened, _SVG_SURPLUS.sub("", svg.decode()))
+    return text.replace("DejaVuSans-Bold-", "b").replace("DejaVuSans-", "s").encode()  # the ids of letters

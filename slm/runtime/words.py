@@ -199,3 +199,8 @@ def duration(seconds: float) -> str:
     if seconds < 48 * 3600:
         return f"{timedelta(seconds=int(seconds))} h"
     return f"{seconds / 86400:,.1f} days"
+
+
+def shape_text(width: Any, depth: Any) -> str:
+    """Write the shape of a model, width x depth: `144x9`."""
+    return f"{width:.0f}x{depth:.0f}" if is_number(width) and is_number(depth) else NO_VALUE

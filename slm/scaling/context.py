@@ -18,7 +18,7 @@ from slm.scaling.sample import column_of, missing_columns
 from slm.scaling.selection import MAX_RELATIVE_MISFIT, ByLaw
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
-from slm.scaling.tables.columns import is_complete
+from slm.scaling.tables.columns import cell_means, is_complete
 
 
 def context(table: Table, fitted: ByLaw, settings: Settings, target: str, size: str, entries: list[Entry]) -> Entry:
@@ -240,13 +240,15 @@ def target_entries(table: Table, fitted: ByLaw, settings: Settings, target: str,
 
 
 def pareto_entries(table: Table, target: str, size: str) -> list[Entry]:
-    """Return the Pareto fronts of the target against N, FLOPs and speed, where the table has these columns."""
+    """Return the Pareto fronts of the target against N, FLOPs and speed, where the table has these columns.
+
+    A point is a cell with the means over its seeds: the luckiest of several seeds would be on the front by luck.
+    """
     fronts = []
-    frame = table.frame
     for column, sign in ((size, 1), ("flops", 1), ("tokens_per_second", -1)):  # -1: larger values are better
-        if is_complete(frame, column) and frame[column].nunique() > 1:
-            is_best = pareto_front(frame[[target, column]].to_numpy(float) * (1, sign))
-            front = frame[is_best].sort_values(column)
-            names = [name for name in ("family", "name", "run_id", column, target) if name in front]
-            fronts.append({"against": column, "front": front[names].to_dict("records")})
+        if is_complete(table.frame, column) and table.frame[column].nunique() > 1:
+            cells = cell_means(table.frame, column, target)
+            is_best = pareto_front(cells[[target, column]].to_numpy(float) * (1, sign))
+            front = cells[is_best].sort_values(column)
+            fronts.append({"against": column, "front": front.to_dict("records")})
     return fronts

@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,15 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from slm.analysis.report.compute import pareto_figure
 from slm.analysis.report.curves import _points, curves_figure
+from slm.analysis.report.diagnostics import residuals_figure
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.exponents import exponents_figure
 from slm.analysis.report.isoflop import isoflop_figure
 from slm.analysis.report.page import FIGURES, draw_figures, write_report
+from slm.analysis.report.predictions import doubling_figure
+from slm.analysis.report.selection import extrapolation_figure
 from slm.report.style import colours, log_axis, markers, panels, save, short_name, style, tick_label
 from tests.analysis.analysed import changed, read, without_numbers, write
 from tests.scaling.samples import plain_law
@@ -100,15 +106,112 @@ def test_curves_of_families_share_axes_only_where_other_variables_are_held_alike
             assert len(curves_figure(Directory.read(folder)).axes) == number
 
 
-def test_an_exponent_that_is_not_identified_is_labelled_and_never_written_out(one: Path) -> None:
-    analysis = Directory.read(one)
-    lost = [entry for entry in analysis.entries(law="power_floor") if not entry["identified"]]
-    assert lost
+def test_the_intervals_drawn_are_those_that_the_title_counts(two: Path) -> None:
+    """A mark is full if its own interval holds the measured value, 0; the full marks are as many as the title says."""
+    with style():
+        figure = extrapolation_figure(Directory.read(two))
+    full = drawn_marks = 0
+    for axis in figure.axes:
+        bars = [line for line in axis.get_lines() if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
+        marks = [line for line in axis.get_lines() if len(line.get_xdata()) == 1 and line.get_marker() not in "^v<>"]
+        marks += [line for line in axis.get_lines() if line.get_marker() == "^" and line.get_markersize() > 4]
+        for bar in bars:
+            (mark,) = (mark for mark in marks if mark.get_xdata()[0] == bar.get_xdata()[0])
+            low, high = bar.get_ydata()
+            is_full = mark.get_markerfacecolor() != "white"
+            assert is_full == (low <= 0 <= high)
+            full, drawn_marks = full + is_full, drawn_marks + 1
+    assert f": {full} of {drawn_marks} results" in " ".join(figure.texts[0].get_text().split())
+
+
+def test_the_gain_of_doubling_is_drawn_as_a_difference_of_losses_with_its_interval(two: Path) -> None:
+    """By the law's own formula, A N^-alpha - A (2N)^-alpha; and no gain exceeds the loss itself."""
+    analysis = Directory.read(two)
+    with style():
+        (axis,) = doubling_figure(analysis).axes
+    marks = [line for line in axis.get_lines() if len(line.get_xdata()) == 1]
+    heights = np.array([line.get_ydata()[0] for line in marks if line.get_marker() not in ("x", "v", "<", ">")])
+    for entry in analysis.verdict_fits:
+        N = np.array(entry["doubling"]["x"])
+        values = {"N": N, "D": N}
+        gains = plain_law(entry["law"], entry["params"], values)
+        gains = gains - plain_law(entry["law"], entry["params"], {"N": 2 * N, "D": N})
+        assert all(abs(heights - gain).min() < 1e-6 for gain in gains)
+    assert heights.max() < analysis.results["loss"].min()
+
+
+def test_each_family_has_its_own_band_of_residuals(two: Path) -> None:
+    analysis = Directory.read(two)
+    with style():
+        figure = residuals_figure(analysis)
+    assert len(figure.axes) == len(analysis.families)
+    for axis, entry in zip(figure.axes, analysis.verdict_fits, strict=True):
+        (band,) = axis.patches
+        assert band.get_height() == pytest.approx(400 * entry["sigma_log"])
+        assert list(axis.get_lines()[1].get_ydata()) == [100 * residual for residual in entry["points"]["residual"]]
+
+
+def test_the_forest_of_the_verdict_shows_its_exponents_on_a_scale_of_their_own(two: Path) -> None:
+    analysis = Directory.read(two)
+    with style():
+        (first,) = exponents_figure(analysis).axes
+    assert first.get_title(loc="left").startswith(f"{analysis.verdict_basis['law']}: exponent of loss in N")
+    assert [label.get_text() for label in first.get_yticklabels()] == [short_name(name) for name in analysis.families]
+    highest = max(entry["ci95"]["alpha"][1] for entry in analysis.verdict_fits)
+    assert highest < first.get_xlim()[1] < 1.6 * highest
+
+
+def test_pareto_fronts_are_steps_through_means_over_seeds(two: Path) -> None:
+    analysis = Directory.read(two)
+    with style():
+        figure = pareto_figure(analysis)
+    means = set(analysis.results.groupby("cell")["loss"].mean())
+    for axis in figure.axes:
+        (steps,) = (line for line in axis.get_lines() if line.get_drawstyle() != "default")
+        assert set(steps.get_ydata()) <= means
+        # Each step stands at the losses of a front: none is reached with less.
+        order = -1 if "per second" in axis.get_xlabel() else 1
+        assert list(steps.get_ydata())[::order] == sorted(steps.get_ydata(), reverse=True)
+
+
+def texts_of(figure: Figure) -> Iterator[Text]:
+    """Every text that is drawn: not the labels of ticks beyond the limits of an axis, which matplotlib keeps."""
+    yield from figure.texts
+    for axes in figure.axes:
+        yield from (axes.xaxis.label, axes.yaxis.label, axes._left_title, *axes.texts)
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            yield from (tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high)
+    for legend in [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]:
+        yield from legend.get_texts()
+
+
+def test_no_text_is_cut_off_and_none_covers_another(each: Path) -> None:
+    analysis = Directory.read(each)
+    for name, figure_of in FIGURES.items():
+        with style():
+            figure = figure_of(analysis)
+            if figure is None:
+                continue
+            figure.canvas.draw()
+        boxes = [(text.get_text(), text.get_window_extent()) for text in texts_of(figure) if text.get_text().strip()]
+        for text, box in boxes:
+            is_inside = min(box.x0, box.y0) >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+            assert is_inside, (name, text)
+        for (text, box), (other, other_box) in combinations(boxes, 2):
+            assert not box.shrunk(0.9, 0.6).overlaps(other_box), (name, text, other)
+
+
+def test_an_exponent_that_is_not_identified_is_labelled_and_never_written_out(two: Path) -> None:
+    analysis = Directory.read(two)
+    lost = analysis.verdict_fits[0]
+    lost |= {"identified": False, "not_identified": ["alpha"]}
     with style():
         figure = exponents_figure(analysis)
     shown = [text.get_text() for text in figure.findobj(Text)]
     assert "not identified" in shown
-    assert not any(f"{lost[0]['params']['alpha']:.3g}" in text for text in shown)
+    assert "1 of 2 are not identified" in " ".join(figure.texts[0].get_text().split())
+    assert not any(f"{lost['params']['alpha']:.3g}" in text for text in shown)
 
 
 def test_numbers_that_could_not_be_computed_leave_figures_without_nan_or_none(two: Path, tmp_path: Path) -> None:
@@ -137,7 +240,7 @@ def test_an_analysis_that_computed_nothing_draws_what_is_left(each: Path, tmp_pa
     for name in ("fits", "comparison"):
         write(tmp_path, name, without_numbers(read(each, name)))
     shutil.copy(each / "results.csv", tmp_path)
-    assert {path.stem for path in draw_figures(tmp_path)} <= {"exponents"}
+    assert {path.stem for path in draw_figures(tmp_path)} <= {"exponents", "other_exponents"}
 
 
 def test_a_family_keeps_its_colour_no_two_of_seven_share_one_or_a_mark_and_no_two_of_twenty_share_both() -> None:
@@ -164,7 +267,7 @@ def test_a_log_axis_of_any_span_has_a_few_ticks_inside_it(span: float) -> None:
 def test_importing_figures_and_report_loads_no_matplotlib_and_drawing_no_pyplot(one: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from slm.analysis.report.page import draw_figures;"
-        "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules;"
+        "assert not {'matplotlib', 'torch', 'bokeh'} & {*sys.modules};"
         f"draw_figures(Path({str(one)!r})); assert 'matplotlib.pyplot' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

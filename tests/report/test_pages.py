@@ -80,9 +80,9 @@ def test_dark_readers_get_a_dark_page_and_dark_figures(pages: dict[str, Path], b
 
 def test_a_click_enlarges_a_figure_on_a_narrow_screen(pages: dict[str, Path], browser: Browser) -> None:
     browser.open(pages["sweep"], width=420)
-    width = "return document.querySelector('.figure img').getBoundingClientRect().width"
+    width = "return document.querySelector('.figure:not(.static) img').getBoundingClientRect().width"
     fitted = browser.run(width)
-    browser.run("document.querySelector('.figure').click()")
+    browser.run("document.querySelector('.figure:not(.static)').click()")
     assert fitted < 420 < browser.run(width)
     assert browser.run("return document.documentElement.scrollWidth") <= 420
 

@@ -82,6 +82,15 @@ def test_fronts_of_columns_know_which_way_is_better() -> None:
     assert [row["params_total"] for row in fronts["params_total"]] == [2e6, 5e6]
 
 
+def test_a_front_compares_means_over_seeds_so_that_no_lucky_seed_is_on_it() -> None:
+    """The smaller cell has the best and the worst run; its mean, 2.5, is above the 2.4 of the larger one's mean."""
+    columns = {"params_total": [1e6, 1e6, 2e6, 2e6], "loss": [2.2, 2.8, 2.3, 2.5], "seed": [1, 2, 1, 2], "width": 64}
+    table = table_from_frame(pd.DataFrame(columns | {"family": "one", "tokens": 1e9, "depth": 4}))
+    front = pareto_entries(table, "loss", "params_total")[0]
+    assert [(row["params_total"], row["loss"]) for row in front["front"]] == [(1e6, 2.5), (2e6, 2.4)]
+    assert {(row["family"], row["width"], row["depth"], row["runs"]) for row in front["front"]} == {("one", 64, 4, 2)}
+
+
 def test_the_flops_to_reach_a_loss_under_laws_in_compute_invert_them() -> None:
     assert flops_to_reach("power_C", {"A": 30.0, "alpha": 0.05}, 30.0 * 1e19**-0.05) == pytest.approx(1e19)
     floor = {"E": 1.7, "A": 2000.0, "alpha": 0.17}

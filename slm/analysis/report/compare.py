@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.paired import difference
 from slm.report.markdown import VISIBLE_ROWS, Columns, Section, bullets, folded, folded_if_long, table, table_by_column
-from slm.report.style import INK, PALETTE, Axes, Figure, Margins, panels, short_name, text_beside
+from slm.report.style import INK, PALETTE, Axes, Figure, Margins, draw_interval, panels, short_name, text_beside
 from slm.runtime.words import (
     LOSS_NAMES,
     NO_VALUE,
@@ -50,7 +50,11 @@ def comparison_section(analysis: Directory) -> Section:
         + (f" Left out, because their fits failed or an exponent is not identified: {left_out}." if left_out else ""),
         _equality_test(comparison),
         _pair_table(comparison),
-        analysis.figure("differences", "Differences of exponents between families, from separate fits of each family."),
+        analysis.figure(
+            "differences",
+            f"Differences of exponents with {analysis.level:.0%} intervals (not adjusted), from separate fits of each "
+            "family. Arrows: the interval is open.",
+        ),
         _model_table(comparison),
         _models_explained(comparison),
         bullets(_efficiency(comparison, analysis.level)),
@@ -226,8 +230,8 @@ def differences_figure(analysis: Directory) -> Figure | None:
     max_p = 1 - analysis.level
     num_significant = sum(_is_significant(row, max_p) for row in rows)
     title = f"Differences of exponents: {num_significant or 'none'} of {len(rows)} differ from zero (Holm-adjusted)"
-    margins = Margins(left=max(1.8, 0.2 + 0.075 * max(len(_label(row)) for row in rows)), right=1.2)
-    width, height = 4.8 + margins.left, 0.8 + 0.3 * max(map(len, groups.values()))
+    margins = Margins(left=max(1.8, 0.2 + 0.075 * max(len(_label(row)) for row in rows)), right=2.8)
+    width, height = 6.4 + margins.left, 0.8 + 0.3 * max(map(len, groups.values()))
     figure, axes = panels(len(groups), title, ncols=1, width=width, height=height, margins=margins)
     for axis, (name, group) in zip(axes, groups.items(), strict=True):
         _draw_differences(axis, group, max_p)
@@ -240,12 +244,11 @@ def _draw_differences(axis: Axes, rows: list[Entry], max_p: float) -> None:
     edge = 1.08 * max(abs(end) for end in ends if is_number(end))
     axis.axvline(0, color=INK, lw=0.8)
     for y, row in enumerate(rows):
-        low = row["ci_low"] if is_number(row["ci_low"]) else -edge
-        high = row["ci_high"] if is_number(row["ci_high"]) else edge
         colour = PALETTE[1] if _is_significant(row, max_p) else PALETTE[0]
-        axis.plot([low, high], [y, y], color=colour, lw=1.6)
+        draw_interval(axis, (row["ci_low"], row["ci_high"]), y, (-edge, edge), color=colour)
         axis.plot(row["delta"], y, "o", color=colour, ms=5)
-        text_beside(axis, y, f"Holm p {p_value(row['p_adjusted'], with_equals=True)}", x=1.02, size=8)
+        p = f"Holm p {p_value(row['p_adjusted'], with_equals=True)}"
+        text_beside(axis, y, f"{difference(row)}, {p}", x=1.02, size=8)
     axis.set_yticks(range(len(rows)), labels=[_label(row) for row in rows])
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(rows) - 0.4, -0.6)

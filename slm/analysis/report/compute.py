@@ -5,9 +5,19 @@ from __future__ import annotations
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.isoflop import isoflop_blocks
 from slm.report.markdown import Columns, Section, folded, table_by_column
-from slm.report.style import INK, Axes, Figure, log_axis, panels, short_name
-from slm.runtime.words import axis_name, count, escape_markdown, format_number, is_number, join_names
+from slm.report.style import INK, Axes, Figure, label_left, log_axis, panels, short_name
+from slm.runtime.words import (
+    NO_VALUE,
+    axis_name,
+    count,
+    escape_markdown,
+    format_number,
+    is_number,
+    join_names,
+    shape_text,
+)
 from slm.scaling.describe import Entry, family_name
+from slm.scaling.tables.columns import cell_means
 
 MAX_RATIO_OF_LAWS = 2.0
 """If the answers of two laws differ by a larger factor, the report says that the laws contradict each other."""
@@ -28,11 +38,15 @@ def compute_section(analysis: Directory) -> Section | None:
     )
     fronts = analysis.comparison["pareto"]
     if fronts:
-        caption = "Large marks: on the front. Runs that differ by less than the scatter between seeds are equally good."
+        caption = (
+            "Marks: means over the seeds of a cell; large: on the front. Steps: the best result that was reached. "
+            "Cells that differ by less than the scatter between seeds are equally good."
+        )
         section.add(
-            "**Pareto fronts.** A run is on a front if no other run is better in both quantities.",
+            "**Pareto fronts.** A cell is on a front if no other cell is better in both quantities, by the means over "
+            "its seeds.",
             analysis.figure("pareto", caption),
-            folded("Runs on the fronts", "\n\n".join(_front_table(analysis, front) for front in fronts)),
+            folded("Cells on the fronts", "\n\n".join(_front_table(analysis, front) for front in fronts)),
         )
     return section if section.blocks else None
 
@@ -109,7 +123,9 @@ def _remark(row: Entry) -> str:
 def _front_table(analysis: Directory, front: Entry) -> str:
     target, column = analysis.verdict_basis["target"], front["against"]
     columns: Columns = {
-        "run": lambda row: escape_markdown(row["family"] + (f", {row['name']}" if row.get("name") else "")),
+        "family": family_name,
+        "shape": lambda row: shape_text(row.get("width"), row.get("depth")),
+        "runs": lambda row: str(row.get("runs", NO_VALUE)),
         _label(column): lambda row: format_number(row[column], 3) if column in FRONT_LABELS else count(row[column]),
         analysis.target_name: lambda row: format_number(row[target]),
     }
@@ -121,33 +137,36 @@ def _label(column: str) -> str:
 
 
 def pareto_figure(analysis: Directory) -> Figure | None:
-    """The target against N, FLOPs and speed, with large marks for the runs on each front."""
+    """The target against N, FLOPs and speed, means over seeds, with large marks and steps for each front."""
     fronts = [front for front in analysis.comparison["pareto"] if front["against"] in analysis.results]
     fronts = [front for front in fronts if all(is_number(row[front["against"]]) for row in front["front"])]
     if not fronts:
         return None
     names = list(dict.fromkeys(short_name(row["family"]) for front in fronts for row in front["front"]))
     families = "every family" if len(names) == len(analysis.families) > 1 else join_names(names)
-    title = f"Pareto fronts: runs of {families} that no other run beats in both quantities"
-    figure, axes = panels(len(fronts), title, ncols=3, width=3.15, height=2.7, families=analysis.families)
+    title = f"Pareto fronts: cells of {families} that no other cell beats in both quantities"
+    figure, axes = panels(len(fronts), title, ncols=3, width=3.15, height=2.9, families=analysis.families)
     for axis, front in zip(axes, fronts, strict=True):
         _draw_front(axis, analysis, front, analysis.verdict_basis["target"])
-    axes[0].set_ylabel(analysis.target_label)
+    label_left(axes, analysis.target_label)
     return figure
 
 
 def _draw_front(axis: Axes, analysis: Directory, front: Entry, target: str) -> None:
     column = front["against"]
-    for family in analysis.families:
-        rows = analysis.family_rows(family)
+    cells = cell_means(analysis.results, column, target)
+    for family, rows in cells.groupby("family", sort=False):
         axis.plot(rows[column], rows[target], ls="", marker=analysis.marker(family), ms=3.5, alpha=0.45,
                   color=analysis.colour(family), mew=0)  # fmt: skip
-    on_front = sorted(front["front"], key=lambda row: row[column])
-    axis.plot([row[column] for row in on_front], [row[target] for row in on_front], color=INK, lw=1, alpha=0.7)
-    for row in on_front:
+    rising = sorted(front["front"], key=lambda row: row[column])
+    # More speed is better, so the best result at a speed or more is that of the next faster cell on the front.
+    steps = "steps-pre" if column == "tokens_per_second" else "steps-post"
+    axis.plot([row[column] for row in rising], [row[target] for row in rising], color=INK, lw=1, drawstyle=steps,
+              zorder=1.5)  # fmt: skip
+    for row in rising:
         axis.plot(row[column], row[target], marker=analysis.marker(row["family"]), ms=5.5,
                   color=analysis.colour(row["family"]), mec=INK)  # fmt: skip
-    x, y = analysis.results[column].to_numpy(float), analysis.results[target].to_numpy(float)
+    x, y = cells[column], cells[target]
     log_axis(axis.xaxis, x.min() / 1.2, x.max() * 1.2, as_counts=column != "flops")
     log_axis(axis.yaxis, y.min() / 1.03, y.max() * 1.03)
     axis.set_xlabel(_label(column))

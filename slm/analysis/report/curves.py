@@ -1,16 +1,14 @@
-"""The section on the fits on which the verdict is based, with its figures: curves, residuals, profile likelihoods."""
+"""The figure of the curves on which the verdict is based."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-from scipy import stats
 
 from slm.analysis.report.directory import Directory
-from slm.report.markdown import Section
-from slm.report.style import GREY, INK, Axes, Figure, Margins, draw_law, log_axis, panels, plot_runs, short_name
-from slm.runtime.words import TARGET_UNITS, amount, axis_name, format_number, interval, is_number, percent, plural
+from slm.report.style import GREY, Axes, Figure, draw_law, label_left, log_axis, panels, plot_runs, short_name
+from slm.runtime.words import TARGET_UNITS, amount, axis_name, format_number, interval
 from slm.scaling.describe import Entry, has_complete_lists, is_identified
 from slm.scaling.sample import column_of
 
@@ -18,18 +16,8 @@ MAX_REFERENCE_RATIO = 2.0
 """A published law that differs from the fit by a larger factor is not drawn, because it would flatten the curves."""
 
 
-def curves_section(analysis: Directory) -> Section:
-    """The figures of the fits that are not on the first screen."""
-    residuals = "Residuals above 0 lie above the law. A pattern in all families is an effect that the law lacks."
-    profiles = "|t| of each value, with all other parameters refitted. In the interval, |t| is below the dotted line."
-    return Section("Residuals and profiles").add(
-        analysis.figure("residuals", residuals),
-        analysis.figure("profiles", profiles),
-    )
-
-
 def curves_figure(analysis: Directory) -> Figure | None:
-    """Points and fitted curves: one panel per family with bands, and one with all families if they are comparable."""
+    """Points and fitted curves: a large panel with all families if they are comparable, and bands in one per family."""
     entries = [entry for entry in analysis.verdict_fits if has_complete_lists(entry.get("curve"), "x", "centre")]
     entries = [entry for entry in entries if has_complete_lists(entry.get("points"), "value", "residual")]
     if not entries:
@@ -40,8 +28,10 @@ def curves_figure(analysis: Directory) -> Figure | None:
     num_shared_panels = 1 if several_families and same_held_values else 0
     width, height = (3.15, 2.7) if several_families else (6.8, 4.2)
     title = _title(analysis, entries, same_held_values)
-    num_panels = num_shared_panels + len(entries)
-    figure, axes = panels(num_panels, title, ncols=3, width=width, height=height, families=analysis.families)
+    figure, axes = panels(
+        len(entries), title, ncols=3, width=width, height=height, lead_height=3.9 * num_shared_panels,
+        families=analysis.families,
+    )  # fmt: skip
     for axis, entry in zip(axes[num_shared_panels:], entries, strict=True):
         _draw_bands(axis, analysis, entry)
         _draw_line_and_points(axis, analysis, entry)
@@ -70,7 +60,7 @@ def _title(analysis: Directory, entries: list[Entry], same_held_values: bool) ->
         value = f" = {format_number(first['params'][name])} {interval(first['ci95'][name])}"
         outcome = value if is_identified(first, name) else " not identified"
         title = f"{target} of {short_name(first['family'])} against {variable}: {name}{outcome}"
-    title += f", under {_verdict_equation(analysis)}"
+    title += f", under {verdict_equation(analysis)}"
     moved_to = held_values if same_held_values else "values that differ by family, so compare only slopes"
     return f"{title} (points moved along the law to {moved_to})" if held_values else title
 
@@ -81,7 +71,8 @@ def _held_values(entry: Entry) -> str:
     return ", ".join(f"{variable} = {amount(variable, value)}" for variable, value in values.items())
 
 
-def _verdict_equation(analysis: Directory) -> str:
+def verdict_equation(analysis: Directory) -> str:
+    """The equation of the verdict's law, on one line wherever a title is wrapped."""
     return analysis.equation(analysis.verdict_basis["law"]).replace(" ", "\u00a0")  # no-break spaces
 
 
@@ -178,96 +169,4 @@ def _set_same_limits(axes: list[Axes], analysis: Directory, entries: list[Entry]
         log_axis(axis.xaxis, x.min(), x.max(), as_counts=variable != "C")
         log_axis(axis.yaxis, np.nanmin(y) / 1.04, np.nanmax(y) * 1.04)
         axis.set_xlabel(axis_name(variable, basis["size"]))
-    for axis in axes[::3]:
-        axis.set_ylabel(TARGET_UNITS[basis["target"]])
-
-
-def residuals_figure(analysis: Directory) -> Figure | None:
-    """Log residuals against each variable of the law that is not constant."""
-    entries = [entry for entry in analysis.verdict_fits if has_complete_lists(entry.get("points"), "value", "residual")]
-    if not entries:
-        return None
-    values_by_variable: dict[str, np.ndarray] = {}
-    for variable in entries[0]["variables"]:
-        if variable in entries[0]["points"]:
-            values = np.concatenate([np.array(entry["points"][variable], float) for entry in entries])
-            if values.max() > values.min() * 1.001:  # otherwise the variable is constant
-                values_by_variable[variable] = values
-    one_family = len(entries) == 1
-    worst = max(entries, key=lambda entry: entry["rmse_log"] or 0.0)
-    rmse = percent(worst["rmse_log"])
-    rmse_text = rmse if one_family else f"at most {rmse}, largest for {short_name(worst['family'])}"
-    title = f"Residuals of {_verdict_equation(analysis)}: root mean square {rmse_text}"
-    width = 6.2 if len(values_by_variable) == 1 else 4.7
-    figure, axes = panels(len(values_by_variable), title, ncols=2, width=width, families=analysis.families)
-    sigmas = [entry["sigma_log"] for entry in entries if is_number(entry["sigma_log"])]
-    for axis, (variable, values) in zip(axes, values_by_variable.items(), strict=True):
-        if sigmas:
-            two_sigma = 200 * max(sigmas)  # percent
-            axis.axhspan(-two_sigma, two_sigma, color="#F3F3F3", lw=0, zorder=0)
-        axis.axhline(0, color=INK, lw=0.8)
-        for entry in entries:
-            family, points = entry["family"], entry["points"]
-            axis.plot(points[variable], 100 * np.array(points["residual"], float), ls="", ms=4, alpha=0.8,
-                      marker=analysis.marker(family), color=analysis.colour(family))  # fmt: skip
-        log_axis(axis.xaxis, values.min() / 1.15, values.max() * 1.15, as_counts=variable != "C")
-        axis.set_xlabel(analysis.axis_name(variable))
-    axes[0].set_ylabel("residual (%)")
-    if sigmas:
-        text = "grey: ±2 sigma" + ("" if one_family else " (of the family with the largest sigma)")
-        axes[-1].text(1, 1.01, text, ha="right", fontsize=7.5, color="#666666", transform=axes[-1].transAxes)
-    return figure
-
-
-def profiles_figure(analysis: Directory) -> Figure | None:
-    """|t| against each exponent of the law of the verdict and, for a power law, of the same law with a floor."""
-    main_law = analysis.verdict_basis["law"]
-    law_with_floor = main_law.replace("power", "power_floor")  # no fit has this name if the main law has a floor
-    profiles = [
-        (entry, name)
-        for law in dict.fromkeys([main_law, law_with_floor])
-        for entry in analysis.entries(law=law)
-        for name, profile in (entry.get("profiles") or {}).items()
-        if has_complete_lists(profile, "values") and sum(map(is_number, profile["t"])) > 2
-    ]
-    if not profiles:
-        return None
-    families = plural(len({entry["family"] for entry, _ in profiles}), "family", "families")
-    num_unidentified = sum(not is_identified(entry, name) for entry, name in profiles)
-    unidentified = f"{num_unidentified} of {len(profiles)} are not identified"
-    outcome = unidentified if num_unidentified else "every interval is bounded"
-    columns = min(4, len(profiles))
-    title = f"Profile likelihoods of exponents, {families}: {outcome}"
-    margins = Margins(left=0.5, right=0.15, top=0.45)
-    figure, axes = panels(len(profiles), title, ncols=columns, width=2.35, height=2.4, margins=margins)
-    for axis, (entry, name) in zip(axes, profiles, strict=True):
-        _draw_profile(axis, analysis, entry, name)
-    for axis in axes[::columns]:
-        axis.set_ylabel("|t|")
-    return figure
-
-
-def _draw_profile(axis: Axes, analysis: Directory, entry: Entry, name: str) -> None:
-    profile, identified = entry["profiles"][name], is_identified(entry, name)
-    colour = analysis.colour(entry["family"])
-    values, t = np.array(profile["values"], float), np.abs(np.array(profile["t"], float))
-    values, t = values[np.isfinite(t)], t[np.isfinite(t)]
-    critical = float(stats.t.ppf(0.5 + analysis.level / 2, max(1, entry["degrees_of_freedom"] or 1)))
-    shown = values[t <= 2 * critical]
-    low, high = entry["ci95"][name]
-    left = low if is_number(low) else shown.min()  # an open end is drawn up to where |t| is twice the critical value
-    right = high if is_number(high) else shown.max()
-    axis.axvspan(left, right, color=colour if identified else GREY, alpha=0.15, lw=0)
-    axis.plot(values, t, color=colour, lw=1.6, ls="-" if identified else "--")
-    axis.axhline(critical, color=INK, lw=0.8, ls=":")
-    axis.text(1, critical, f"{analysis.level:.0%}: {critical:.2f} ", ha="right", va="center", fontsize=7,
-              bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-              transform=axis.get_yaxis_transform())  # fmt: skip
-    axis.set_ylim(0, 2.2 * critical)
-    centre = float(values[np.argmin(t)])
-    reach = 1.6 * max(right - centre, centre - left, 1e-9)
-    axis.set_xlim(max(values.min(), centre - reach), min(values.max(), centre + reach))
-    axis.locator_params(axis="x", nbins=5)
-    outcome = f" {interval(entry['ci95'][name], 3)}" if identified else ": NOT IDENTIFIED"
-    axis.set_title(f"{short_name(entry['family'])}, {entry['law']}\n{name}{outcome}", fontsize=7.5)
-    axis.set_xlabel(f"{name} (exponent in {entry['variable_of'][name]})")
+    label_left(axes, TARGET_UNITS[basis["target"]])

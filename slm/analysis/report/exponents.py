@@ -10,7 +10,18 @@ import numpy as np
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.selection import fit_table
 from slm.report.markdown import VISIBLE_ROWS, Section, bullets, folded_if_long, table_by_column
-from slm.report.style import GREY, INK, Axes, Figure, Margins, axes_at, blank_figure, text_beside
+from slm.report.style import (
+    GREY,
+    INK,
+    Axes,
+    Figure,
+    Margins,
+    axes_at,
+    blank_figure,
+    draw_interval,
+    short_name,
+    text_beside,
+)
 from slm.runtime.words import (
     SIZE_IN_LABELS,
     TARGET_NAMES,
@@ -49,7 +60,11 @@ def exponents_section(analysis: Directory) -> Section:
             section.add(*_perplexity(analysis))
         else:
             section.add(_other_fits(f"Exponents of {TARGET_NAMES[target]}", analysis.entries(target=target)))
-    return section
+    caption = (
+        "The same for other laws, targets and counts of N. Compare only within a panel. A law without any identified "
+        "exponent is left out."
+    )
+    return section.add(analysis.figure("other_exponents", caption))
 
 
 def _other_fits(heading: str, entries: Sequence[Entry], visible: int = VISIBLE_ROWS // 2) -> str:
@@ -134,45 +149,67 @@ def _range_text(variable: str, ends: Sequence[float]) -> str:
 
 
 class Panel(NamedTuple):
-    """Exponents that may be compared, because they have the same target, variable and N."""
+    """Exponents that may be compared: of one law and variable, with the same target and N."""
 
     title: str
+    is_main: bool  # whether the verdict is about these exponents
     rows: list[tuple[Entry, str]]  # a fit, and the name of one of its exponents
-    references: list[tuple[str, float]]  # the name of a published law, and the exponent of `power` that it implies
+    references: list[tuple[str, float, bool]]
+    """The name of a published law, the exponent of `power` that it implies, whether its range has all runs."""
 
     @property
-    def height(self) -> float:
-        """Height in inches."""
-        num_laws = len({entry["law"] for entry, _ in self.rows})
-        return 0.17 * (len(self.rows) + 0.8 * num_laws + len(self.references))
+    def labels(self) -> list[str]:
+        """The labels of the rows, from top to bottom."""
+        return [*(short_name(entry["family"]) for entry, _ in self.rows), *(name for name, *_ in self.references)]
+
+
+COLUMN_INCHES = 5.2
+ROW_INCHES = 0.22
 
 
 def exponents_figure(analysis: Directory) -> Figure | None:
-    """Forest plot: one panel for each target and variable, stacked in two columns."""
-    panels = _panels(analysis)
-    if not panels:
-        return None
+    """A forest plot of the exponents on which the verdict is based: one panel for each variable of its law."""
+    panels = [panel for panel in _panels(analysis) if panel.is_main]
     rows = [row for panel in panels for row in panel.rows]
     num_unidentified = sum(not is_identified(entry, name) for entry, name in rows)
     unidentified = f": {num_unidentified} of {len(rows)} are not identified" if num_unidentified else ""
-    title = f"Exponents by law and variable{unidentified}. Compare only within a law and a panel"
-    margins = Margins(left=0.95 if len(analysis.families) > 1 else 1.45, right=1.4, bottom=0.4, top=0.35)
-    width = 6.0
-    column_heights = [0.0] * min(2, len(panels))  # inches; each panel is added to the shortest column
-    corners = []
+    title = f"Exponents under {analysis.verdict_basis['law']}, with {analysis.level:.0%} intervals{unidentified}"
+    return _forests(analysis, panels, title, 1)
+
+
+def other_exponents_figure(analysis: Directory) -> Figure | None:
+    """Forest plots of all other exponents: one panel for each law, variable and target with an identified exponent."""
+    panels = [panel for panel in _panels(analysis) if not panel.is_main]
+    panels = [panel for panel in panels if any(is_identified(entry, name) for entry, name in panel.rows)]
+    title = f"Exponents under other laws, or in another variable or target, with {analysis.level:.0%} intervals"
+    return _forests(analysis, panels, title, 2)
+
+
+def _forests(analysis: Directory, panels: list[Panel], title: str, max_columns: int) -> Figure | None:
+    """One panel below the other; with several columns, each panel is added to the shortest one."""
+    if not panels:
+        return None
+    left = 0.3 + 0.075 * max(len(label) for panel in panels for label in panel.labels)
+    margins = Margins(left=left, right=1.75, bottom=0.36, top=0.36)
+    column_heights = [0.0] * min(max_columns, len(panels))  # inches
+    places = []  # left and upper edge, and height of the axes
     for panel in panels:
         column = column_heights.index(min(column_heights))
-        corners.append((column * width + margins.left, column_heights[column] + margins.top))
-        column_heights[column] += margins.top + margins.bottom + panel.height
-    figure, head = blank_figure(title, width * len(column_heights), max(column_heights), analysis.families)
-    inner_width = width - margins.left - margins.right
-    for panel, (left, top) in zip(panels, corners, strict=True):
-        _draw_panel(axes_at(figure, left, head + top, inner_width, panel.height), analysis, panel)
+        height = ROW_INCHES * (len(panel.labels) + 0.3)
+        places.append((column * COLUMN_INCHES + margins.left, column_heights[column] + margins.top, height))
+        column_heights[column] += margins.top + height + margins.bottom
+    figure, head = blank_figure(title, COLUMN_INCHES * len(column_heights), max(column_heights))
+    width = COLUMN_INCHES - margins.left - margins.right
+    for panel, (x, y, height) in zip(panels, places, strict=True):
+        axis = axes_at(figure, x, head + y, width, height)
+        axis.set_title(panel.title, fontsize=8.5, x=(0.12 - margins.left) / width)  # from the edge of the column
+        _draw_panel(axis, analysis, panel)
     return figure
 
 
 def _panels(analysis: Directory) -> list[Panel]:
-    main_target, main_size = analysis.verdict_basis["target"], analysis.verdict_basis["size"]
+    """A panel for each law and variable, with the target and N of the verdict, another N, or perplexity."""
+    main_law, main_target, main_size = (analysis.verdict_basis[key] for key in ("law", "target", "size"))
     sizes = dict.fromkeys([main_size, *(entry["size"] for entry in analysis.fits if entry["size"])])
     variables = [*VARIABLES, *(variable for entry in analysis.fits for variable in entry["variable_of"].values())]
     quantities = [(main_target, "N", size) for size in sizes]
@@ -182,49 +219,48 @@ def _panels(analysis: Directory) -> list[Panel]:
     panels = []
     for target, variable, size in quantities:
         fits = [entry for entry in analysis.entries(target=target, size=size) if entry["fitted"]]
-        rows = [(fit, name) for fit in fits for name in fit["exponents"] if fit["variable_of"][name] == variable]
-        if rows:
-            label = "PERPLEXITY, not loss" if target == "perplexity" else target.replace("_", " ")
-            references = _reference_exponents(analysis, target, size) if variable == "N" else []
-            panels.append(Panel(f"exponent of {label}, in {axis_name(variable, size)}", rows, references))
+        for law in fitted_laws(fits):
+            same_law = [entry for entry in fits if entry["law"] == law]
+            rows = [
+                (fit, name) for fit in same_law for name in fit["exponents"] if fit["variable_of"][name] == variable
+            ]
+            if rows:
+                is_main = (law, target, size) == (main_law, main_target, main_size)
+                label = "PERPLEXITY (not loss)" if target == "perplexity" else target.replace("_", " ")
+                title = f"{law}: exponent of {label} in {axis_name(variable, size)}"
+                references = _reference_exponents(analysis, target, size) if (law, variable) == ("power", "N") else []
+                panels.append(Panel(title, is_main, rows, references))
     return panels
 
 
-def _reference_exponents(analysis: Directory, target: str, size: str) -> list[tuple[str, float]]:
+def _reference_exponents(analysis: Directory, target: str, size: str) -> list[tuple[str, float, bool]]:
     """The exponents that published laws imply at the sizes of the runs, as means over families (sizes may differ)."""
-    exponents_of_law: dict[str, list[float]] = {}
-    for row in analysis.comparison["references"]:
-        is_comparable = row["target"] == target and row["size"] == size and row["same_size_definition"]
-        if is_comparable and is_number(row["reference_exponent"]):
-            name = row["reference"] + (" (outside its range)" if row["outside_range"] else "")
-            exponents_of_law.setdefault(name, []).append(row["reference_exponent"])
-    return [(name, float(np.mean(exponents))) for name, exponents in exponents_of_law.items()]
+    keys = {"target": target, "size": size, "same_size_definition": True}
+    rows = [row for row in analysis.comparison["references"] if keys.items() <= row.items()]
+    rows = [row for row in rows if is_number(row["reference_exponent"])]
+    exponents = []
+    for name in dict.fromkeys(row["reference"] for row in rows):
+        same = [row for row in rows if row["reference"] == name]
+        mean = float(np.mean([row["reference_exponent"] for row in same]))
+        exponents.append((name, mean, not any(row["outside_range"] for row in same)))
+    return exponents
 
 
 def _draw_panel(axis: Axes, analysis: Directory, panel: Panel) -> None:
     limits = _limits(panel)
-    y = 0.0
-    ticks: dict[str, float] = {}
-    for law in fitted_laws([entry for entry, _ in panel.rows]):
-        group = [(entry, name) for entry, name in panel.rows if entry["law"] == law]
-        separator = "\n" if len(group) > 1 else " "
-        first_exponent = group[0][1]
-        ticks[f"{law}{separator}({first_exponent})"] = y + (len(group) - 1) / 2
-        for entry, name in group:
-            _draw_exponent(axis, analysis, entry, name, y, limits)
-            y += 1
-        references = panel.references if law == "power" else []
-        for reference, value in references:
-            axis.plot(value, y, ls="", marker="d", color=GREY, ms=4.5)
-            text_beside(axis, y, f"{reference}: {format_number(value, 3)}", color="#666666")
-            y += 1
-        y += 0.8
-    axis.set_ylim(y - 0.3, -0.8)
+    for y, (entry, name) in enumerate(panel.rows):
+        _draw_exponent(axis, analysis, entry, name, y, limits)
+    for y, (_, value, is_inside) in enumerate(panel.references, len(panel.rows)):
+        x, marker = (value, "d") if value < limits[1] else (limits[1], ">")
+        axis.plot(x, y, marker=marker, color=GREY, ms=4.5, clip_on=False)
+        text = format_number(value, 3) + ("" if is_inside else ", outside its range")
+        text_beside(axis, y, text, x=1.03, size=7.5, color="#666666")
+    axis.set_yticks(range(len(panel.labels)), labels=panel.labels)
+    axis.set_ylim(len(panel.labels) - 0.4, -0.7)
     axis.set_xlim(limits)
-    axis.set_yticks(list(ticks.values()), labels=list(ticks))
+    axis.locator_params(axis="x", nbins=5)
     axis.tick_params(axis="y", length=0)
     axis.grid(False, axis="y")
-    axis.set_title(panel.title)
 
 
 def _limits(panel: Panel) -> tuple[float, float]:
@@ -232,32 +268,26 @@ def _limits(panel: Panel) -> tuple[float, float]:
     identified = [(entry, name) for entry, name in panel.rows if is_identified(entry, name)]
     if not identified:
         return 0.0, 1.0
-    centres = [entry["params"][name] for entry, name in identified] + [value for _, value in panel.references]
+    centres = [entry["params"][name] for entry, name in identified]
     lows, highs = ([entry["ci95"][name][side] for entry, name in identified] for side in (0, 1))
     # Intervals extend the upper limit to at most twice the largest exponent, the lower limit to no less than -upper/2.
     high = max(centres + [min(end, 2 * max(centres)) for end in highs if is_number(end)])
+    # Published laws extend it by at most half, because they would squeeze the intervals.
+    high = max([high, *(value for _, value, _ in panel.references if value < 1.5 * high)])
     low = min([0.0, *(max(end, -0.5 * high) for end in lows if is_number(end))])
     return low - 0.03 * high, 1.06 * high
 
 
-def _draw_exponent(axis: Axes, analysis: Directory, entry: Entry, name: str, y: float, limits: Sequence[float]) -> None:
-    family, identified = entry["family"], is_identified(entry, name)
-    colour = analysis.colour(family) if identified else GREY
-    marker = analysis.marker(family)
-    left, right = limits
-    # An open interval reaches the edge of the panel.
-    low, high = (end if is_number(end) else limit for end, limit in zip(entry["ci95"][name], limits, strict=True))
-    line_style = "-" if identified else ":"
-    axis.plot(np.clip([low, high], left, right), [y, y], color=colour, lw=1.5, ls=line_style, clip_on=False)
-    if low <= left:
-        axis.plot(left, y, marker="<", color=colour, ms=4, clip_on=False)
-    if high >= right:
-        axis.plot(right, y, marker=">", color=colour, ms=4, clip_on=False)
-    value = entry["params"].get(name)
+def _draw_exponent(
+    axis: Axes, analysis: Directory, entry: Entry, name: str, y: float, limits: tuple[float, float]
+) -> None:
+    """Draw the exponent, its interval, and both as text. Grey and dotted: the data do not identify the exponent."""
+    identified, value = is_identified(entry, name), entry["params"].get(name)
+    colour, marker = analysis.colour(entry["family"]) if identified else GREY, analysis.marker(entry["family"])
+    draw_interval(axis, entry["ci95"][name], y, limits, color=colour, ls="-" if identified else ":")
+    if is_number(value) and limits[0] < value < limits[1]:
+        axis.plot(value, y, marker=marker, mec=colour, mfc=colour if identified else "white", ms=5, zorder=3)
     if identified:
-        axis.plot(value, y, marker=marker, color=colour, ms=5, zorder=3)
-        text_beside(axis, y, with_interval(value, entry["ci95"][name], 3), color=INK)
-        return
-    if is_number(value) and left < value < right:
-        axis.plot(value, y, marker=marker, mec=colour, mfc="white", ms=4.5, zorder=3)
-    text_beside(axis, y, "not identified", color="#777777", style="italic")
+        text_beside(axis, y, with_interval(value, entry["ci95"][name], 3), x=1.03, size=7.5, color=INK)
+    else:
+        text_beside(axis, y, "not identified", x=1.03, size=7.5, color="#777777", style="italic")

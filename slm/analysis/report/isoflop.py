@@ -105,7 +105,8 @@ def isoflop_figure(analysis: Directory) -> Figure | None:
     if not rows:
         return None
     exponents = [with_interval(row["exponent"], [row["low"], row["high"]], 3) for row in rows]
-    by_family = "; ".join(f"{short_name(row['family'])} {text}" for row, text in zip(rows, exponents, strict=True))
+    names = [f"{short_name(row['family'])} " if len(rows) > 1 else "" for row in rows]
+    by_family = "; ".join(map("".join, zip(names, exponents, strict=True)))
     are_given = rows[0]["given_optima"]
     kind = "Given optima" if are_given else "IsoFLOP profiles"
     draw_panel = _draw_optima if are_given else _draw_profiles
@@ -137,7 +138,7 @@ def _draw_profiles(axis: Axes, analysis: Directory, row: Entry) -> None:
     log_axis(axis.yaxis, y.min() / 1.02, y.max() * 1.02)
     axis.set_xlabel(analysis.axis_name("N"))
     axis.set_ylabel(analysis.target_label)
-    bias = f"{row['bias']:+.3f}" if is_number(row["bias"]) else "unknown"
+    bias = format_number(row["bias"], 2) if is_number(row["bias"]) else "unknown"
     exponent = format_number(row["exponent"], 3)
     axis.set_title(f"{short_name(row['family'])}: a = {exponent}; bias of approach 2: {bias}", fontsize=8.5)
 

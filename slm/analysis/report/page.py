@@ -10,6 +10,7 @@ from slm.analysis.report import (
     compare,
     compute,
     curves,
+    diagnostics,
     exponents,
     isoflop,
     overlay,
@@ -20,6 +21,7 @@ from slm.analysis.report import (
     verdict,
 )
 from slm.analysis.report.directory import Directory
+from slm.analysis.report.interactive import interactive_figures
 from slm.report.html import html_page
 from slm.report.markdown import Section, bullets
 from slm.report.style import Figure, draw
@@ -82,7 +84,7 @@ def reproduce_section(analysis: Directory) -> Section:
 
 SECTIONS = (
     verdict.verdict_section, verdict.analysed_section, verdict.published_section, paired.paired_section,
-    paired.power_section, exponents.exponents_section, curves.curves_section, compare.comparison_section,
+    paired.power_section, exponents.exponents_section, diagnostics.diagnostics_section, compare.comparison_section,
     exponents.references_section, overlay.overlay_section, verdict.audit_section, selection.selection_section,
     predictions.predictions_section, predictions.given_section, predictions.doubling_section, compute.compute_section,
     rates.rates_section, methods_section, reproduce_section, selection.convergence_section,
@@ -98,8 +100,7 @@ def write_report(directory: Path) -> None:
     sections = [section for make in SECTIONS if (section := make(analysis)) and section.blocks]
     text = "\n\n".join([f"# {escape_markdown(title)}", *map(Section.markdown, sections)]) + "\n"
     write_atomically(directory / "report.md", text)
-    fragments: dict[str, str] = {}  # file stem of a figure -> HTML that replaces it on a screen
-    head = ""  # HTML that the fragments need
+    head, fragments = interactive_figures(analysis)
     formulas = {entry["equation"] for entry in analysis.fits}
     formulas |= {"alpha", "beta"} - set(analysis.families)  # a family may have the name of a letter
     page = html_page(title, text, directory, fragments, head=head, formulas=formulas)
@@ -107,8 +108,9 @@ def write_report(directory: Path) -> None:
 
 
 FIGURES: dict[str, Callable[[Directory], Figure | None]] = {
-    "curves": curves.curves_figure, "overlay": overlay.overlay_figure, "residuals": curves.residuals_figure,
-    "exponents": exponents.exponents_figure, "profiles": curves.profiles_figure,
+    "curves": curves.curves_figure, "overlay": overlay.overlay_figure, "residuals": diagnostics.residuals_figure,
+    "exponents": exponents.exponents_figure, "other_exponents": exponents.other_exponents_figure,
+    "profiles": diagnostics.profiles_figure,
     "extrapolation": selection.extrapolation_figure, "doubling": predictions.doubling_figure,
     "ratios": paired.ratios_figure, "differences": compare.differences_figure, "pareto": compute.pareto_figure,
     "isoflop": isoflop.isoflop_figure, "rates": rates.rates_figure,

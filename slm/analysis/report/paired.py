@@ -8,7 +8,7 @@ import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, bullets, table, table_by_column
-from slm.report.style import INK, PALETTE, Figure, log_axis, panels, short_name
+from slm.report.style import INK, PALETTE, Figure, label_left, log_axis, panels, short_name
 from slm.runtime.words import NO_VALUE, format_number, is_number, p_value, percent, plural, with_interval
 from slm.scaling.describe import Entry, has_complete_lists, pair_name
 
@@ -32,7 +32,11 @@ def paired_section(analysis: Directory) -> Section | None:
         "is the largest p over all floors that the runs do not reject. p-values are adjusted over the pairs (Holm).",
         _slope_table(pairs),
         _above_floor(pairs),
-        analysis.figure("ratios", "Points: means over seeds. Line and band: the fitted ratio and its interval."),
+        analysis.figure(
+            "ratios",
+            f"Points: means over seeds. Line and band: the fitted ratio and its {analysis.level:.0%} interval. The "
+            "scales of the panels differ.",
+        ),
         _level_table(pairs, analysis.target_name),
         "Not paired:" if unmatched else "",
         bullets(unmatched),
@@ -106,7 +110,7 @@ def ratios_figure(analysis: Directory) -> Figure | None:
     title = f"Ratio of {target} at the same sizes: the slope differs from zero in {num_significant or 'none'} of "
     title += f"{plural(len(pairs), 'pair')} (Holm-adjusted)"
     if len(pairs) > MAX_PANELS:
-        title += f"; shown are the {MAX_PANELS} pairs with the smallest p"
+        title += f"; the {MAX_PANELS} pairs with the smallest p are shown"
         pairs = sorted(pairs, key=lambda pair: pair["p"])[:MAX_PANELS]
     figure, axes = panels(len(pairs), title, ncols=3, width=3.15 if len(pairs) > 1 else 6.0, height=2.3)
     for axis, pair in zip(axes, pairs, strict=True):
@@ -121,7 +125,7 @@ def ratios_figure(analysis: Directory) -> Figure | None:
         names = f"{short_name(pair['a'])} / {short_name(pair['b'])}"
         axis.set_title(f"{names}, p {p_value(pair['p_adjusted'], with_equals=True)}", fontsize=8.5)
         axis.set_xlabel(analysis.axis_name("N"))
-    axes[0].set_ylabel(f"difference in {target} (%)")
+    label_left(axes, f"difference in {target} (%)")
     return figure
 
 

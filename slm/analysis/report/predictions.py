@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-import numpy as np
-
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, folded, table, table_by_column
-from slm.report.style import INK, Figure, Margins, log_axis, panels
+from slm.report.style import INK, Figure, Margins, draw_interval, log_axis, panels
 from slm.runtime.words import NO_VALUE, amount, format_number, interval, is_number, join_names, p_value, with_interval
 from slm.scaling.describe import Entry, family_name, has_complete_lists
 
@@ -162,8 +160,9 @@ def doubling_section(analysis: Directory) -> Section | None:
         f"No gain is given for {join_names(names_without)}, whose fit has no band." if names_without else "",
         analysis.figure(
             "doubling",
-            "Gain of doubling N from each size that was trained, with its band. Hollow marks: twice the size lies "
-            "beyond the data. Crosses: gains measured between two sizes that differ by a factor of about two.",
+            f"Gain of doubling N from each size that was trained, along the law, with its {analysis.level:.0%} "
+            "interval. Hollow marks: twice the size lies beyond the data. Crosses: gains measured between two sizes "
+            "that differ by a factor of about two. Marks of one size are shifted sideways.",
         ),
     )
 
@@ -181,7 +180,7 @@ def _doubling_rows(entry: Entry) -> list[list[str]]:
 
 
 def doubling_figure(analysis: Directory) -> Figure | None:
-    """Gain of doubling N against N: along the law, and as measured between two sizes."""
+    """Gain of doubling N from each size: along the law, with its interval, and as measured between two sizes."""
     entries = [entry for entry in analysis.verdict_fits if has_complete_lists(entry.get("doubling"), "x", "gain")]
     if not entries:
         return None
@@ -190,29 +189,38 @@ def doubling_figure(analysis: Directory) -> Figure | None:
     title = f"Gain of doubling N: {target} along the law"
     if min(gains) > 0:
         title += f" falls by {format_number(min(gains), 2)} to {format_number(max(gains), 2)}, less at larger N"
-    margins = Margins(left=1.05, top=0.15)
-    figure, (axis,) = panels(1, title, ncols=1, width=6.4, height=3.6, margins=margins, families=analysis.families)
-    sizes = [size for entry in entries for size in entry["doubling"]["x"]]
-    heights = list(gains)
-    for entry in entries:
-        colour, marker = analysis.colour(entry["family"]), analysis.marker(entry["family"])
-        columns = ("x", "gain", "low", "high", "measured")
-        x, gain, low, high, measured = (np.array(entry["doubling"][column], float) for column in columns)
-        is_beyond = np.array(entry["doubling"]["beyond"], bool)
-        axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-        axis.plot(x, gain, color=colour, lw=1.6)
-        for fill, is_shown in ((colour, ~is_beyond), ("white", is_beyond)):
-            axis.plot(x[is_shown], gain[is_shown], ls="", marker=marker, ms=5, mec=colour, mfc=fill, mew=1.2)
-        axis.plot(x, measured, ls="", marker="x", ms=5, color=colour)
-        heights += [y for y in (*low, *high, *measured) if np.isfinite(y)]
-    log_axis(axis.xaxis, min(sizes) / 1.1, max(sizes) * 1.1)
-    # Cut off bands that are much wider than the gains, which would squeeze the gains into a strip.
-    lowest_gain = min(*gains, 0)
-    reach = max(gains) - lowest_gain
-    bottom = max(min(*heights, 0), lowest_gain - reach)
-    top = min(max(heights), max(gains) + reach)
-    axis.set_ylim(bottom - 0.05 * reach, top + 0.05 * reach)
+    margins = Margins(left=0.8, top=0.15)
+    figure, (axis,) = panels(1, title, ncols=1, width=7.6, height=3.9, margins=margins, families=analysis.families)
+    limits = _gain_limits(entries)
     axis.axhline(0, color=INK, lw=0.8)
+    # Marks of one size are shifted sideways, by family, so that they do not overlap.
+    shifts = [1.06 ** (index - (len(entries) - 1) / 2) for index in range(len(entries))]
+    for entry, shift in zip(entries, shifts, strict=True):
+        colour, marker = analysis.colour(entry["family"]), analysis.marker(entry["family"])
+        columns = ("x", "gain", "low", "high", "measured", "beyond")
+        for x, gain, low, high, measured, is_beyond in zip(*map(entry["doubling"].get, columns), strict=True):
+            if is_number(low) or is_number(high):
+                draw_interval(axis, (low, high), x * shift, limits, vertical=True, color=colour, lw=1.3)
+            axis.plot(x * shift, gain, marker=marker, ms=5, mec=colour, mfc="white" if is_beyond else colour, mew=1.2)
+            if is_number(measured):
+                axis.plot(x * shift, measured, ls="", marker="x", ms=5.5, mew=1.6, color=colour, zorder=3)
+    sizes = [size for entry in entries for size in entry["doubling"]["x"]]
+    log_axis(axis.xaxis, min(sizes) * min(shifts) / 1.1, max(sizes) * max(shifts) * 1.1)
+    axis.set_ylim(*limits)
     axis.set_xlabel(analysis.axis_name("N"))
     axis.set_ylabel(f"{target} at N minus {target} at 2N")
     return figure
+
+
+def _gain_limits(entries: Sequence[Entry]) -> tuple[float, float]:
+    """Limits that show zero and all gains, also measured ones. Intervals extend this range to three times its width."""
+    values = {
+        name: [value for entry in entries for value in entry["doubling"][name] if is_number(value)]
+        for name in ("gain", "measured", "low", "high")
+    }
+    gains = [0.0, *values["gain"], *values["measured"]]
+    lowest, highest = min(gains), max(gains)
+    reach = highest - lowest
+    bottom = max(min([lowest, *values["low"]]), lowest - reach)
+    top = min(max([highest, *values["high"]]), highest + reach)
+    return bottom - 0.05 * reach, top + 0.05 * reach

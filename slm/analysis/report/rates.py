@@ -6,8 +6,8 @@ import pandas as pd
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, table_by_column
-from slm.report.style import GREY, INK, PALETTE, Axes, Figure, log_axis, panels, short_name
-from slm.runtime.words import count, format_number, percent
+from slm.report.style import GREY, INK, PALETTE, Axes, Figure, label_left, log_axis, panels, short_name
+from slm.runtime.words import count, format_number, percent, shape_text
 from slm.scaling.describe import family_name
 
 SHAPE_COLUMNS = ["family", "width", "depth", "budget"]
@@ -26,7 +26,7 @@ def rates_figure(analysis: Directory) -> Figure | None:
     for axis, family in zip(axes, families, strict=True):
         _draw_family(axis, runs[runs["family"] == family], tuning[tuning["family"] == family])
         axis.set_title(short_name(family) + ("" if several_families else f", {num_shapes} shapes"))
-    axes[0].set_ylabel("loss (nats per token)")
+    label_left(axes, "loss (nats per token)")
     return figure
 
 
@@ -44,7 +44,7 @@ def _draw_family(axis: Axes, runs: pd.DataFrame, optima: pd.DataFrame) -> None:
 
 
 def _shape(row: pd.Series) -> str:
-    return f"{row['width']}x{row['depth']}"
+    return shape_text(row["width"], row["depth"])
 
 
 def rates_section(analysis: Directory) -> Section | None:

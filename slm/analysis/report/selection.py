@@ -9,7 +9,7 @@ import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, folded, folded_if_long, table, table_by_column
-from slm.report.style import INK, Axes, Figure, Margins, log_axis, panels, tick_label
+from slm.report.style import INK, Axes, Figure, Margins, draw_interval, label_left, log_axis, panels
 from slm.runtime.words import (
     LOSS_NAMES,
     NO_VALUE,
@@ -58,8 +58,9 @@ def selection_section(analysis: Directory) -> Section:
         analysis.figure(
             "extrapolation",
             "Prediction of each held-out size from all smaller sizes, by law and family. Marks: the prediction error, "
-            "positive if the prediction is too high. Lines: the prediction interval, relative to the measured value, "
-            "which is at 0. Hollow marks: the measured value lies outside the interval.",
+            f"positive if the prediction is too high. Lines: the {analysis.level:.0%} interval for the measured value, "
+            "which is at 0; arrows: the interval is wider than the panel. Hollow marks: the measured value lies "
+            "outside the interval.",
         ),
     )
 
@@ -112,46 +113,45 @@ def extrapolation_figure(analysis: Directory) -> Figure | None:
     entries = [entry for entry in analysis.entries() if _steps_to_next_size(entry)]
     if not entries:
         return None
-    laws = fitted_laws(entries)
+    main_law = analysis.verdict_basis["law"]
+    laws = sorted(fitted_laws(entries), key=lambda law: law != main_law)  # the law of the verdict comes first
     steps = [step for entry in entries for step in _steps_to_next_size(entry)]
     interval = f"{analysis.level:.0%} interval"
     title = f"Next size predicted from all smaller sizes: {_count_inside(steps)} results inside the {interval}"
     figure, axes = panels(
-        len(laws), title, ncols=3, width=2.6, height=2.4, margins=Margins(left=0.62), families=analysis.families
+        len(laws), title, ncols=3, width=3.15, height=2.7, margins=Margins(left=0.62), families=analysis.families
     )
     for axis, law in zip(axes, laws, strict=True):
-        _extrapolation_panel(axis, analysis, [entry for entry in entries if entry["law"] == law])
-        axis.set_title(law)
-    for axis in axes[::3]:
-        axis.set_ylabel("prediction error (%)")
+        fits = [entry for entry in entries if entry["law"] == law]
+        _extrapolation_panel(axis, analysis, fits)
+        inside = _count_inside([step for entry in fits for step in _steps_to_next_size(entry)])
+        axis.set_title(f"{law}{' (law of the verdict)' if law == main_law else ''}: {inside} inside", fontsize=8.5)
+    label_left(axes, "prediction error (%)")
     return figure
 
 
 def _extrapolation_panel(axis: Axes, analysis: Directory, entries: list[Entry]) -> None:
     """Draw one law. Marks of one size are shifted sideways, by family and by row, so that they do not overlap."""
     variable = entries[0]["extrapolation"]["variable"]
-    marks = []  # x, absolute error, half the width of the interval
+    marks = []  # family, x, error, low and high end of the interval
     for entry in entries:
-        colour, marker = analysis.colour(entry["family"]), analysis.marker(entry["family"])
         family_shift = analysis.families.index(entry["family"]) - (len(analysis.families) - 1) / 2  # 0 on average
         for step in _steps_to_next_size(entry):
             log_errors = zip(step["errors_log"], step["low_log"], step["high_log"], strict=True)
             for row_index, log_error_and_limits in enumerate(log_errors):
-                error, low, high = (100 * number for number in log_error_and_limits)  # percent
                 x = step["held_out"] * 1.05 ** (family_shift + 0.5 * row_index / step["n_rows"])
-                axis.plot([x, x], [low, high], color=colour, lw=1.2, alpha=0.7)
-                axis.plot(x, error, ls="", marker=marker, ms=4.5, mec=colour, mew=1.1,
-                          mfc=colour if low <= 0 <= high else "white")  # fmt: skip
-                marks.append((x, abs(error), (high - low) / 2))
-    positions, errors, half_widths = zip(*marks, strict=True)
-    axis.axhline(0, color=INK, lw=0.8)
+                marks.append((entry["family"], x, *(100 * number for number in log_error_and_limits)))  # percent
+    _, positions, errors, lows, highs = zip(*marks, strict=True)
     # The median half width, because one very wide interval would squeeze all others into a strip.
-    reach = 1.25 * max(max(errors), float(np.median(half_widths)))
+    reach = 1.25 * max(max(map(abs, errors)), float(np.median(np.subtract(highs, lows))) / 2)
+    axis.axhline(0, color=INK, lw=0.8)
+    for family, x, error, low, high in marks:
+        colour = analysis.colour(family)
+        draw_interval(axis, (low, high), x, (-reach, reach), vertical=True, color=colour, lw=1.2, alpha=0.7)
+        axis.plot(x, error, ls="", marker=analysis.marker(family), ms=4.5, mec=colour, mew=1.1,
+                  mfc=colour if low <= 0 <= high else "white")  # fmt: skip
     axis.set_ylim(-reach, reach)
     log_axis(axis.xaxis, min(positions) / 1.2, max(positions) * 1.2, as_counts=variable != "C")
-    ticks = axis.get_xticks()
-    chosen_ticks = ticks[::2] if len(ticks) > 3 else ticks
-    axis.set_xticks(chosen_ticks, labels=[tick_label(tick, as_counts=variable != "C") for tick in chosen_ticks])
     axis.set_xlabel(f"held-out {analysis.axis_name(variable)}", fontsize=8)
 
 

@@ -21,11 +21,15 @@ MAX_LINE_CHARACTERS = 300  # longer lines are broken in the terminal
 def verdict_section(analysis: Directory) -> Section:
     """The first screen: the answer, how sure it is, the two figures behind it, and where the runs come from."""
     verdict = analysis.comparison["verdict"]
+    level = f"{analysis.level:.0%}"
     curves = (
-        "Marks: runs. Line: the law, dashed beyond the data. Bands: intervals of the law (dark) and of a new run "
-        "(light). Dotted line: the floor, if identified. Grey dashes: published laws with the same target and N."
+        f"Marks: runs. Line: the law, dashed beyond the data. Bands: {level} intervals of the law (dark) and of a new "
+        "run (light). Dotted line: the floor, if identified. Grey dashes: published laws with the same target and N."
     )
-    exponents = "Exponents with intervals. Grey: not identified. Diamonds: published laws over the same sizes."
+    exponents = (
+        f"Exponents with {level} intervals; arrows: the interval is open or wider than the panel. Grey: not "
+        "identified. Diamonds: published laws over the same sizes."
+    )
     return Section("Verdict").add(
         f"**{escape_markdown(verdict['headline'])}**",
         findings_table(analysis),

@@ -11,7 +11,8 @@ from slm.runtime import words
 
 CAPTION = (
     "Vertical bars are 2 standard errors; horizontal bars span all repetitions. Only speeds measured under the same "
-    "conditions are shown. A checkpoint is pale if another is better in quality or speed, and not worse in the other."
+    "conditions are shown. Steps: the best quality at a speed or more. A checkpoint is pale if another is better in "
+    "quality or speed, and not worse in the other."
 )
 
 

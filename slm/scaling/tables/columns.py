@@ -183,3 +183,10 @@ def group_numbers(frame: pd.DataFrame, names: Collection[str]) -> pd.Series:
         # Number the pairs (number so far, number of the value in this column).
         numbers = pd.factorize(numbers * (value_numbers.max(initial=0) + 1) + value_numbers)[0]
     return pd.Series(numbers, frame.index)
+
+
+def cell_means(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """One row per cell: its family, width and depth, its number of `runs`, and the means of `columns` over these."""
+    cells = frame.groupby("cell", sort=False)
+    labels = [name for name in ("family", "width", "depth") if name in frame and name not in columns]
+    return pd.concat([cells[labels].first(), cells.size().rename("runs"), cells[list(columns)].mean()], axis=1)
