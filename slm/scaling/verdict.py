@@ -16,7 +16,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slm.runtime.words import shortlist
-from slm.scaling.caveats import Case, Entry, detectable, family_pairs, levels, limits, list_briefly, not_compared
+from slm.scaling.caveats import (
+    NOT_CONTROLLED,
+    Case,
+    Entry,
+    detectable,
+    family_pairs,
+    levels,
+    limits,
+    list_briefly,
+    not_compared,
+)
 from slm.scaling.pairs import adjust
 
 RECORDED_KEYS = "a b exponent paired above delta ci_low ci_high p p_adjusted p_any_floor_adjusted differs"
@@ -52,7 +62,7 @@ def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | N
         headline, distinguishable = _headline(case, pairs)
         sentences = [*levels(case), *_differences(case, pairs), *not_compared(case, pairs)]
     if is_controlled is False and len(comparison["families"]) > 1:
-        sentences.append("The comparison is NOT CONTROLLED: the audit names what differs or is not recorded.")
+        sentences.append(NOT_CONTROLLED)
     sentences += limits(case)
     recorded = [{name: pair[name] for name in RECORDED_KEYS.split()} for pair in pairs]
     return {"headline": headline, "distinguishable": distinguishable, "sentences": sentences, "pairs": recorded}

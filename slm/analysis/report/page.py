@@ -12,6 +12,7 @@ from slm.analysis.report import (
     curves,
     exponents,
     isoflop,
+    levels,
     overlay,
     paired,
     predictions,
@@ -80,10 +81,15 @@ def reproduce_section(analysis: Directory) -> Section:
 SECTIONS = (
     verdict.verdict_section, verdict.analysed_section, verdict.audit_section, verdict.published_section,
     exponents.exponents_section, exponents.references_section, curves.curves_section, overlay.overlay_section,
-    paired.paired_section, compare.comparison_section, paired.power_section, selection.selection_section,
-    predictions.predictions_section, predictions.given_section, predictions.doubling_section, compute.compute_section,
+    paired.paired_section, levels.levels_section, compare.comparison_section, paired.power_section,
+    selection.selection_section, predictions.predictions_section, predictions.given_section, predictions.doubling_section, compute.compute_section,
     rates.rates_section, methods_section, reproduce_section, selection.convergence_section,
 )  # fmt: skip
+SECTIONS_WITHOUT_LAW = (
+    verdict.verdict_section, levels.levels_section, verdict.analysed_section, verdict.audit_section,
+    overlay.overlay_section, rates.rates_section, reproduce_section,
+)  # fmt: skip
+"""The sections of a table to which no law was fitted."""
 
 
 def write_report(directory: Path) -> None:
@@ -91,7 +97,8 @@ def write_report(directory: Path) -> None:
     analysis = Directory.read(directory)
     name = analysis.comparison["table"]
     title = "Scaling analysis" + (f" of {name}" if name else "")
-    sections = [section for make in SECTIONS if (section := make(analysis)) and section.blocks]
+    makers = SECTIONS if analysis.has_law else SECTIONS_WITHOUT_LAW
+    sections = [section for make in makers if (section := make(analysis)) and section.blocks]
     text = "\n\n".join([f"# {escape_markdown(title)}", *map(Section.markdown, sections)]) + "\n"
     write_atomically(directory / "report.md", text)
     write_atomically(directory / "report.html", html_page(title, text, directory))
