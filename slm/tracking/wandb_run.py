@@ -8,8 +8,9 @@ import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from slm.runtime.files import write_atomically
@@ -22,6 +23,21 @@ MAX_ARTIFACT_NAME = 128
 
 Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]
 """A table: its column names and its rows."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart that W&B draws from the table `rows`: column `y` against column `x`, one line per value of `line`.
+
+    It is W&B's preset `wandb/line/v0`, which needs no account. Its axes are linear, so a log axis is a column of
+    logarithms. If several runs are selected in W&B, the chart shows the lines of all of them.
+    """
+
+    title: str
+    rows: Rows
+    x: str
+    y: str
+    line: str
 
 
 def start_run(folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> Any:
@@ -78,10 +94,11 @@ def record_directory(
     images: Sequence[Path],
     summary: Mapping[str, Any],
     files: Sequence[Path],
+    charts: Mapping[str, Chart] = MappingProxyType({}),
 ) -> None:
-    """Log `tables`, `images` (under figures/), `summary`, and an artifact of the `files` in `folder`, as one W&B run.
+    """Log `tables`, `charts` (under charts/), `images` (under figures/), `summary` and `files` of `folder` as one run.
 
-    `kind` is the type of the artifact. `check_logger` must have accepted the `logger` group of `config`.
+    The files are an artifact of type `kind`. `check_logger` must have accepted the `logger` group of `config`.
     """
     import wandb
 
@@ -90,10 +107,10 @@ def record_directory(
     logged_config = {key: value for key, value in config.items() if key != "logger"}
     run = start_run(folder, logged_config, name=name, settings=config["logger"])
     try:
-        logged: dict[str, Any] = {
-            key: wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
-            for key, (columns, rows) in tables.items()
-        }
+        logged: dict[str, Any] = {key: _table(rows) for key, rows in tables.items()}
+        for key, chart in charts.items():
+            drawn = wandb.plot.line(_table(chart.rows), chart.x, chart.y, stroke=chart.line, title=chart.title)
+            logged[f"charts/{key}"] = drawn
         run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in images}, step=step)
         run.summary.update(dict(summary))
         artifact = wandb.Artifact(artifact_name(name, run.id), type=kind)
@@ -104,6 +121,13 @@ def record_directory(
         run.finish(exit_code=1)
         raise
     run.finish()
+
+
+def _table(rows: Rows) -> Any:
+    import wandb
+
+    columns, values = rows
+    return wandb.Table(columns=list(columns), data=[list(row) for row in values], allow_mixed_types=True)
 
 
 def artifact_name(name: str, run_id: str) -> str:

@@ -82,8 +82,9 @@ SECTIONS = (
     verdict.verdict_section, verdict.analysed_section, verdict.audit_section, verdict.published_section,
     exponents.exponents_section, exponents.references_section, curves.curves_section, overlay.overlay_section,
     paired.paired_section, levels.levels_section, compare.comparison_section, paired.power_section,
-    selection.selection_section, predictions.predictions_section, predictions.given_section, predictions.doubling_section, compute.compute_section,
-    rates.rates_section, methods_section, reproduce_section, selection.convergence_section,
+    selection.selection_section, predictions.predictions_section, predictions.given_section,
+    predictions.doubling_section, compute.compute_section, rates.rates_section, methods_section,
+    reproduce_section, selection.convergence_section,
 )  # fmt: skip
 SECTIONS_WITHOUT_LAW = (
     verdict.verdict_section, levels.levels_section, verdict.analysed_section, verdict.audit_section,
