@@ -16,7 +16,7 @@ import pytest
 
 from slm.analysis.report.page import write_report
 from slm.report.markdown import table
-from slm.runtime.words import count, escape_markdown, format_number, interval, p_value
+from slm.runtime.words import count, duration, escape_markdown, format_number, interval, p_value
 from slm.scaling.describe import notes
 from tests.analysis.analysed import AUDIT, WILD, analysed, changed, one_family, read, reported, without_numbers, write
 
