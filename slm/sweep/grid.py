@@ -99,9 +99,10 @@ Sizes = Mapping[tuple[float, float | None], SizeInReach]
 def _sizes_in_reach(design: Design, recipes: Sequence[Recipe]) -> Sizes:
     """The nearest size that all families can reach, for each requested size; the requested one if there is none."""
     sizes: dict[tuple[float, float | None], SizeInReach] = {}
+    may_replace = design.grid["out_of_reach"] == "replace"
     for target, aspect in product(design.grid["sizes"] or [], design.grid["aspects"] or [None]):
         families = {recipe.family: partial(_solve, design.grid, recipe, aspect) for recipe in recipes}
-        failing = tuple(name for name, family in families.items() if not has_shape(family, target))
+        failing = tuple(name for name, family in families.items() if may_replace and not has_shape(family, target))
         common = nearest_common_size(list(families.values()), target) if failing else target
         sizes[target, aspect] = SizeInReach(target) if common in (None, target) else SizeInReach(common, failing)
     return sizes

@@ -18,6 +18,8 @@ from slm.runtime.files import write_atomically
 RUN_ID = Path("wandb", "run_id")
 """File in a run directory with the W&B id of the run. A resumed run continues under this id."""
 LAUNCH = "wandb.sdk.launch"
+CHART_PRESET = "wandb/line/v0"
+"""The preset of `Chart`. W&B has it for every account, and stores its table under the key of the chart and `_table`."""
 MAX_ARTIFACT_NAME = 128
 """Largest number of characters in a name that W&B accepts."""
 
@@ -29,8 +31,8 @@ Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]
 class Chart:
     """A chart that W&B draws from the table `rows`: column `y` against column `x`, one line per value of `line`.
 
-    It is W&B's preset `wandb/line/v0`, which needs no account. Its axes are linear, so a log axis is a column of
-    logarithms. If several runs are selected in W&B, the chart shows the lines of all of them.
+    The axes of its preset are linear, so a log axis is a column of logarithms. If several runs are selected in W&B, the
+    chart shows the lines of all of them.
     """
 
     title: str
@@ -38,6 +40,11 @@ class Chart:
     x: str
     y: str
     line: str
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Field of the preset -> column."""
+        return {"x": self.x, "y": self.y, "stroke": self.line}
 
 
 def start_run(folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> Any:
@@ -109,8 +116,8 @@ def record_directory(
     try:
         logged: dict[str, Any] = {key: _table(rows) for key, rows in tables.items()}
         for key, chart in charts.items():
-            drawn = wandb.plot.line(_table(chart.rows), chart.x, chart.y, stroke=chart.line, title=chart.title)
-            logged[f"charts/{key}"] = drawn
+            title = {"title": chart.title}
+            logged[f"charts/{key}"] = wandb.plot_table(CHART_PRESET, _table(chart.rows), chart.fields, title)
         run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in images}, step=step)
         run.summary.update(dict(summary))
         artifact = wandb.Artifact(artifact_name(name, run.id), type=kind)
@@ -142,11 +149,15 @@ def check_wandb(settings: Mapping[str, Any]) -> None:
     mode = settings["mode"]
     if mode not in ("offline", "online", "disabled"):
         raise ValueError(f"logger.mode={mode} must be offline, online or disabled")
-    if mode == "online":
-        import wandb
+    if mode == "online" and not has_api_key():
+        raise ValueError("logger.mode=online needs an API key: run `wandb login` once, or set logger.mode=offline")
 
-        if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-            raise ValueError("logger.mode=online needs an API key: run `wandb login` once, or set logger.mode=offline")
+
+def has_api_key() -> bool:
+    """Whether W&B knows the API key of an account. Asks nobody."""
+    import wandb
+
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
 
 
 def known_run_id(folder: Path) -> str | None:
