@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         analysis = Directory.read(folder)
     except FileNotFoundError:
-        raise ValueError(f"{folder} is no analysis: it has no fits.json and comparison.json; {USAGE}") from None
+        raise ValueError(f"{folder} is not an analysis: it lacks fits.json or comparison.json; {USAGE}") from None
     logger = analysis.settings.get("logger", {})
     if not has_api_key():
         raise ValueError("a workspace needs an account of W&B: run `wandb login` once (docs/scaling.md: without one)")

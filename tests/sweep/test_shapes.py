@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from functools import cache
+from functools import cache, partial
 
 import pytest
 from hypothesis import assume, given, settings
@@ -133,3 +133,17 @@ def test_a_size_that_no_shape_has_is_said_with_those_that_are_near() -> None:
     near = str(caught.value).partition(": the nearest shapes have ")[2]
     for number in (int(text.replace(",", "")) for text in near.split(" or ")):
         assert count_params(solve(recipe("llama_wide"), number, 64, "params_total").model, "params_total") == number
+
+
+def test_the_nearest_common_size_is_the_nearest_that_all_families_reach() -> None:
+    families = [partial(solve, Plain(), aspect=aspect, size="params_total") for aspect in (16, 64)]
+    for target in (9_000, 12_000, 20_000, 30_000, 5e6):
+        common = nearest_common_size(families, target)
+        # Every size in steps of 0.2%, up to the one found: none of them is one that both have.
+        ratio = abs(math.log((common or 1.5 * target) / target))
+        for step in range(int(ratio / 0.002) - 5):
+            for size in (target * math.exp(0.002 * step), target / math.exp(0.002 * step)):
+                assert not all(has_shape(family, size) for family in families)
+        assert common is None or all(has_shape(family, common) for family in families)
+    assert nearest_common_size(families, 5e6) == 5e6
+    assert nearest_common_size(families, 100) is None
