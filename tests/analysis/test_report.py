@@ -169,9 +169,7 @@ def test_compute_is_reported_with_cost_and_target(iso: Path) -> None:
     text = markdown(iso)
     row = next(row for row in read(iso, "comparison")["target"] if row["law"] == "chinchilla")
     assert f"**Least compute for a loss of {format_number(2.2)}**" in text
-    assert (
-        f"| `chinchilla` | {format_number(row['flops'], 3)} | {duration(row['flops'] / 1e14)} |" in text
-    )
+    assert f"| `chinchilla` | {format_number(row['flops'], 3)} | {duration(row['flops'] / 1e14)} |" in text
     assert "**IsoFLOP profiles**" in text
 
 

@@ -34,7 +34,9 @@ def test_every_loss_is_in_report_terminal_and_files(
     folder = analysed(TABLES[name], tmp_path)
     report, printed = (folder / "report.md").read_text(), capsys.readouterr().out
     cells = json.loads((folder / "comparison.json").read_text())["levels"]["cells"]
-    assert sorted(loss for cell in cells for loss in cell["losses"]) == pytest.approx(sorted(r[3] for r in TABLES[name]))
+    assert sorted(loss for cell in cells for loss in cell["losses"]) == pytest.approx(
+        sorted(r[3] for r in TABLES[name])
+    )
     for family, _, seed, loss in TABLES[name]:
         written = f"seed {seed}: {loss:.3f}"
         assert any(written in line and family in line for line in report.splitlines() if line.startswith("| "))

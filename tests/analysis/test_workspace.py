@@ -26,7 +26,7 @@ def test_what_a_workspace_needs_is_said(two: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(ValueError, match=r"is not an analysis: it lacks fits\.json or comparison\.json"):
         workspace.main([str(tmp_path)])
     for arguments in ([], ["--help"], ["a", "b", "c"]):
-        with pytest.raises(ValueError, match="^usage: python -m slm.analysis.workspace DIR"):
+        with pytest.raises(ValueError, match=r"^usage: python -m slm\.analysis\.workspace DIR"):
             workspace.main(arguments)
     monkeypatch.setattr(workspace, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'slm\[wandb-workspaces\]'"):

@@ -147,7 +147,10 @@ def test_what_cannot_be_trained_is_a_cell_that_says_why_and_the_rest_stay() -> N
 def test_a_size_that_one_family_cannot_reach_is_replaced_in_all_by_the_nearest_that_all_can() -> None:
     design = ["sweep.families=[mobilellm,llama_wide]", "sweep.grid.sizes=[3e4,6e5]", "sweep.grid.tolerance=0.02"]
     plan = make_plan(check_design(composed(*design)["sweep"]))
-    sizes = {family: [cell.params_total for cell in plan.cells if cell.family == family] for family in ("mobilellm", "llama_wide")}
+    sizes = {
+        family: [cell.params_total for cell in plan.cells if cell.family == family]
+        for family in ("mobilellm", "llama_wide")
+    }
     assert not any(cell.impossible for cell in plan.cells)
     for small, target in zip(zip(*sizes.values(), strict=True), (3e4, 6e5), strict=True):
         assert max(small) / min(small) < 1.05

@@ -12,7 +12,15 @@ from slm.composition.resolvers import register
 from slm.model.config import ModelConfig
 from slm.model.families import ffn, kv_heads
 from slm.sweep.recipe import Recipe
-from slm.sweep.shapes import FFN_SLACK, MAX_TOLERANCE, SolvedShape, count_params, solve
+from slm.sweep.shapes import (
+    FFN_SLACK,
+    MAX_TOLERANCE,
+    SolvedShape,
+    count_params,
+    has_shape,
+    nearest_common_size,
+    solve,
+)
 
 register()
 SIZES = st.sampled_from(["params_total", "params_non_embedding"])

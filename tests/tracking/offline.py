@@ -74,7 +74,11 @@ def _charts(config: dict[str, Any], tables: Path) -> Iterator[tuple[str, dict[st
         if name and not prefix:
             panel = value["panel_config"]
             (path,) = tables.glob(f"{name}_table_*.table.json")
-            chart = {"preset": panel["panelDefId"], "fields": panel["fieldSettings"], "strings": panel["stringSettings"]}
+            chart = {
+                "preset": panel["panelDefId"],
+                "fields": panel["fieldSettings"],
+                "strings": panel["stringSettings"],
+            }
             yield name.removeprefix("charts/"), chart | {"table": json.loads(path.read_text())}
 
 

@@ -34,8 +34,8 @@ def similar_names(names: Iterable[str]) -> list[list[str]]:
 def note_similar_families(frame: pd.DataFrame) -> list[str]:
     """A sentence on each group of families that are probably one family with several spellings."""
     return [
-        f"Are {' and '.join(group)} one family? They count as {len(group)}, because their names differ in case, spaces, "
-        "hyphens or underscores: if they are one family, write one name in the table, or leave rows out, as in "
+        f"Are {' and '.join(group)} one family? They count as {len(group)}, because their names differ in case, "
+        "spaces, hyphens or underscores: if they are one family, write one name in the table, or leave rows out, as in "
         f"where='family != \"{group[-1]}\"'."
         for group in similar_names(frame["family"])
     ]
