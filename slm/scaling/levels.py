@@ -53,8 +53,8 @@ def _cells(family: str, points: Points) -> list[Entry]:
     for log_N, log_D, runs in zip(points.log_N, points.log_D, points.runs, strict=True):
         losses = np.exp(runs.to_numpy(float))
         seeds = [str(seed) for seed in runs.index] if points.has_seeds else None
-        rows.append({"family": family, "N": math.exp(log_N), "tokens": math.exp(log_D), "seeds": seeds}
-                    | {"losses": losses.tolist(), "mean": float(losses.mean()), "se": _error(losses)})  # fmt: skip
+        cell: Entry = {"family": family, "N": math.exp(log_N), "tokens": math.exp(log_D), "seeds": seeds}
+        rows.append(cell | {"losses": losses.tolist(), "mean": float(losses.mean()), "se": _error(losses)})
     return rows
 
 
@@ -92,14 +92,18 @@ def _difference(log_a: pd.Series, log_b: pd.Series, *, has_seeds: bool) -> Entry
 
 
 def _mean(rows: Sequence[Entry]) -> Entry:
-    """The mean difference over sizes, and its error."""
-    differences = np.array([row["difference"] for row in rows])
+    """The mean difference over sizes, and its error.
+
+    Budgets of one size may be checkpoints of the same runs, so their errors are averaged and not reduced.
+    """
+    sizes = [[row for row in rows if row["N_a"] == N] for N in dict.fromkeys(row["N_a"] for row in rows)]
+    differences = np.array([np.mean([row["difference"] for row in budgets]) for budgets in sizes])
     mean: Entry = {"difference": float(differences.mean()), "error": "seeds"}
-    errors = [row["se"] for row in rows]
-    if None not in errors:
-        df = welch_df(errors, [row["df"] for row in rows])
-        return mean | {"se": float(np.linalg.norm(errors) / len(rows)), "df": df}
-    return mean | {"se": _error(differences), "df": len(rows) - 1, "error": "sizes"}
+    if any(row["se"] is None for row in rows):
+        return mean | {"se": _error(differences), "df": len(sizes) - 1, "error": "sizes"}
+    errors = [float(np.mean([row["se"] for row in budgets])) for budgets in sizes]
+    df = welch_df(errors, [min(row["df"] for row in budgets) for budgets in sizes])
+    return mean | {"se": float(np.linalg.norm(errors) / len(sizes)), "df": df}
 
 
 def _with_interval(row: Entry, level: float) -> Entry:
@@ -131,8 +135,8 @@ def verdict_without_law(comparison: Entry, entries: Sequence[Entry], is_controll
         sentences.append(NOT_CONTROLLED)
     reasons = dict.fromkeys(entry["notes"][0].removeprefix("not fitted: ") for entry in entries if entry["notes"])
     sentences.append(f"No law was fitted: {shortlist(reasons, 1, '; ', 120)}.")
-    needed = f"A law in N needs {MIN_SIZES} sizes of a family, and its exponent has a narrow interval only with more"
-    sentences.append(f"{needed}: five or more, over a factor of 10 or more.")
+    needed = f"A law in N needs {MIN_SIZES} sizes of a family"
+    sentences.append(f"{needed}; five or more over a factor of 10 or more narrow the interval of its exponent.")
     return {"headline": f"{headline}.", "distinguishable": None, "sentences": sentences, "pairs": []}
 
 

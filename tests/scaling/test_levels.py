@@ -77,6 +77,16 @@ def test_the_mean_over_sizes_has_the_errors_of_its_seeds() -> None:
     assert pair["mean"]["df"] == pytest.approx(sum(np.square(errors)) ** 2 / (sum(np.power(errors, 4)) / 2))
 
 
+def test_budgets_of_one_size_do_not_count_as_more_sizes() -> None:
+    once = table({"a": [1, 2, 3], "b": [1, 2, 3]}).frame
+    twice = pd.concat([once, once.assign(tokens=2e8)])
+    columns = ["family", "params_total", "tokens", "seed", "loss"]
+    pairs = [only_pair(table_from_frame(frame[columns])) for frame in (once, twice)]
+    assert len(pairs[1]["sizes"]) == 2 * len(pairs[0]["sizes"])
+    for key in ("difference", "se", "df", "low", "high", "p"):
+        assert pairs[1]["mean"][key] == pytest.approx(pairs[0]["mean"][key])
+
+
 def test_one_run_of_each_has_a_difference_and_no_error() -> None:
     pair = only_pair(table({"a": [1], "b": [1]}, SIZES[:1]))
     assert pair["mean"]["difference"] == pytest.approx(0.1, abs=0.1)
