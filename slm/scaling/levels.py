@@ -52,7 +52,7 @@ def _cells(family: str, points: Points) -> list[Entry]:
     rows = []
     for log_N, log_D, runs in zip(points.log_N, points.log_D, points.runs, strict=True):
         losses = np.exp(runs.to_numpy(float))
-        seeds = [str(seed) for seed in runs.index] if points.has_seeds else None
+        seeds = runs.index.tolist() if points.has_seeds else None
         cell: Entry = {"family": family, "N": math.exp(log_N), "tokens": math.exp(log_D), "seeds": seeds}
         rows.append(cell | {"losses": losses.tolist(), "mean": float(losses.mean()), "se": _error(losses)})
     return rows
