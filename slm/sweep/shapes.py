@@ -36,8 +36,8 @@ but 8 channels are 2% of the parameters of a 200k model."""
 
 REPLACEMENT_STEP = 1.01
 """Factor between the sizes that are tried in place of a size that a family cannot reach."""
-MAX_REPLACEMENT_STEPS = 41
-"""Most of these steps from the requested size: a factor of 1.5."""
+MAX_REPLACEMENT_STEPS = 70
+"""Most of these steps from the requested size: a factor of 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def solve(recipe: Recipe, target: float, aspect: float, size: Size, tolerance: f
 
 
 def nearest_common_size(families: Sequence[Callable[[float], SolvedShape]], target: float) -> float | None:
-    """The N nearest to `target` at which every family has a shape; None if there is none within a factor of 1.5.
+    """The N nearest to `target` at which every family has a shape; None if there is none within a factor of 2.
 
     A family is a function that returns its shape for N, as `solve` does.
     """

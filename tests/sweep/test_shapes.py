@@ -148,7 +148,7 @@ def test_the_nearest_common_size_is_the_nearest_that_all_families_reach() -> Non
     for target in (9_000, 12_000, 20_000, 30_000, 5e6):
         common = nearest_common_size(families, target)
         # Every size in steps of 0.2%, up to the one found: none of them is one that both have.
-        ratio = abs(math.log((common or 1.5 * target) / target))
+        ratio = abs(math.log((common or 2 * target) / target))
         for step in range(int(ratio / 0.002) - 5):
             for size in (target * math.exp(0.002 * step), target / math.exp(0.002 * step)):
                 assert not all(has_shape(family, size) for family in families)
