@@ -82,8 +82,8 @@ def analyse(
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
     comparison["levels"] = compare_levels(table, target, size, settings.level)
-    state_verdict = verdict if has_law else verdict_without_law
-    comparison["verdict"] = state_verdict(comparison, entries, controlled)
+    found = verdict(comparison, entries, controlled) if has_law else verdict_without_law(comparison, controlled)
+    comparison["verdict"] = found
     return Analysis(to_json_types(entries), to_json_types(comparison))
 
 

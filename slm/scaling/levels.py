@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from slm.runtime.words import count, format_number, interval, plural, shortlist
+from slm.runtime.words import count, format_number, interval, plural
 from slm.scaling.caveats import MAX_LEVEL_SENTENCES, NOT_CONTROLLED
 from slm.scaling.entries import Entry
 from slm.scaling.forms import Floats
@@ -120,7 +120,7 @@ def is_too_small(table: Table, size: str) -> bool:
     return bool(table.frame.groupby("family")[size].nunique().max() < MIN_SIZES)
 
 
-def verdict_without_law(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | None) -> Entry:
+def verdict_without_law(comparison: Entry, is_controlled: bool | None) -> Entry:
     """Return the entry `verdict` of comparison.json for a table to which no law was fitted; see `verdict.verdict`."""
     levels = comparison["levels"]
     means = [pair for pair in levels["pairs"] if pair["mean"]]
@@ -133,10 +133,9 @@ def verdict_without_law(comparison: Entry, entries: Sequence[Entry], is_controll
         sentences.append(f"{plural(len(means) - MAX_LEVEL_SENTENCES, 'more pair')} in the report.")
     if is_controlled is False and len(comparison["families"]) > 1:
         sentences.append(NOT_CONTROLLED)
-    reasons = dict.fromkeys(entry["notes"][0].removeprefix("not fitted: ") for entry in entries if entry["notes"])
-    sentences.append(f"No law was fitted: {shortlist(reasons, 1, '; ', 120)}.")
-    needed = f"A law in N needs {MIN_SIZES} sizes of a family"
-    sentences.append(f"{needed}; five or more over a factor of 10 or more narrow the interval of its exponent.")
+    num_sizes = max(len({cell["N"] for cell in levels["cells"] if cell["family"] == f}) for f in comparison["families"])
+    reason = f"a law in N needs {MIN_SIZES} sizes of a family, and no family has more than {num_sizes}"
+    sentences.append(f"No law was fitted: {reason}. Five or more, over a factor of 10 or more, bound an exponent well.")
     return {"headline": f"{headline}.", "distinguishable": None, "sentences": sentences, "pairs": []}
 
 

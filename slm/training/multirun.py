@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import ValueType
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from slm.runtime.words import NO_VALUE, duration, exact_count, is_number
+from slm.runtime.words import NO_VALUE, duration, exact_count, is_number, plural, shortlist
 
 WIDTH = 160
 """Width of the table if the output is no terminal."""
@@ -53,10 +53,14 @@ class MultirunDisplay(Callback):
             heading = f"{number + 1}/{len(self.swept)}  {self.swept[number]}"
         print(f"\n{heading}", flush=True)
 
+    def numbers(self) -> list[int]:
+        """The numbers of all runs, from 0, as far as they are known."""
+        return sorted({*self.folders, *range(len(self.swept or []))})
+
     def results(self) -> dict[int, Mapping[str, Any]]:
         """Number -> result.json of each run that has one."""
         found = {}
-        for number in sorted({*self.folders, *range(len(self.swept or []))}):
+        for number in self.numbers():
             try:
                 found[number] = json.loads((self.run_folder(number) / "result.json").read_text(encoding="utf-8"))
             except (OSError, ValueError):
@@ -99,8 +103,9 @@ def print_results() -> None:
     num_completed = sum(result.get("status") == "completed" for result in results.values())
     console = Console(highlight=False, markup=False)
     console.width = console.width if sys.stdout.isatty() else WIDTH
-    total = len(display.swept) if display.swept is not None else len(display.folders)
-    console.print(f"\n{num_completed} of {total} runs completed")
+    missing = [str(number + 1) for number in display.numbers() if number not in results]
+    without = f"; without a result: {shortlist(missing)}" if missing else ""
+    console.print(f"\n{num_completed} of {plural(len(display.numbers()), 'run')} completed{without}")
     console.print(table)
 
 

@@ -36,7 +36,7 @@ def test_a_continued_task_counts_the_time_left_from_where_it_began(capsys, monke
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0421, "0.042 s"), (3.21, "3.2 s"), (9.96, "10 s"), (59, "59 s"), (187, "3:07 min"), (18_720, "5:12:00 h")],
+    [(0.0421, "0.042 s"), (1.0, "1.0 s"), (9.96, "10 s"), (59, "59 s"), (187, "3:07 min"), (18_720, "5:12:00 h")],
 )
 def test_a_duration_of_seconds_is_in_seconds(seconds, text):
     assert duration(seconds) == text

@@ -54,7 +54,7 @@ def test_the_table_has_the_runs_that_finished(
     (tmp_path / "3" / "result.json").write_text("{")
     print_results()
     title, header, *rows = capsys.readouterr().out.strip().splitlines()
-    assert title == "1 of 4 runs completed"
+    assert title == "1 of 4 runs completed; without a result: 2, 4"
     assert header.split() == ["run", "overrides", "seed", "N", "loss", "bits/byte", "time", "directory"]
     completed, interrupted = (row.split() for row in rows)
     assert completed == ["1", "seed=1", "1", "1,234,567", "3.1416", "1.5000", "2.5", "s", str(tmp_path / "0")]

@@ -95,10 +95,10 @@ def _tokens(row: Entry) -> str:
 
 
 def _difference(row: Entry) -> str:
-    """`0.051 [0.02, 0.082]`; without an error, only the difference."""
+    """`0.0510 [0.0201, 0.0819]`; without an error, only the difference."""
     if row["se"] is None:
-        return format_number(row["difference"])
-    return with_interval(row["difference"], [row["low"], row["high"]])
+        return format_number(row["difference"], 3)
+    return with_interval(row["difference"], [row["low"], row["high"]], 3)
 
 
 def _difference_columns() -> Columns:

@@ -57,9 +57,9 @@ def analysed_section(analysis: Directory) -> Section:
         f"{LOSS_NAMES[basis['loss']]}{residuals}.{why}"
         if analysis.has_law
         else f"N counts {size_words(basis['size'])}. No law was fitted.",
-        table_by_column(analysis.verdict_fits, columns),
+        table_by_column(analysis.verdict_fits if analysis.has_law else [], columns),
         bullets(map(escape_markdown, comparison["notes"])),
-        f"Not fitted: {'; '.join(skipped)}." if skipped else "",
+        f"Not fitted: {'; '.join(skipped)}." if skipped and analysis.has_law else "",
     )
 
 
