@@ -32,7 +32,7 @@ def make_workspace(analysis: Directory, entity: str, project: str) -> Any:
     import wandb_workspaces.workspaces as workspaces
 
     keys = list(summary(analysis))
-    bars = {
+    bars: dict[str, Any] = {
         "Exponents": [key for key in keys if key.startswith("exponent/") and "ci_" not in key],
         "Worth in parameters": [key for key in keys if key.startswith("worth/") and key.endswith("/factor")],
     }
@@ -50,7 +50,11 @@ def make_workspace(analysis: Directory, entity: str, project: str) -> Any:
         panels.ScatterPlot(title="Loss against N", x="params_total", y="val/loss", log_x=True, log_y=True),
         panels.LinePlot(title="Loss against tokens", x="tokens", y=["val/loss"], log_x=True, log_y=True),
     ]
-    sections = {"Charts of the selected analyses": drawn, "Compared by analysis": compared, "Training runs": runs}
+    sections: dict[str, Any] = {
+        "Charts of the selected analyses": drawn,
+        "Compared by analysis": compared,
+        "Training runs": runs,
+    }
     return workspaces.Workspace(
         entity=entity,
         project=project,
@@ -74,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     import wandb
 
     entity = arguments[1] if len(arguments) == 2 else logger.get("entity") or wandb.Api().default_entity
-    workspace = make_workspace(analysis, entity, logger.get("project", "slm"))
+    workspace = make_workspace(analysis, str(entity), logger.get("project", "slm"))
     workspace.save()
     print(workspace.url)
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.isoflop import isoflop_blocks
 from slm.report.markdown import Columns, Section, folded, table_by_column
@@ -107,7 +109,7 @@ def _least_compute(rows: list[Entry]) -> list[str]:
     return [" ".join(sentences), table_by_column(rows, columns)]
 
 
-def _device_time(hours: float | None) -> str:
+def _device_time(hours: Any) -> str:
     return duration(3600 * hours) if is_number(hours) else NO_VALUE
 
 
