@@ -39,7 +39,11 @@ def record(analysis: Directory, config: Mapping[str, Any]) -> None:
         return
     folder = analysis.path
     tables = {"exponents": exponent_rows(analysis), "comparisons": comparison_rows(analysis)}
-    tables |= {"levels": level_rows(analysis), "worth": worth_rows(analysis), "runs": run_rows(folder, config["runs"])}
+    tables |= {
+        "levels": level_rows(analysis),
+        "worth_in_parameters": worth_rows(analysis),
+        "runs": run_rows(folder, config["runs"]),
+    }
     if analysis.overlay:
         tables["overlay"] = overlay_rows(analysis.overlay)
     skipped_folders = {"wandb", "runs"}  # the folders of the tracker and of a sweep's runs

@@ -53,9 +53,14 @@ def _cells(family: str, points: Points) -> list[Entry]:
     for log_N, log_D, runs in zip(points.log_N, points.log_D, points.runs, strict=True):
         losses = np.exp(runs.to_numpy(float))
         seeds = runs.index.tolist() if points.has_seeds else None
-        cell: Entry = {"family": family, "N": math.exp(log_N), "tokens": math.exp(log_D), "seeds": seeds}
+        cell: Entry = {"family": family, "N": _count(log_N), "tokens": _count(log_D), "seeds": seeds}
         rows.append(cell | {"losses": losses.tolist(), "mean": float(losses.mean()), "se": _error(losses)})
     return rows
+
+
+def _count(log: float) -> float:
+    """The count that has this logarithm, without the rounding error of its last digits."""
+    return float(f"{math.exp(log):.12g}")
 
 
 def _error(values: Floats) -> float | None:
@@ -66,10 +71,10 @@ def _error(values: Floats) -> float | None:
 def _pair(a: str, b: str, points_a: Points, points_b: Points, level: float) -> Entry:
     rows = []
     for i, j in zip(*nearest(points_a, points_b), strict=True):
-        sizes = {"N_a": math.exp(points_a.log_N[i]), "N_b": math.exp(points_b.log_N[j])}
+        sizes = {"N_a": _count(points_a.log_N[i]), "N_b": _count(points_b.log_N[j])}
         has_seeds = points_a.has_seeds and points_b.has_seeds
         row = _difference(points_a.runs[i], points_b.runs[j], has_seeds=has_seeds)
-        rows.append(sizes | {"tokens": math.exp(points_a.log_D[i])} | _with_interval(row, level))
+        rows.append(sizes | {"tokens": _count(points_a.log_D[i])} | _with_interval(row, level))
     return {"a": a, "b": b, "sizes": rows, "mean": _with_interval(_mean(rows), level) if rows else None}
 
 
