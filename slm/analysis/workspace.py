@@ -77,10 +77,13 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError("a workspace needs an account of W&B: run `wandb login` once (docs/scaling.md: without one)")
     import wandb
 
-    entity = arguments[1] if len(arguments) == 2 else logger.get("entity") or wandb.Api().default_entity
-    workspace = make_workspace(analysis, str(entity), logger.get("project", "slm"))
-    workspace.save()
-    print(workspace.url)
+    try:
+        entity = arguments[1] if len(arguments) == 2 else logger.get("entity") or wandb.Api().default_entity
+        workspace = make_workspace(analysis, str(entity), logger.get("project", "slm"))
+        workspace.save()
+        print(workspace.url)
+    except wandb.Error as error:
+        raise ValueError(f"W&B did not save the workspace: {error}") from None
     return 0
 
 

@@ -1,6 +1,8 @@
 """A saved workspace in W&B, as far as it goes without an account."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,6 +19,16 @@ def test_the_workspace_has_a_panel_for_every_chart_of_the_analysis(two: Path) ->
     assert "exponent/deep_thin/power_floor/alpha" in bars.panels[0].metrics
     assert len(runs.panels) == 2
     assert made.name == "Exponents of two"
+
+
+def test_a_workspace_that_cannot_be_saved_is_one_sentence(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    monkeypatch.setattr(workspace, "has_api_key", lambda: True)
+    refused = SimpleNamespace(save=Mock(side_effect=wandb.Error("not reachable")))
+    monkeypatch.setattr(workspace, "make_workspace", lambda *_: refused)
+    with pytest.raises(ValueError, match="W&B did not save the workspace: not reachable"):
+        workspace.main([str(two), "me"])
 
 
 def test_what_a_workspace_needs_is_said(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
