@@ -1,11 +1,13 @@
 """Tables with too few sizes for a law: report, terminal and files have losses by family, size and seed."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from slm.analysis.report import levels
 from slm.analysis.run import analyse_runs
 from slm.sweep.config import check_settings
 from tests.sweep.designs import composed
@@ -46,6 +48,21 @@ def test_every_loss_is_in_report_terminal_and_files(
     assert "Exponents" not in report
     for text in (report, printed):
         assert not {"None", "nan"} & set(text.replace(",", " ").split())
+
+
+def test_many_families_do_not_flood_report_and_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(levels, "MAX_TABLE_ROWS", 10)
+    monkeypatch.setattr(levels, "MAX_LINES", 5)
+    rows = [(f"f{number}", 1e6, 1, 3 + number / 100) for number in range(8)]
+    folder = analysed(rows, tmp_path, "analysis.laws=[power]")
+    report, printed = (folder / "report.md").read_text(), capsys.readouterr().out
+    assert len(json.loads((folder / "comparison.json").read_text())["levels"]["pairs"]) == 28
+    assert len(re.findall(r"^\| f\d ", report, re.MULTILINE)) == 8 + 10
+    assert "18 more rows are in comparison.json (levels)." in report
+    assert len(re.findall(r"^  f\d", printed, re.MULTILINE)) == 5 + 5
+    assert "23 more rows are in comparison.json (levels)." in printed
 
 
 def test_the_errors_are_those_of_the_seeds_and_said_to_be_unknown_without(tmp_path: Path) -> None:

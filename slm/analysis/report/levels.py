@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, folded, table_by_column
 from slm.runtime.words import (
@@ -23,6 +26,8 @@ ERRORS = {
     None: "no error: one run or one size shows no scatter",
 }
 """What an error was computed from, in words."""
+MAX_TABLE_ROWS = 200  # of a table in the report
+MAX_LINES = 40  # of losses, and of differences, in the terminal
 
 
 def levels_section(analysis: Directory) -> Section | None:
@@ -38,8 +43,9 @@ def levels_section(analysis: Directory) -> Section | None:
         analysis.target_name: lambda cell: with_error(cell["mean"], cell["se"]),
         "by seed": lambda cell: escape_markdown(_by_seed(cell)),
     }
-    losses = table_by_column(levels["cells"], columns)
-    differences = table_by_column([row for pair in levels["pairs"] for row in _rows(pair)], _difference_columns())
+    losses = _table(levels["cells"], columns, MAX_TABLE_ROWS)
+    rows = [row for pair in levels["pairs"] for row in _rows(pair)]
+    differences = _table(rows, _difference_columns(), MAX_TABLE_ROWS)
     explained = (
         "± is the standard error of the mean over seeds; a mean without ± is of one run, whose scatter is unknown. A "
         f"difference is that of the first family minus the second at the same size, with its {analysis.level:.0%} "
@@ -51,18 +57,33 @@ def levels_section(analysis: Directory) -> Section | None:
     return section.add(explained, losses, differences or _nothing_in_common(analysis))
 
 
+def _table(rows: Sequence[Entry], columns: Columns, max_rows: int) -> str:
+    more = f"\n\n{_more(rows, max_rows)}" if len(rows) > max_rows else ""
+    return table_by_column(rows[:max_rows], columns) + more
+
+
+def _more(rows: Sequence[Any], max_rows: int) -> str:
+    return f"{len(rows) - max_rows:,} more rows are in comparison.json (levels)."
+
+
 def level_lines(analysis: Directory) -> list[str]:
     """Lines for the terminal: the losses of every family at each size, and the differences of pairs."""
     levels = analysis.comparison["levels"]
-    lines = [
+    losses = [
         f"  {cell['family']}, N {count(cell['N'])}{_tokens(cell)}: {analysis.target_name} "
         f"{with_error(cell['mean'], cell['se'])} ({plural(len(cell['losses']), 'run')}: {_by_seed(cell)})"
         for cell in levels["cells"]
     ]
-    for pair in levels["pairs"]:
-        for row in _rows(pair):
-            lines.append(f"  {pair['a']} - {pair['b']}, {row['where']}: {_difference(row)} ({ERRORS[row['error']]})")
-    return lines if any(pair["mean"] for pair in levels["pairs"]) else [*lines, f"  {_nothing_in_common(analysis)}"]
+    differences = [
+        f"  {row['a']} - {row['b']}, {row['where']}: {_difference(row)} ({ERRORS[row['error']]})"
+        for pair in levels["pairs"]
+        for row in _rows(pair)
+    ]
+    lines = []
+    for group in (losses, differences or [f"  {_nothing_in_common(analysis)}"]):
+        lines += group[:MAX_LINES]
+        lines += [f"  {_more(group, MAX_LINES)}"] if len(group) > MAX_LINES else []
+    return lines
 
 
 def _nothing_in_common(analysis: Directory) -> str:
