@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from slm.composition.keys import explain_unknown_keys
 from slm.composition.resolvers import in_multirun, register
 from slm.runtime.command_line import MISTAKES, quick_imports, report, run_script
+from slm.training.multirun import print_results
 
 exit_codes: list[int] = []  # one for each run so far
 
@@ -62,9 +63,15 @@ def run(config: DictConfig) -> int:
 
 
 def start() -> None:
-    """Start Hydra; for a key that does not exist, print our own message instead of Hydra's."""
-    with explain_unknown_keys("train"):
-        main()
+    """Start Hydra; for a key that does not exist, print our own message instead of Hydra's.
+
+    At its end, however it ends, a multirun prints the results that it has.
+    """
+    try:
+        with explain_unknown_keys("train"):
+            main()
+    finally:
+        print_results()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from slm.analysis.agreement import (
 )
 from slm.runtime.words import count, shortened, shortlist
 from slm.scaling.matching import SAME_SIZE
+from slm.scaling.tables.suspicions import similar_names
 
 REQUIRED_FOR_CONTROL = ("tokens", "data", "tokenizer", "evaluation set", "schedule", "learning rate rule")
 DATA = ("data_fingerprint", "data", "dataset", "data_name")
@@ -112,6 +113,7 @@ def audit(frame: pd.DataFrame) -> dict[str, Any]:
     _check_seeds(frame, findings)
     if not findings.has_one_family:
         _check_sizes(frame, findings)
+        _check_names(frame, findings)
     unknown = {item["what"] for item in findings.unknown}
     return {
         "controlled": not findings.violations and unknown.isdisjoint(REQUIRED_FOR_CONTROL),
@@ -120,6 +122,13 @@ def audit(frame: pd.DataFrame) -> dict[str, Any]:
         "checked": findings.checked,
         "varies": _differences_within_family(frame) if findings.has_one_family else [],
     }
+
+
+def _check_names(frame: pd.DataFrame, findings: Findings) -> None:
+    """A family that is written in two ways is compared with a part of itself."""
+    for group in similar_names(frame["family"]):
+        sentence = f"The families {' and '.join(group)} may be one family: their names differ only in spelling."
+        findings.add_violation("names", frame["family"], sentence)
 
 
 def _check_tokens(frame: pd.DataFrame, findings: Findings) -> None:

@@ -1,4 +1,7 @@
-"""Log an analysis as a tracker run of its own (job_type=analysis), to compare exponents of analyses in the tracker."""
+"""Log an analysis as a tracker run of its own (job_type=analysis), to compare exponents of analyses in the tracker.
+
+The run has the name of the analysed table or sweep, and the settings that applied to it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from slm.analysis.charts import charts, level_rows, worth_rows
 from slm.analysis.overlay import overlay_rows
 from slm.analysis.report.directory import Directory
 from slm.tracking import Rows, check_logger, known_run_id, record_directory
@@ -16,6 +20,7 @@ RUN_COLUMNS = ("run_id", "family", "status", "seed", "width", "depth", "lr", "pa
                "tokens", "loss", "bits_per_byte")  # fmt: skip
 """The columns of the runs table that are logged, if the table has them."""
 PAIR_COLUMNS = ("delta", "ci_low", "ci_high", "p", "p_adjusted")
+LEVEL_COLUMNS = ("difference", "low", "high", "p_adjusted")
 
 
 def check_analysis_logger(logger: Mapping[str, Any]) -> None:
@@ -26,22 +31,33 @@ def check_analysis_logger(logger: Mapping[str, Any]) -> None:
 
 
 def record(analysis: Directory, config: Mapping[str, Any]) -> None:
-    """Log tables, figures, summary and the files of an analysis, if the config asks for a tracker."""
+    """Log tables, charts, figures, summary and the files of an analysis, if the config asks for a tracker.
+
+    The analysis of a table is in the group of its table, and that of a sweep in the group of the sweep's runs.
+    """
     if not config["logger"]["wandb"]:
         return
     folder = analysis.path
     tables = {"exponents": exponent_rows(analysis), "comparisons": comparison_rows(analysis)}
-    tables["runs"] = run_rows(folder, config["runs"])
+    tables |= {
+        "levels": level_rows(analysis),
+        "worth_in_parameters": worth_rows(analysis),
+        "runs": run_rows(folder, config["runs"]),
+    }
     if analysis.overlay:
         tables["overlay"] = overlay_rows(analysis.overlay)
     skipped_folders = {"wandb", "runs"}  # the folders of the tracker and of a sweep's runs
     files = [path for path in sorted(folder.rglob("*")) if skipped_folders.isdisjoint(path.relative_to(folder).parts)]
+    table = analysis.comparison["table"]
+    counts = {key: analysis.comparison[key] for key in ("families", "n_rows", "n_runs", "n_cells")}
+    logger = {**config["logger"], "group": config["logger"]["group"] or table}
     record_directory(
         folder,
         kind="analysis",
-        name=f"analysis-{analysis.comparison['table']}",
-        config=config,
+        name=f"analysis-{table}",
+        config={**config, "logger": logger, "table": {"name": table, **counts}},
         tables=tables,
+        charts=charts(analysis),
         images=sorted((folder / "figures").glob("*.png")),
         summary=summary(analysis),
         files=[path for path in files if path.is_file()],
@@ -86,9 +102,10 @@ def comparison_rows(analysis: Directory) -> Rows:
 def summary(analysis: Directory) -> dict[str, Any]:
     """The verdict and its comparisons, and the exponents of all laws for the verdict's target and definition of N.
 
-    Keys are `verdict`, `exponent/<family>/<law>/<name>` and `comparison/<a>_vs_<b>/<column>`. The first exponent of a
-    law has its interval under `.../ci_low` and `.../ci_high`, other exponents under `.../<name>_ci_low` and so on.
-    Exponents that are not identified are left out, so that nobody can quote them.
+    Keys are `verdict`, `exponent/<family>/<law>/<name>`, `comparison/<a>_vs_<b>/<column>`, `worth/<a>_in_<b>/<column>`
+    (the factor on N with which b matches a) and `level/<a>_vs_<b>/<column>` (the difference in the target at the same
+    sizes). The first exponent of a law has its interval under `.../ci_low` and `.../ci_high`, other exponents under
+    `.../<name>_ci_low` and so on. Exponents that are not identified are left out, so that nobody can quote them.
     """
     quantities: dict[str, Any] = {"verdict": analysis.comparison["verdict"]["headline"]}
     for entry in analysis.entries():
@@ -101,6 +118,18 @@ def summary(analysis: Directory) -> dict[str, Any]:
                 quantities |= {f"{key}/{prefix}ci_low": low, f"{key}/{prefix}ci_high": high}
     # A pair has one row per exponent, all with the same keys. The first row, of the ranking exponent, must be set last.
     for pair in reversed(analysis.comparison["verdict"]["pairs"]):
-        a, b = (pair[side].replace("/", "_") for side in ("a", "b"))
-        quantities |= {f"comparison/{a}_vs_{b}/{column}": pair[column] for column in PAIR_COLUMNS if column != "p"}
+        columns = {column: pair[column] for column in PAIR_COLUMNS if column != "p"}
+        quantities |= _under_key("comparison", pair["a"], "vs", pair["b"], columns)
+    for a, b, factor, low, high, _ in worth_rows(analysis)[1]:
+        quantities |= _under_key("worth", a, "in", b, {"factor": factor, "low": low, "high": high})
+    for pair in analysis.comparison["levels"]["pairs"]:
+        if mean := pair["mean"]:
+            columns = {column: mean[column] for column in LEVEL_COLUMNS}
+            quantities |= _under_key("level", pair["a"], "vs", pair["b"], columns)
     return quantities
+
+
+def _under_key(kind: str, a: str, relation: str, b: str, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """`columns` under keys such as `worth/<a>_in_<b>/factor`; a `/` in a name would start another group of keys."""
+    names = f"{a}_{relation}_{b}".replace("/", "_")
+    return {f"{kind}/{names}/{column}": value for column, value in columns.items()}

@@ -191,7 +191,9 @@ def seconds(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a duration: `42 s`, `3:07 min`, `5:12:00 h`, `12.3 days`."""
+    """Write a duration: `0.42 s`, `4.2 s`, `42 s`, `3:07 min`, `5:12:00 h`, `12.3 days`."""
+    if seconds < 9.95:
+        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:

@@ -15,6 +15,7 @@ from slm.scaling.context import context
 from slm.scaling.entries import Entry, Fitted, Task, fit_family, to_json_types
 from slm.scaling.forms import VARIABLES
 from slm.scaling.laws import Law, get_law, seed_of_law
+from slm.scaling.levels import compare_levels, is_too_small, verdict_without_law
 from slm.scaling.paired import compare_pairs
 from slm.scaling.sample import missing_columns
 from slm.scaling.settings import Settings
@@ -46,7 +47,8 @@ def analyse(
     `controlled` says whether an audit found that the families differ in nothing else (None: not audited). It changes
     only the wording of the verdict; all numbers follow from the table, the settings and `seed`. `verdict_only` leaves
     out what the verdict does not use: bands, predictions, other targets, a second loss, references, allocation.
-    `progress` is called before each step. Raises `ValueError` if no law can be fitted to any family.
+    A table with too few sizes for any law has unfitted `fits`, and a verdict on the losses at equal sizes (`levels`).
+    `progress` is called before each step. Raises `ValueError` if no law can be fitted for another reason.
     """
     settings = settings or Settings()
     target, size = _target_and_size(table, settings)
@@ -58,6 +60,9 @@ def analyse(
         progress(step, done, num_steps)
 
     entries, fitted = _fit(table, tasks, settings, seed, show, thorough=not verdict_only)
+    has_law = any(entry["fitted"] for entry in entries)
+    if not has_law and not (tasks and is_too_small(table, size)):
+        raise ValueError(_no_law_text(table, entries, skipped))
     assessed = selection.assess_laws(fitted)
     law, why = selection.choose_law(fitted, assessed, settings.law)
     comparison = _overview(table, settings, entries, fitted, law, target, size)
@@ -76,14 +81,16 @@ def analyse(
     show("references and allocation", num_steps - 1)
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
-    comparison["verdict"] = verdict(comparison, entries, controlled)
+    comparison["levels"] = compare_levels(table, target, size, settings.level)
+    found = verdict(comparison, entries, controlled) if has_law else verdict_without_law(comparison, controlled)
+    comparison["verdict"] = found
     return Analysis(to_json_types(entries), to_json_types(comparison))
 
 
 def _fit(
     table: Table, tasks: Sequence[Task], settings: Settings, seed: int, show: ShowStep, *, thorough: bool
 ) -> tuple[list[Entry], dict[str, dict[str, Fitted]]]:
-    """Return the entries of all fits, and law -> family -> primary fit. Raises `ValueError` if all fits failed."""
+    """Return the entries of all fits, and law -> family -> primary fit."""
     entries: list[Entry] = []
     fitted: dict[str, dict[str, Fitted]] = {}
     jobs = []
@@ -98,10 +105,13 @@ def _fit(
         entries += [result.entry for result in families.values()]
         if task.is_primary:
             fitted[task.law.name] = families
-    if not any(entry["fitted"] for entry in entries):
-        reasons = dict.fromkeys(f"{entry['law']} {note}" for entry in entries for note in entry["notes"])
-        raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(reasons)[:4]))
     return entries, fitted
+
+
+def _no_law_text(table: Table, entries: Sequence[Entry], skipped: Sequence[Entry]) -> str:
+    reasons = [f"{entry['law']} {note}" for entry in entries for note in entry["notes"]]
+    reasons += [f"{row['law']}: {row['reason']}" for row in skipped]
+    return f"no law can be fitted to {table.name}: " + "; ".join(list(dict.fromkeys(reasons))[:4])
 
 
 def _fit_job(table: Table, settings: Settings, job: tuple[Task, str, np.random.Generator], *, thorough: bool) -> Fitted:

@@ -12,6 +12,8 @@ from slm.runtime.words import MAX_ITEMS, count, format_number, interval, join_na
 Entry = dict[str, Any]
 MAX_LEVEL_SENTENCES = 3  # maximum number of pairs whose difference of level gets a sentence
 
+NOT_CONTROLLED = "The comparison is NOT CONTROLLED: the audit names what differs or is not recorded."
+
 
 @dataclass(frozen=True)
 class Case:

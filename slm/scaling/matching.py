@@ -48,8 +48,8 @@ def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequ
     If both families have runs with the same seeds at a point, only these runs are used, paired by seed: runs with equal
     seeds saw the same data in the same order. Points must also agree in the columns `covariates`.
     """
-    points_a, points_b = (_points(table.family(name).frame, target, size, covariates) for name in (a, b))
-    i, j = _nearest(points_a, points_b)  # positions of the matched points in each family
+    points_a, points_b = (points_of(table.family(name).frame, target, size, covariates) for name in (a, b))
+    i, j = nearest(points_a, points_b)  # positions of the matched points in each family
     num_sizes = len(set(points_a.log_N[i]))
     if num_sizes < MIN_SIZES:
         fewest = min(len(set(points.log_N)) for points in (points_a, points_b))
@@ -84,7 +84,7 @@ def _is_balanced(size_index: np.ndarray, others: Sequence[Floats]) -> bool:
 
 
 @dataclass(frozen=True)
-class _Points:
+class Points:
     """All points of a family, in order of size. `covariates` is [points, covariates].
 
     `runs` has the log targets of each point, indexed by seed, or by row number if seeds are unknown.
@@ -97,7 +97,8 @@ class _Points:
     has_seeds: bool
 
 
-def _points(frame: pd.DataFrame, target: str, size: str, covariates: Sequence[str]) -> _Points:
+def points_of(frame: pd.DataFrame, target: str, size: str, covariates: Sequence[str] = ()) -> Points:
+    """The points of a family's rows."""
     has_seeds = "seed" in frame and bool(frame["seed"].notna().all())
     rows = pd.DataFrame({"N": frame[size], "D": frame.get("tokens", np.nan)}, index=frame.index)
     rows["log_y"] = np.log(frame[target].astype(float))
@@ -108,10 +109,10 @@ def _points(frame: pd.DataFrame, target: str, size: str, covariates: Sequence[st
     points = np.array(keys, float)
     log_N, log_D = np.log(points[:, :2]).T
     runs = [group.groupby("seed")["log_y"].mean() for group in groups]
-    return _Points(log_N, log_D, points[:, 2:], runs, has_seeds)
+    return Points(log_N, log_D, points[:, 2:], runs, has_seeds)
 
 
-def _nearest(points_a: _Points, points_b: _Points) -> tuple[np.ndarray, np.ndarray]:
+def nearest(points_a: Points, points_b: Points) -> tuple[np.ndarray, np.ndarray]:
     """Positions in both families of mutually nearest points with similar sizes and tokens, and equal covariates."""
     size_gap = abs(points_a.log_N[:, None] - points_b.log_N)
     token_gap = abs(points_a.log_D[:, None] - points_b.log_D)
@@ -125,7 +126,7 @@ def _nearest(points_a: _Points, points_b: _Points) -> tuple[np.ndarray, np.ndarr
     return i[is_mutual], j[is_mutual]
 
 
-def _by_seed(points_a: _Points, points_b: _Points, i: int, j: int) -> tuple[Floats, Floats]:
+def _by_seed(points_a: Points, points_b: Points, i: int, j: int) -> tuple[Floats, Floats]:
     """Log targets at two points, for common seeds in the same order, or for all seeds if no seed is common."""
     left, right = points_a.runs[i], points_b.runs[j]
     common = left.index.intersection(right.index) if points_a.has_seeds and points_b.has_seeds else []

@@ -119,7 +119,7 @@ def choose_law(fitted: ByLaw, assessed: Mapping[str, Entry], requested: str) -> 
     """Return the law of the verdict and the reason for it. A `requested` law is taken as it is; `auto` takes
     - the law with the fewest parameters among those on which all rows lie exactly, if there are any;
     - else the tenable law with the lowest pooled AICc;
-    - else, with too few rows for AICc, the first law that fits the most families.
+    - else, with too few rows for AICc, the first law that fits the most families. Without any fit, there is no reason.
     """
     if requested != "auto":
         return requested, "it was requested"
@@ -143,7 +143,7 @@ def choose_law(fitted: ByLaw, assessed: Mapping[str, Entry], requested: str) -> 
     if first is not None and assessed[first]["families"]:
         return first, f"it is the first of {group} that fit the most families; AICc needs more rows"
     usable = [law for law, families in fitted.items() if any(result.fit for result in families.values())]
-    return next(iter([*usable, *fitted])), "it is the first that could be fitted"
+    return next(iter([*usable, *fitted])), "it is the first that could be fitted" if usable else ""
 
 
 def rows_by_law(fitted: ByLaw, families: Sequence[str]) -> list[Entry]:

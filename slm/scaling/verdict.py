@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from slm.runtime.words import p_text, shortlist
 from slm.scaling.caveats import (
+    NOT_CONTROLLED,
     Case,
     Entry,
     condition,
@@ -65,7 +66,7 @@ def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | N
         answer = _test(case, pairs, distinguishable)
         sentences = [*levels(case), *answer, *_differences(case, pairs), *not_compared(case, pairs)]
     if is_controlled is False and len(comparison["families"]) > 1:
-        sentences.append("The comparison is NOT CONTROLLED: the audit names what differs or is not recorded.")
+        sentences.append(NOT_CONTROLLED)
     sentences += limits(case)
     recorded = [{name: pair[name] for name in RECORDED_KEYS.split()} for pair in pairs]
     return {"headline": sentence, "distinguishable": distinguishable, "sentences": sentences, "pairs": recorded}

@@ -15,6 +15,7 @@ from slm.runtime.command_line import new_folder_path
 from slm.scaling.published import NAME as SHIPPED_TABLE
 
 SWEEP_GROUPS = ("sweep", "launcher")  # config groups that training reads, but not the analysis of a finished table
+SWEEP_DEFAULTS = {"dry_run": False, "retry": "none"}  # keys that only training reads, with their defaults
 KINDS: dict[str, kinds.Kind] = {
     **{key: kinds.or_null(kinds.NAME) for key in ("runs", "output_dir", "overlay", "overlay_column")},
     "dry_run": kinds.SWITCH,
@@ -35,14 +36,14 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
     """Check the settings; returns them without the null entries of `columns`, and with `best_of` as a list or null.
 
     `overrides` come from the command line. If `runs` is null, a sweep is trained. Otherwise the table `runs` is
-    analysed, in a new folder unless `output_dir` is set. Raises `ValueError` naming the first key that is wrong.
+    analysed, in a new folder unless `output_dir` is set; the settings of a sweep are then left out, so that no record
+    of the analysis has them. Raises `ValueError` naming the first key that is wrong.
     """
     kinds.check_kinds(config, KINDS)
     for name, expression in config["columns"].items():
         kinds.check_kind(f"columns.{name}", expression, COLUMN)
     runs, output_dir, best_of = config["runs"], config["output_dir"], config["best_of"]
-    sweep_defaults = {"dry_run": False, "retry": "none"}
-    changed_keys = [key for key, default in sweep_defaults.items() if config[key] != default]
+    changed_keys = [key for key, default in SWEEP_DEFAULTS.items() if config[key] != default]
     for_training = [f"{key}={kinds.as_typed(config[key])}" for key in changed_keys]
     for_training += [override for override in overrides if _group_of(override) in SWEEP_GROUPS]
     if runs is not None and for_training:
@@ -53,6 +54,7 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
     if runs is not None:
         _check_exists(runs)
         output_dir = output_dir or new_folder_path("analysis")
+        config = {key: value for key, value in config.items() if key not in (*SWEEP_GROUPS, *SWEEP_DEFAULTS)}
     if output_dir is not None and os.path.isfile(output_dir):
         raise ValueError(f"output_dir={output_dir} is a file: give the name of a directory")
     return {

@@ -71,6 +71,7 @@ KINDS: dict[str, Kind] = {
     **{f"sweep.grid.{key}": or_null(list_of(kinds.POSITIVE, "numbers above 0")) for key in ("sizes", "aspects")},
     "sweep.grid.size": one_of("params_total", "params_non_embedding"),
     "sweep.grid.tolerance": TOLERANCE,
+    "sweep.grid.out_of_reach": one_of("replace", "skip"),
     **{f"sweep.budget.{name}": or_null(_one_or_several(kinds.POSITIVE)) for name in BUDGETS},
     "sweep.budget.trunk": kinds.SWITCH,
     "sweep.lr.rule": one_of("fixed", "transferred", "tuned"),

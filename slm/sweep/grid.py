@@ -1,14 +1,14 @@
 """Turn a design into its cells: each family in each shape, with each budget, learning rate and seed.
 
 If a family's rule refuses a shape, or a budget is too short for the schedule, one impossible cell with the reason takes
-the place of the cells for each rate and seed. Requests that give the same shape (such as two aspects at a small size)
-share their cells.
+the place of the cells for each rate and seed. A size that some family cannot reach is replaced, in all families, by the
+nearest that all can. Requests that give the same shape (such as two aspects at a small size) share their cells.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -23,11 +23,11 @@ from slm.composition.schedules import check_schedule
 from slm.composition.settings import check_settings
 from slm.model.counts import flops_per_token, num_params
 from slm.runtime.command_line import one_sentence
-from slm.runtime.words import plural
+from slm.runtime.words import join_names, plural
 from slm.sweep.cells import Cell, check_trunk, share_trunks
 from slm.sweep.design import Design
 from slm.sweep.recipe import Recipe, digest, run_key
-from slm.sweep.shapes import SolvedShape, solve
+from slm.sweep.shapes import SolvedShape, has_shape, nearest_common_size, solve
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Plan:
 def make_plan(design: Design) -> Plan:
     """Plan all cells of a design. Raises `ValueError`, or Hydra's errors, if no cell can be trained."""
     recipes = [Recipe(family, design.common_overrides) for family in design.families]
+    sizes = _sizes_in_reach(design, recipes)
     cells_by_key: dict[str, Cell] = {}
     misses: list[str] = []
     num_requested = 0
@@ -63,7 +64,7 @@ def make_plan(design: Design) -> Plan:
         _check_no_other_budget(recipe)
         if design.has_trunks:
             check_trunk(recipe.config.schedule)
-        for request in _shape_requests(design, recipe):
+        for request in _shape_requests(design, recipe, sizes):
             requested = _cells_of_request(design, recipe, request)
             misses += _describe_miss(requested[0], request, design.grid)
             num_requested += len(requested)
@@ -72,7 +73,7 @@ def make_plan(design: Design) -> Plan:
     cells = list(cells_by_key.values())
     if not any(cell.is_possible for cell in cells):
         raise ValueError(f"no cell of sweep={design.name} can be trained: {cells[0].impossible}")
-    notes = []
+    notes = _describe_replacements(sizes)
     if misses:
         tolerance = f"{100 * design.grid['tolerance']:g}%"
         notes.append(f"Shapes that miss their target N by more than {tolerance}: {'; '.join(misses)}.")
@@ -81,6 +82,43 @@ def make_plan(design: Design) -> Plan:
         notes.append(f"{count} the same settings as another cell and will not be trained twice.")
     cache_dir = Path(os.path.expanduser(recipes[0].config.cache_dir))
     return Plan(cache_dir, [recipe.config for recipe in recipes], cells, notes)
+
+
+@dataclass(frozen=True)
+class SizeInReach:
+    """The size that takes the place of a requested one, and the families that cannot reach the requested one."""
+
+    size: float
+    out_of_reach: tuple[str, ...] = ()
+
+
+Sizes = Mapping[tuple[float, float | None], SizeInReach]
+"""(requested size, aspect) -> size; the aspect is None if every family has its own."""
+
+
+def _sizes_in_reach(design: Design, recipes: Sequence[Recipe]) -> Sizes:
+    """The nearest size that all families can reach, for each requested size; the requested one if there is none."""
+    sizes: dict[tuple[float, float | None], SizeInReach] = {}
+    may_replace = design.grid["out_of_reach"] == "replace"
+    for target, aspect in product(design.grid["sizes"] or [], design.grid["aspects"] or [None]):
+        families = {recipe.family: partial(_solve, design.grid, recipe, aspect) for recipe in recipes}
+        failing = tuple(name for name, family in families.items() if may_replace and not has_shape(family, target))
+        common = nearest_common_size(list(families.values()), target) if failing else target
+        sizes[target, aspect] = SizeInReach(target) if common in (None, target) else SizeInReach(common, failing)
+    return sizes
+
+
+def _solve(grid: Mapping[str, Any], recipe: Recipe, aspect: float | None, target: float) -> SolvedShape:
+    return solve(recipe, target, aspect or recipe.default_aspect, grid["size"], grid["tolerance"])
+
+
+def _describe_replacements(sizes: Sizes) -> list[str]:
+    replaced = [
+        f"{target:,.0f} by {found.size:,.0f} ({join_names(found.out_of_reach)} cannot reach it)"
+        for (target, _), found in sizes.items()
+        if found.out_of_reach
+    ]
+    return [f"Sizes replaced by the nearest that all families can reach: {'; '.join(replaced)}."] if replaced else []
 
 
 def _describe_miss(cell: Cell, request: ShapeRequest, grid: Mapping[str, Any]) -> list[str]:
@@ -103,12 +141,12 @@ def _check_no_other_budget(recipe: Recipe) -> None:
             )
 
 
-def _shape_requests(design: Design, recipe: Recipe) -> Iterator[ShapeRequest]:
+def _shape_requests(design: Design, recipe: Recipe, sizes: Sizes) -> Iterator[ShapeRequest]:
     grid = design.grid
-    for target in grid["sizes"] or []:
-        for aspect in grid["aspects"] or [recipe.default_aspect]:
-            solve_shape = partial(solve, recipe, target, aspect, grid["size"], grid["tolerance"])
-            yield ShapeRequest(f"{target:g}-aspect{aspect:g}", solve_shape, target)
+    for (_, aspect), in_reach in sizes.items():
+        target = in_reach.size
+        label = f"{target:g}-aspect{aspect or recipe.default_aspect:g}"
+        yield ShapeRequest(label, partial(_solve, grid, recipe, aspect, target), target)
     shapes = [tuple(map(int, shape.split("x"))) for shape in grid["shapes"] or []]
     shapes += product(grid["widths"] or [], grid["depths"] or [])
     for width, depth in shapes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from slm.runtime.words import plural
+from slm.runtime.words import duration, plural
 from slm.scaling.settings import Settings
 from slm.sweep.cells import Cell
 from slm.sweep.design import Design
@@ -36,7 +36,7 @@ def print_plan(design: Design, plan: Plan, analysis: Settings, *, folder: Path, 
     for line in [
         f"sweep {design.name}: {len(possible)} runs, in {folder}",
         _cell_table(plan.cells, speeds),
-        f"cost         {flops:.3g} FLOPs; about {_minutes(seconds)} of training, or {_minutes(elapsed)} with "
+        f"cost         {flops:.3g} FLOPs; about {duration(seconds)} of training, or {duration(elapsed)} with "
         f"{num_slots} at a time; {disk_bytes(possible) / 1e9:.2g} GB of disk",
         f"             {speeds.source}",
         *_trunk_lines(possible),
@@ -50,7 +50,7 @@ def print_plan(design: Design, plan: Plan, analysis: Settings, *, folder: Path, 
 
 def _cell_table(cells: Sequence[Cell], speeds: Speeds) -> Table:
     """A table of the cells; runs that differ only in seed and learning rate share a row."""
-    table = Table("family", "shape", "N", "non-embedding", "tokens", "FLOPs", "peak lr", "runs", "minutes", box=None)
+    table = Table("family", "shape", "N", "non-embedding", "tokens", "FLOPs", "peak lr", "runs", "time", box=None)
     for column in table.columns[2:]:
         column.justify = "right"
     cells_of_row: dict[tuple[str, int, int, int], list[Cell]] = {}
@@ -69,7 +69,7 @@ def _cell_table(cells: Sequence[Cell], speeds: Speeds) -> Table:
             f"{first.flops_trained:.3g}",
             f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}",
             str(len(runs)),
-            f"{sum(map(speeds.seconds, runs)) / 60:.1f}",
+            duration(sum(map(speeds.seconds, runs))),
         )
     return table
 
@@ -119,13 +119,9 @@ def _power_lines(design: Design, plan: Plan, analysis: Settings, seconds_per_see
         f"             and {scatter} (sweep.assume)",
     ]
     for count, difference in list(power.detectable.items())[1:]:  # the first count is that of the design
-        more = _minutes(seconds_per_seed * (count - num_seeds))
+        more = duration(seconds_per_seed * (count - num_seeds))
         lines.append(f"             with {count} seeds: {difference:.2g}, for {more} of additional training")
     if power.advice is not None:
         advice = power.advice.text.replace("; ", ";\n             ")
         lines.append(f"             to find half of it, {smallest / 2:.2g}, takes {advice}")
     return lines
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.3g} min" if seconds < 2 * 3600 else f"{seconds / 3600:,.3g} h"

@@ -47,8 +47,6 @@ from slm.sweep.recipe import check_inputs, composed, digest
 from slm.sweep.tuning import tune
 
 CELLS = "cells.json"
-MIN_SIZES = 3
-"""Fewest sizes to which a law in N is fitted: two for its parameters, and one more to estimate the scatter."""
 INCOMPLETE = 2
 """Exit code if a cell or an evaluation has no result."""
 
@@ -90,6 +88,8 @@ def run_sweep(config: Mapping[str, Any], plan: Plan | None = None) -> int:
         print_plan(sweep.design, sweep.plan, analysis, folder=sweep.folder, num_slots=num_slots)
         return 0
     with locked(sweep.folder, "sweep.py"):
+        for note in sweep.plan.notes:
+            say(note)
         trained = _train(sweep)
         evaluated = _evaluate(sweep, trained)
         return _report(sweep, trained, evaluated)
@@ -235,9 +235,6 @@ def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], *, notes: Sequence[s
         rows, notes = tuned.best, [*notes, *tuned.notes]
         if rows.empty:
             raise ValueError(f"no shape has a best learning rate: {' '.join(tuned.notes)}")
-        if rows["budget"].nunique() == 1 and rows.groupby("family")["params_total"].nunique().max() < MIN_SIZES:
-            print(f"No family has {MIN_SIZES} sizes, so no law is fitted: {folder / 'tuning.csv'} has the optima.")
-            return
     row_settings = {key: sweep.config[key] for key in ROW_KEYS}
     table = table_from_frame(rows, name=sweep.config["name"], **row_settings)
     table = Table(table.frame, (*table.notes, *notes), table.name)

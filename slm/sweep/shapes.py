@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from omegaconf.errors import OmegaConfBaseException
 
 from slm.model.config import ModelConfig
 from slm.model.counts import num_params
@@ -31,6 +33,11 @@ FFN_SLACK = 0.25
 FFN_STEPS = (8, 4, 2, 1)
 """Steps of the feed-forward width, in the order in which they are tried. Matrix products are fastest at multiples of 8,
 but 8 channels are 2% of the parameters of a 200k model."""
+
+REPLACEMENT_STEP = 1.01
+"""Factor between the sizes that are tried in place of a size that a family cannot reach."""
+MAX_REPLACEMENT_STEPS = 70
+"""Most of these steps from the requested size: a factor of 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +76,32 @@ def solve(recipe: Recipe, target: float, aspect: float, size: Size, tolerance: f
     raise ValueError(
         f"no shape has {target:,.0f} parameters ({size}) within {MAX_TOLERANCE:.0%}: the nearest shapes have {nearest}"
     )
+
+
+def nearest_common_size(families: Sequence[Callable[[float], SolvedShape]], target: float) -> float | None:
+    """The N nearest to `target` at which every family has a shape; None if there is none within a factor of 2.
+
+    A family is a function that returns its shape for N, as `solve` does.
+    """
+    remaining = list(families)
+    for step in range(MAX_REPLACEMENT_STEPS + 1):
+        factor = REPLACEMENT_STEP**step
+        for size in dict.fromkeys((target * factor, target / factor)):
+            candidate = float(f"{size:.3g}") if step else target
+            failing = next((family for family in remaining if not has_shape(family, candidate)), None)
+            if failing is None:
+                return candidate
+            remaining.sort(key=lambda family: family is not failing)  # the next size is probably too hard for it too
+    return None
+
+
+def has_shape(family: Callable[[float], SolvedShape], target: float) -> bool:
+    """Whether a family has a shape with `target` parameters."""
+    try:
+        family(target)
+    except (ValueError, OmegaConfBaseException):
+        return False
+    return True
 
 
 def _fit_ffn(

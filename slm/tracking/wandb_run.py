@@ -8,8 +8,9 @@ import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from slm.runtime.files import write_atomically
@@ -17,11 +18,33 @@ from slm.runtime.files import write_atomically
 RUN_ID = Path("wandb", "run_id")
 """File in a run directory with the W&B id of the run. A resumed run continues under this id."""
 LAUNCH = "wandb.sdk.launch"
+CHART_PRESET = "wandb/line/v0"
+"""The preset of `Chart`. W&B has it for every account, and stores its table under the key of the chart and `_table`."""
 MAX_ARTIFACT_NAME = 128
 """Largest number of characters in a name that W&B accepts."""
 
 Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]
 """A table: its column names and its rows."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart that W&B draws from the table `rows`: column `y` against column `x`, one line per value of `line`.
+
+    The axes of its preset are linear, so a log axis is a column of logarithms. If several runs are selected in W&B, the
+    chart shows the lines of all of them.
+    """
+
+    title: str
+    rows: Rows
+    x: str
+    y: str
+    line: str
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Field of the preset -> column."""
+        return {"x": self.x, "y": self.y, "stroke": self.line}
 
 
 def start_run(folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> Any:
@@ -78,10 +101,11 @@ def record_directory(
     images: Sequence[Path],
     summary: Mapping[str, Any],
     files: Sequence[Path],
+    charts: Mapping[str, Chart] = MappingProxyType({}),
 ) -> None:
-    """Log `tables`, `images` (under figures/), `summary`, and an artifact of the `files` in `folder`, as one W&B run.
+    """Log `tables`, `charts` (under charts/), `images` (under figures/), `summary` and `files` of `folder` as one run.
 
-    `kind` is the type of the artifact. `check_logger` must have accepted the `logger` group of `config`.
+    The files are an artifact of type `kind`. `check_logger` must have accepted the `logger` group of `config`.
     """
     import wandb
 
@@ -90,10 +114,10 @@ def record_directory(
     logged_config = {key: value for key, value in config.items() if key != "logger"}
     run = start_run(folder, logged_config, name=name, settings=config["logger"])
     try:
-        logged: dict[str, Any] = {
-            key: wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
-            for key, (columns, rows) in tables.items()
-        }
+        logged: dict[str, Any] = {key: _table(rows) for key, rows in tables.items()}
+        for key, chart in charts.items():
+            title = {"title": chart.title}
+            logged[f"charts/{key}"] = wandb.plot_table(CHART_PRESET, _table(chart.rows), chart.fields, title)
         run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in images}, step=step)
         run.summary.update(dict(summary))
         artifact = wandb.Artifact(artifact_name(name, run.id), type=kind)
@@ -104,6 +128,13 @@ def record_directory(
         run.finish(exit_code=1)
         raise
     run.finish()
+
+
+def _table(rows: Rows) -> Any:
+    import wandb
+
+    columns, values = rows
+    return wandb.Table(columns=list(columns), data=[list(row) for row in values], allow_mixed_types=True)
 
 
 def artifact_name(name: str, run_id: str) -> str:
@@ -118,11 +149,15 @@ def check_wandb(settings: Mapping[str, Any]) -> None:
     mode = settings["mode"]
     if mode not in ("offline", "online", "disabled"):
         raise ValueError(f"logger.mode={mode} must be offline, online or disabled")
-    if mode == "online":
-        import wandb
+    if mode == "online" and not has_api_key():
+        raise ValueError("logger.mode=online needs an API key: run `wandb login` once, or set logger.mode=offline")
 
-        if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-            raise ValueError("logger.mode=online needs an API key: run `wandb login` once, or set logger.mode=offline")
+
+def has_api_key() -> bool:
+    """Whether W&B knows the API key of an account. Asks nobody."""
+    import wandb
+
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
 
 
 def known_run_id(folder: Path) -> str | None:

@@ -18,7 +18,7 @@ from slm.sweep.config import check_settings
 from slm.tracking.wandb_run import artifact_name
 from tests.running import ROOT, run_script
 from tests.sweep.designs import QUICK, composed, result, table, write
-from tests.tracking.offline import inspected
+from tests.tracking.offline import inspected, offline_run
 
 CONTRACT = """family law target size params se ci95 covariance_method n_runs n_rows objective r2 rmse_log aicc bic
 converged starts_agreeing at_bound condition_number identified notes"""
@@ -136,12 +136,11 @@ def changed(row: int, column: str, value: float) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("frame", "overrides", "said"),
     [
-        (ONE.assign(params_total=1e7), [], "N has one value in all rows"),
+        (ONE, ["analysis.laws=[chinchilla]"], "no law can be fitted to runs: chinchilla not fitted: D has one value"),
         (changed(3, "loss", np.nan), [], "row 4.*loss"),
         (changed(3, "loss", -2.5), [], "row 4.*loss"),
         (changed(3, "loss", 12.0), [], "row 4, column loss: 12 .*perplexity"),
         (changed(3, "params_total", 12.5), [], "row 4, column params_total: 12.5 is in other units"),
-        (table({"a": 0.1}, sizes=1, seeds=1), [], "no law can be fitted"),
         (ONE.drop(columns="params_total"), [], "params_total"),
         (ONE.iloc[:0], [], "empty|no rows"),
         (ONE, ["analysis.law=cubic"], "analysis.law=cubic must be one of auto, power"),
@@ -184,7 +183,8 @@ def test_the_tracker_can_be_read_back(tmp_path: Path) -> None:
     frame = table({"a": 0.1, "b": 0.14})
     frame.to_csv(tmp_path / "runs.csv", index=False)
     command = [sys.executable, str(ROOT / "sweep.py"), f"runs={tmp_path}/runs.csv", f"output_dir={tmp_path}/out"]
-    run_script([*command, *QUICK[:3], "analysis.laws=[power]"], cwd=tmp_path).check_returncode()
+    chosen = ["analysis.laws=[power]", "columns.loss=loss", "where='tokens > 1e6'"]
+    run_script([*command, *QUICK[:3], *chosen], cwd=tmp_path).check_returncode()
     (file,) = (tmp_path / "out/wandb").glob("offline-run-*/run-*.wandb")
     told = inspected(file)["summary"]
     (power,) = fits_of(tmp_path / "out", family="a", law="power", target="loss", loss="least_squares")
@@ -192,6 +192,63 @@ def test_the_tracker_can_be_read_back(tmp_path: Path) -> None:
     assert told["exponent/a/power/ci_low"] == pytest.approx(power["ci95"]["alpha"][0], rel=1e-12)
     assert told["comparison/a_vs_b/p_adjusted"] < 0.05
     assert {"exponents", "comparisons"} <= set(told)
+    comparison = json.loads((tmp_path / "out/comparison.json").read_text())
+    (pair,) = comparison["paired"]["pairs"]
+    assert [told[f"worth/a_in_b/{key}"] for key in ("factor", "low", "high")] == pytest.approx(
+        [pair["worth"][key] for key in ("factor", "low", "high")], rel=1e-12
+    )
+    (level,) = comparison["levels"]["pairs"]
+    assert told["level/a_vs_b/difference"] == pytest.approx(level["mean"]["difference"], rel=1e-12)
+    tracked = offline_run(tmp_path / "out")
+    _check_recorded_settings(tracked, tmp_path)
+    _check_charts(tracked["charts"], comparison, power, frame)
+
+
+def _check_recorded_settings(tracked: dict[str, Any], folder: Path) -> None:
+    """The run is named, grouped and configured by its table, and has nothing of a sweep."""
+    assert (tracked["name"], tracked["group"], tracked["job_type"]) == ("analysis-runs", "runs", "analysis")
+    config = tracked["config"]
+    assert not {"sweep", "launcher", "dry_run", "retry"} & set(config)
+    assert (config["runs"], config["where"]) == (f"{folder}/runs.csv", "tokens > 1e6")
+    assert config["columns"] == {"loss": "loss"}
+    assert config["analysis"]["laws"] == ["power"]
+    assert config["table"] == {"name": "runs", "families": ["a", "b"], "n_rows": 24, "n_runs": 24, "n_cells": 12}
+    settings = json.loads((folder / "out/settings.json").read_text())
+    assert not {"sweep", "launcher", "dry_run", "retry"} & set(settings)
+
+
+def _check_charts(
+    charts: dict[str, Any], comparison: dict[str, Any], power: dict[str, Any], frame: pd.DataFrame
+) -> None:
+    """Every chart is one that W&B draws without an account, from a table with its columns."""
+    assert set(charts) == {"loss_against_N", "exponents", "differences", "worth", "level_differences"}
+    for chart in charts.values():
+        assert chart["preset"] == "wandb/line/v0"
+        assert set(chart["fields"].values()) <= set(chart["table"]["columns"])
+        assert chart["strings"]["title"]
+    lines = {name: lines_of(chart) for name, chart in charts.items()}
+    of_a = frame[frame["family"] == "a"].groupby("params_total")["loss"].mean()
+    assert lines["loss_against_N"]["runs: a"] == pytest.approx(
+        np.column_stack([np.log10(of_a.index), np.log10(of_a)]), rel=1e-9
+    )
+    assert [x for x, _ in lines["exponents"]["runs: a alpha"]] == pytest.approx(
+        [power["ci95"]["alpha"][0], power["params"]["alpha"], power["ci95"]["alpha"][1]]
+    )
+    assert {y for _, y in lines["exponents"]["runs: b alpha"]} == {-1}
+    (difference,) = comparison["verdict"]["pairs"]
+    (points,) = lines["differences"].values()
+    assert [x for x, _ in points] == pytest.approx([difference[key] for key in ("ci_low", "delta", "ci_high")])
+    assert list(lines["worth"]) == ["runs: a in b"]
+
+
+def lines_of(chart: dict[str, Any]) -> dict[str, Any]:
+    """Line -> its points (x, y)."""
+    columns = chart["table"]["columns"]
+    x, y, line = (columns.index(chart["fields"][field]) for field in ("x", "y", "stroke"))
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in chart["table"]["data"]:
+        lines.setdefault(row[line], []).append((row[x], row[y]))
+    return {name: np.array(points) for name, points in lines.items()}
 
 
 @pytest.mark.parametrize("place", ["/proc/foo", "/dev/null/x", "x" * 300])
@@ -234,7 +291,9 @@ def test_the_tracker_gets_names_that_it_takes_and_no_value_that_is_not_identifie
     entry |= {"family": "a/b", "params": {"alpha": 0.1, "beta": 9.0}, "not_identified": {"beta": "too few"}}
     entry |= {"ci95": {"alpha": [0.0, 0.2], "beta": [None, None]}}
     primary = {"law": "power", "target": "loss", "size": "N", "loss": "log"}
-    found = Directory(Path(), [entry], {"primary": primary, "verdict": {"headline": ".", "pairs": []}}, {}, {}, {})
+    comparison = {"primary": primary, "verdict": {"headline": ".", "pairs": []}, "laws": {}}
+    comparison |= {"paired": {"pairs": []}, "levels": {"pairs": []}}
+    found = Directory(Path(), [entry], comparison, {}, {}, {})
     columns, rows = exponent_rows(found)
     (alpha, beta) = (dict(zip(columns, row, strict=True)) for row in rows)
     assert (alpha["value"], alpha["identified"]) == (0.1, True)

@@ -1,7 +1,10 @@
 import re
 
+import pytest
+
 from slm.runtime import progress as module
 from slm.runtime.progress import Progress, progress
+from slm.runtime.words import duration
 
 
 def test_a_log_gets_a_first_and_a_last_line_however_often_work_advances(capsys):
@@ -29,3 +32,11 @@ def test_a_continued_task_counts_the_time_left_from_where_it_began(capsys, monke
     with Progress("step", 100, start=80) as shown:
         shown.update(90, "loss 2.000", log=True)
     assert capsys.readouterr().err == "step 90/100  loss 2.000  30 s left\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0421, "0.042 s"), (1.0, "1.0 s"), (9.96, "10 s"), (59, "59 s"), (187, "3:07 min"), (18_720, "5:12:00 h")],
+)
+def test_a_duration_of_seconds_is_in_seconds(seconds, text):
+    assert duration(seconds) == text

@@ -144,6 +144,30 @@ def test_what_cannot_be_trained_is_a_cell_that_says_why_and_the_rest_stay() -> N
     assert len(said) == 2
 
 
+def test_a_size_that_one_family_cannot_reach_is_replaced_in_all_by_the_nearest_that_all_can() -> None:
+    design = ["sweep.families=[mobilellm,llama_wide]", "sweep.grid.sizes=[1e5,6e5]", "sweep.grid.tolerance=0.02"]
+    plan = make_plan(check_design(composed(*design)["sweep"]))
+    sizes = {
+        family: [cell.params_total for cell in plan.cells if cell.family == family]
+        for family in ("mobilellm", "llama_wide")
+    }
+    assert not any(cell.impossible for cell in plan.cells)
+    for small, target in zip(zip(*sizes.values(), strict=True), (1e5, 6e5), strict=True):
+        assert max(small) / min(small) < 1.05
+        assert min(small) / target == pytest.approx(1, abs=0.05)
+    (note,) = [note for note in plan.notes if note.startswith("Sizes replaced")]
+    assert note.startswith("Sizes replaced by the nearest that all families can reach: 100,000 by ")
+    assert note.endswith("(llama_wide cannot reach it).")
+    assert "600,000" not in note
+
+
+def test_a_size_out_of_reach_is_a_cell_that_says_so_if_it_may_not_be_replaced() -> None:
+    design = ["sweep.families=[mobilellm,llama_wide]", "sweep.grid.sizes=[1e5,6e5]", "sweep.grid.out_of_reach=skip"]
+    plan = make_plan(check_design(composed(*design)["sweep"]))
+    (impossible,) = [cell for cell in plan.cells if cell.impossible]
+    assert (impossible.family, impossible.impossible[:30]) == ("llama_wide", "no shape has 100,000 parameter")
+
+
 @pytest.mark.parametrize(
     ("schedule", "said"),
     [

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from functools import cache
+from functools import cache, partial
 
 import pytest
 from hypothesis import assume, given, settings
@@ -12,7 +12,15 @@ from slm.composition.resolvers import register
 from slm.model.config import ModelConfig
 from slm.model.families import ffn, kv_heads
 from slm.sweep.recipe import Recipe
-from slm.sweep.shapes import FFN_SLACK, MAX_TOLERANCE, SolvedShape, count_params, solve
+from slm.sweep.shapes import (
+    FFN_SLACK,
+    MAX_TOLERANCE,
+    SolvedShape,
+    count_params,
+    has_shape,
+    nearest_common_size,
+    solve,
+)
 
 register()
 SIZES = st.sampled_from(["params_total", "params_non_embedding"])
@@ -28,6 +36,13 @@ class Plain:
         heads = {"num_heads": width // 16, "num_kv_heads": kv_heads(width // 16, 3)}
         sizes = {"vocab_size": 512, "hidden_size": width, "num_layers": depth, "intermediate_size": ffn(width, "8/3")}
         return ModelConfig(**heads, **sizes)
+
+
+class Coarse(Plain):
+    """A feed-forward so small that its width changes N by less than a percent."""
+
+    def shape(self, width: int, depth: int) -> ModelConfig:
+        return dataclasses.replace(super().shape(width, depth), intermediate_size=4)
 
 
 @cache
@@ -108,12 +123,6 @@ def test_families_are_matched_to_half_a_percent_even_where_8_channels_are_more(f
 
 
 def test_a_tolerance_that_no_shape_meets_gives_one_of_two_percent() -> None:
-    class Coarse(Plain):
-        """No feed-forward of another width: it takes the one of the rule."""
-
-        def shape(self, width: int, depth: int) -> ModelConfig:
-            return dataclasses.replace(super().shape(width, depth), intermediate_size=4)
-
     rule = Coarse()
     target = round(1.015 * count_params(rule.shape(64, 4), "params_total"))
     found = solve(rule, target, 16, "params_total", 1e-6)
@@ -133,3 +142,22 @@ def test_a_size_that_no_shape_has_is_said_with_those_that_are_near() -> None:
     near = str(caught.value).partition(": the nearest shapes have ")[2]
     for number in (int(text.replace(",", "")) for text in near.split(" or ")):
         assert count_params(solve(recipe("llama_wide"), number, 64, "params_total").model, "params_total") == number
+
+
+@pytest.mark.parametrize(("target", "below"), [(62_000, False), (99_000, False), (72_000, True), (119_000, True)])
+def test_the_nearest_common_size_is_the_nearest_that_all_families_reach(target: float, below: bool) -> None:
+    families = [partial(solve, rule, aspect=16, size="params_total") for rule in (Plain(), Coarse())]
+    common = nearest_common_size(families, target)
+    assert common is not None
+    assert (common < target) == below
+    assert all(has_shape(family, common) for family in families)
+    # No size that is nearer by a step of 1%, in steps of 0.2%, is one that both have.
+    for step in range(int(abs(math.log(common / target)) / 0.002) - 5):
+        for size in (target * math.exp(0.002 * step), target / math.exp(0.002 * step)):
+            assert not all(has_shape(family, size) for family in families)
+
+
+def test_a_size_within_reach_stays_and_one_far_out_of_reach_has_no_replacement() -> None:
+    families = [partial(solve, Plain(), aspect=aspect, size="params_total") for aspect in (16, 64)]
+    assert nearest_common_size(families, 5e6) == 5e6
+    assert nearest_common_size(families, 50_000) is None

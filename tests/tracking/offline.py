@@ -46,7 +46,10 @@ def values(items: Any) -> dict[str, Any]:
 
 
 def offline_run(folder: Path) -> dict[str, Any]:
-    """`id`, `name`, `group`, `tags`, `job_type`, `config`, `summary` and `tables` of the offline run in `folder`."""
+    """`id`, `name`, `group`, `tags`, `job_type`, `config`, `summary`, `tables` and `charts` of the run in `folder`.
+
+    Each chart has the preset, the fields and the title that W&B draws it by, and the `table` that it is drawn from.
+    """
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     found: dict[str, Any] = {"config": {}, "summary": {}}
     for record in records(file):
@@ -55,11 +58,28 @@ def offline_run(folder: Path) -> dict[str, Any]:
             run = record.run
             found |= {"id": run.run_id, "name": run.display_name, "group": run.run_group, "job_type": run.job_type}
             found |= {"tags": list(run.tags)}
-            found["config"] |= {item.key: json.loads(item.value_json) for item in run.config.update}
+            found["config"] |= values(run.config.update)
+        elif kind == "config":
+            found["config"] |= values(record.config.update)
         elif kind == "summary":
             found["summary"] |= values(record.summary.update)
     tables = file.parent.glob("files/media/table/*.table.json")
-    return found | {"tables": {path.name.partition("_")[0]: json.loads(path.read_text()) for path in tables}}
+    found["tables"] = {path.name.partition("_")[0]: json.loads(path.read_text()) for path in tables}
+    return found | {"charts": dict(_charts(found["config"], file.parent / "files/media/table"))}
+
+
+def _charts(config: dict[str, Any], tables: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, value in config.items():
+        prefix, _, name = key.partition("_wandb/visualize/")
+        if name and not prefix:
+            panel = value["panel_config"]
+            (path,) = tables.glob(f"{name}_table_*.table.json")
+            chart = {
+                "preset": panel["panelDefId"],
+                "fields": panel["fieldSettings"],
+                "strings": panel["stringSettings"],
+            }
+            yield name.removeprefix("charts/"), chart | {"table": json.loads(path.read_text())}
 
 
 def inspected(file: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.isoflop import isoflop_blocks
 from slm.report.markdown import Columns, Section, folded, table_by_column
@@ -10,6 +12,7 @@ from slm.runtime.words import (
     NO_VALUE,
     axis_name,
     count,
+    duration,
     escape_markdown,
     format_number,
     is_number,
@@ -24,7 +27,7 @@ MAX_RATIO_OF_LAWS = 2.0
 FRONT_LABELS = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
 """Labels of the quantities other than N for which a Pareto front is shown."""
 COST_COLUMNS: Columns = {
-    "device hours": lambda row: format_number(row.get("device_hours"), 3),
+    "device time": lambda row: _device_time(row.get("device_hours")),
     "price": lambda row: format_number(row.get("price"), 3),
 }
 
@@ -110,6 +113,10 @@ def _least_compute(rows: list[Entry]) -> list[str]:
         "remarks": _remark,
     }
     return [" ".join(sentences), table_by_column(rows, columns)]
+
+
+def _device_time(hours: Any) -> str:
+    return duration(3600 * hours) if is_number(hours) else NO_VALUE
 
 
 def _remark(row: Entry) -> str:

@@ -59,6 +59,11 @@ class Directory:
         return dict(self.comparison["primary"])
 
     @property
+    def has_law(self) -> bool:
+        """Whether a law was fitted to any family; False for a table with too few sizes."""
+        return any(entry["fitted"] for entry in self.fits)
+
+    @property
     def target_name(self) -> str:
         """The target of the verdict as used in sentences: `bits per byte`."""
         return TARGET_NAMES[self.verdict_basis["target"]]

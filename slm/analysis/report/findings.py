@@ -36,8 +36,10 @@ class Finding(NamedTuple):
 
 def findings_table(analysis: Directory) -> str:
     """A row for each question that the table can raise, as Markdown."""
-    several = (_audit, _level, _exponents) if len(analysis.families) > 1 else ()
-    findings = [find(analysis) for find in (*several, _law, _floor, _lack_of_fit, _design)]
+    about_families = (_audit, _level, _exponents) if analysis.has_law else (_audit, _level_without_law)
+    about_laws = (_law, _floor, _lack_of_fit, _design) if analysis.has_law else ()
+    finders = (*(about_families if len(analysis.families) > 1 else ()), *about_laws)
+    findings = [find(analysis) for find in finders]
     return table(("question", "how sure", "what the runs say"), findings)
 
 
@@ -67,6 +69,18 @@ def _level(analysis: Directory) -> Finding:
         return Finding(question, UNKNOWN, f"no clear difference in {plural(len(pairs), 'pair')}")
     p = p_text(min(pair["level_p_adjusted"] for pair in clear))
     return Finding(question, SOLID, f"{len(clear)} of {plural(len(pairs), 'pair')} differ (smallest adjusted {p})")
+
+
+def _level_without_law(analysis: Directory) -> Finding:
+    question = f"Which family has the lower {analysis.target_name} at equal size?"
+    means = [pair["mean"] for pair in analysis.comparison["levels"]["pairs"] if pair["mean"]]
+    tested = [mean["p_adjusted"] for mean in means if is_number(mean["p_adjusted"])]
+    if not tested:
+        reason = "the differences have no error" if means else "no two families have a size in common"
+        return Finding(question, UNKNOWN, reason)
+    num_clear = sum(p < 1 - analysis.level for p in tested)
+    answer = f"{num_clear} of {plural(len(means), 'pair')} differ (smallest adjusted {p_text(min(tested))})"
+    return Finding(question, SOLID if num_clear else UNKNOWN, answer)
 
 
 def _exponents(analysis: Directory) -> Finding:

@@ -13,6 +13,7 @@ from slm.analysis.report import (
     diagnostics,
     exponents,
     isoflop,
+    levels,
     overlay,
     paired,
     predictions,
@@ -84,12 +85,18 @@ def reproduce_section(analysis: Directory) -> Section:
 
 SECTIONS = (
     verdict.verdict_section, verdict.analysed_section, verdict.published_section, paired.paired_section,
-    paired.power_section, exponents.exponents_section, diagnostics.diagnostics_section, compare.comparison_section,
-    exponents.references_section, overlay.overlay_section, verdict.audit_section, selection.selection_section,
-    predictions.predictions_section, predictions.given_section, predictions.doubling_section, compute.compute_section,
-    rates.rates_section, methods_section, reproduce_section, selection.convergence_section,
+    paired.power_section, levels.levels_section, exponents.exponents_section, diagnostics.diagnostics_section,
+    compare.comparison_section, exponents.references_section, overlay.overlay_section, verdict.audit_section,
+    selection.selection_section, predictions.predictions_section, predictions.given_section,
+    predictions.doubling_section, compute.compute_section, rates.rates_section, methods_section, reproduce_section,
+    selection.convergence_section,
 )  # fmt: skip
 """In the order in which a reviewer asks. The first is the first screen; the page folds the others."""
+SECTIONS_WITHOUT_LAW = (
+    verdict.verdict_section, levels.levels_section, verdict.analysed_section, verdict.audit_section,
+    overlay.overlay_section, rates.rates_section, reproduce_section,
+)  # fmt: skip
+"""The sections of a table to which no law was fitted."""
 
 
 def write_report(directory: Path) -> None:
@@ -97,13 +104,15 @@ def write_report(directory: Path) -> None:
     analysis = Directory.read(directory)
     name = analysis.comparison["table"]
     title = "Scaling analysis" + (f" of {name}" if name else "")
-    sections = [section for make in SECTIONS if (section := make(analysis)) and section.blocks]
+    makers = SECTIONS if analysis.has_law else SECTIONS_WITHOUT_LAW
+    sections = [section for make in makers if (section := make(analysis)) and section.blocks]
     text = "\n\n".join([f"# {escape_markdown(title)}", *map(Section.markdown, sections)]) + "\n"
     write_atomically(directory / "report.md", text)
     head, fragments = interactive_figures(analysis)
     formulas = {entry["equation"] for entry in analysis.fits}
     formulas |= {"alpha", "beta"} - set(analysis.families)  # a family may have the name of a letter
-    page = html_page(title, text, directory, fragments, head=head, formulas=formulas)
+    num_open = 1 if analysis.has_law else 2  # without a law, the losses are the answer
+    page = html_page(title, text, directory, fragments, head=head, formulas=formulas, num_open=num_open)
     write_atomically(directory / "report.html", page)
 
 

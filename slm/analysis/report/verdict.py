@@ -8,6 +8,7 @@ from operator import itemgetter
 
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.findings import findings_table, provenance_line
+from slm.analysis.report.levels import level_lines
 from slm.analysis.report.overlay import overlay_lines
 from slm.analysis.report.predictions import given_lines, prediction_lines
 from slm.analysis.report.selection import starts_text
@@ -65,10 +66,12 @@ def analysed_section(analysis: Directory) -> Section:
         + f"{_counts(analysis)}. The runs of a cell have the same family, size and budget, and differ in seed.",
         f"The verdict is about **{analysis.equation(basis['law'])}** (`{basis['law']}`), where L is "
         f"{analysis.target_name} and N counts {size_words(basis['size'])}, fitted by "
-        f"{LOSS_NAMES[basis['loss']]}{residuals}.{why}",
-        table_by_column(analysis.verdict_fits, columns),
+        f"{LOSS_NAMES[basis['loss']]}{residuals}.{why}"
+        if analysis.has_law
+        else f"N counts {size_words(basis['size'])}. No law was fitted.",
+        table_by_column(analysis.verdict_fits if analysis.has_law else [], columns),
         bullets(map(escape_markdown, comparison["notes"])),
-        f"Not fitted: {'; '.join(skipped)}." if skipped else "",
+        f"Not fitted: {'; '.join(skipped)}." if skipped and analysis.has_law else "",
     )
 
 
@@ -126,7 +129,7 @@ def print_summary(analysis: Directory) -> None:
     differences = [item["sentence"] for item in analysis.audit["violations"]] + _unknown_settings(analysis.audit)
     blocks = [
         f"\n{_counts(analysis)}\n{bullets(comparison['notes'])}",
-        _fit_lines(analysis, has_one_family),
+        _fit_lines(analysis, has_one_family) if analysis.has_law else "\n".join(level_lines(analysis)),
         "\n".join(prediction_lines(analysis)),
         "\n".join(given_lines(analysis)),
         f"Claims of the published study, each with the result of this analysis:\n{claims}" if claims else "",

@@ -116,6 +116,7 @@ def _checked_table(rows: pd.DataFrame, source: str, name: str, notes: list[str],
     frame = columns.add_clusters_and_cells(frame, notes)
     given_target = next(name for name in TARGETS if name in raw)
     suspicious = [
+        *suspicions.note_similar_families(frame),
         *suspicions.note_rising_results(frame),
         *suspicions.note_checkpoints(frame, column_names),
         *checks.note_units(frame, column_names, flops_were_given="flops" in raw),
