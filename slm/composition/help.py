@@ -64,6 +64,16 @@ class Manual:
             else:
                 yield Setting(key, typed(value), self.about(key, choices.get(key.partition(".")[0])))
 
+    def sections(self, config: DictConfig) -> dict[str, list[Setting]]:
+        """The keys of a composed config that has Hydra's own part: those without a group under "", then by group."""
+        tree: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+        found: dict[str, list[Setting]] = {"": []}
+        for name in sorted(tree, key=lambda name: name in self.file.groups):
+            if name != "hydra":
+                for setting in self.settings({name: tree[name]}, config.hydra.runtime.choices):
+                    found.setdefault(name if "." in setting.key else "", []).append(setting)
+        return found
+
     def _is_section(self, key: str) -> bool:
         """Whether conf/ lists keys below this key. Keys below any other are a part of its value."""
         if key in self.file.groups:
@@ -97,21 +107,16 @@ def typed(value: Any) -> str:
 
 def help_text(manual: Manual, config: DictConfig) -> str:
     """Return the groups and keys of a script as aligned text; `config` is the composed config with Hydra's own part."""
-    chosen = dict(config.hydra.runtime.choices)
-    tree: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
-    tree = {key: tree[key] for key in sorted(tree, key=lambda key: key in manual.file.groups) if key != "hydra"}
     lines = ["Groups and their choices (GROUP=CHOICE), each with its choice here:", ""]
     for group, about in manual.file.groups.items():
         names = ", ".join(manual.choices(group))
-        lines += row(f"{group}={as_typed(chosen.get(group))}", f"{about}: {names}" if about else names)
+        chosen = as_typed(config.hydra.runtime.choices.get(group))
+        lines += row(f"{group}={chosen}", f"{about}: {names}")
     lines += ["", "Keys (KEY=VALUE), each with its value here:"]
-    section = None
-    for setting in manual.settings(tree, chosen):
-        group = setting.key.rpartition(".")[0].partition(".")[0]
-        if group != section:
-            lines.append("")
-            section = group
-        lines += row(f"{setting.key}={setting.value}", setting.about)
+    for settings in manual.sections(config).values():
+        lines.append("")
+        for setting in settings:
+            lines += row(f"{setting.key}={setting.value}", setting.about)
     return "\n".join(lines)
 
 
