@@ -55,7 +55,9 @@ class Manual:
         comments = (file.keys.get(name) for file in _nearest_first(choices, choice))
         return next(filter(None, comments), model_fields().get(name, "") if group == "model" else "")
 
-    def settings(self, tree: Mapping[str, Any], choices: Mapping[str, str | None], prefix: str = "") -> Iterator[Setting]:
+    def settings(
+        self, tree: Mapping[str, Any], choices: Mapping[str, str | None], prefix: str = ""
+    ) -> Iterator[Setting]:
         """The keys of `tree` with values and comments. `choices` has the chosen file of each group."""
         for name, value in tree.items():
             key = f"{prefix}{name}"
@@ -78,7 +80,7 @@ class Manual:
         """Whether conf/ lists keys below this key. Keys below any other are a part of its value."""
         if key in self.file.groups:
             return True
-        group, _, name = key.partition(".")
+        group = key.partition(".")[0]
         keys = [*self.file.keys, *(f"{group}.{known}" for file in self.choices(group).values() for known in file.keys)]
         return any(known.startswith(f"{key}.") for known in keys)
 
