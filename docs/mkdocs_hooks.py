@@ -19,7 +19,7 @@ LINK = re.compile(
     r"(?P<before>(?<!!)\[(?P<label>(?:!\[[^\]]*\]\([^)]*\)|[^\]])*)\]\()(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)"
 )
 ATTRIBUTE = re.compile(r'(?P<before>\b(?:src|srcset|href)=")(?P<path>[^"#:]+)(?P<anchor>#[^"]*)?"')
-CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
 
 def place_on_site(path: str) -> str:
@@ -44,7 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite the links of a page, except in code."""
+    """Rewrite the links of a page, except in blocks of code."""
     folder = dirname(place_in_repository(page.file.src_uri))
 
     def link(match: re.Match[str]) -> str:
@@ -60,6 +60,6 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             return match[0]
         return f'{match["before"]}{place.url_relative_to(page.file)}{match["anchor"] or ""}"'
 
-    parts = CODE.split(markdown)  # every second one is code
+    parts = CODE.split(markdown)  # every second one is a block of code
     parts[::2] = [ATTRIBUTE.sub(attribute, LINK.sub(link, IMAGE.sub(link, part))) for part in parts[::2]]
     return "".join(parts)

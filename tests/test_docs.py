@@ -1,4 +1,4 @@
-"""Commands in the documentation are accepted, its reference says what conf/ says, and every key of conf/ is explained."""
+"""Commands in the documentation are accepted, its reference is what conf/ says, and every key of conf/ is explained."""
 
 import runpy
 from pathlib import Path
