@@ -24,43 +24,47 @@ from slm.sweep.recipe import Recipe
 from tests.running import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-NOT_OURS = (".", "cd", "export", "git", "jupyter", "mkdir", "mypy", "ruff", "srun", "tensorboard", "wandb")
-"""Programs in blocks of commands that are not checked."""
+OURS = ("python", "pytest", "pip", "srun")
+NOT_OURS = (".", "cd", "export", "git", "jupyter", "mkdir", "mkdocs", "mypy", "ruff", "tensorboard", "wandb")
+"""Programs in scripts that are not checked."""
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
+OUR_PROGRAM = re.compile(rf"^([A-Z_]+=\S* |.* && )*({'|'.join(OURS)}) ")
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 
 
 def commands(page: Path) -> list[str]:
-    """The command lines of a page: in its blocks of code and, if they start a program of ours, in its sentences."""
+    """The command lines of a page that start a program of ours: in its blocks of code, and in its sentences."""
     if page.suffix == ".yaml":  # the examples of --help, each followed by two spaces and what it does
         text = yaml.safe_load(page.read_text())["hydra"]["help"]["template"]
         return [re.split(r"  +", line.strip())[0] for line in text.splitlines() if line.startswith("  python ")]
     text = page.read_text()
-    blocks = [block for language, block in FENCE.findall(text) if language in ("", "sh", "bash", "text")]
+    lines = [line for language, block in FENCE.findall(text) for line in lines_of(language, block)]
     sentences = FENCE.sub("", text)
-    lines = "\n".join([*blocks, *re.findall(r"^    .*$", sentences, re.MULTILINE)]).replace("\\\n", " ").splitlines()
+    lines += re.findall(r"^    .*$", sentences, re.MULTILINE)
     lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", sentences)]
-    return list(dict.fromkeys(line.strip().removeprefix("$ ") for line in lines if starts_our_program(line)))
+    lines = [line.strip().removeprefix("$ ") for line in lines]
+    return list(dict.fromkeys(line for line in lines if OUR_PROGRAM.search(line) and " ..." not in line))
 
 
-def unknown_programs(page: Path) -> Iterator[str]:
-    """The programs in blocks of `sh` and `bash` that are neither checked nor known."""
-    for language, block in FENCE.findall(page.read_text()):
-        for line in block.replace("\\\n", " ").splitlines() if language in ("sh", "bash") else ():
-            for words in parts_of(line):
-                if words[0] not in ("python", "pytest", "pip", "mkdocs", *NOT_OURS):
-                    yield words[0]
+def lines_of(language: str, block: str) -> Iterator[str]:
+    """The command lines of a block of code: whole ones, if the block is a script."""
+    pending = ""
+    for line in block.replace("\\\n", " ").splitlines() if language in ("", "sh", "bash", "text") else ():
+        pending += line
+        try:
+            shlex.split(pending, comments=True)
+        except ValueError:  # a quotation that ends on a later line
+            pending = f"{pending}\n" if language in ("sh", "bash") else ""
+        else:
+            yield pending
+            pending = ""
 
 
-def starts_our_program(line: str) -> bool:
-    """Whether a line is a command that `check` can check."""
-    words = line.strip().removeprefix("$ ").split()
-    programs = [word for word in words if not ASSIGNMENT.fullmatch(word)]
-    return (
-        bool(programs)
-        and (programs[0] in ("python", "pytest", "pip") or programs[:1] == ["srun"])
-        and "..." not in words
-    )
+def unknown_programs(page: Path) -> list[str]:
+    """The programs in the scripts of a page that are neither checked nor known."""
+    scripts = [(language, block) for language, block in FENCE.findall(page.read_text()) if language in ("sh", "bash")]
+    parts = [words for script in scripts for line in lines_of(*script) for words in parts_of(line)]
+    return [words[0] for words in parts if words[0] not in (*OURS, *NOT_OURS)]
 
 
 def parts_of(line: str) -> Iterator[list[str]]:

@@ -1,5 +1,6 @@
 """Commands in the documentation are accepted, its reference is what conf/ says, and every key of conf/ is explained."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -53,7 +54,15 @@ def test_a_command_that_a_program_would_refuse_is_found(line: str, tmp_path: Pat
 
 @every_page
 def test_blocks_of_commands_start_programs_that_are_known(page: Path) -> None:
-    assert not [*commands.unknown_programs(page)]
+    assert not commands.unknown_programs(page)
+
+
+@every_page
+def test_every_setting_named_in_a_sentence_exists(page: Path) -> None:
+    named = re.findall(r"`(\w+\.[\w.]+)=[^`]*`", commands.FENCE.sub("", page.read_text()))
+    manuals = [Manual(script, (CONF, ROOT / "docs" / "extending")) for script in SCRIPTS]
+    groups = {group for manual in manuals for group in manual.file.groups}
+    assert not [key for key in named if key.partition(".")[0] in groups and not any(m.about(key) for m in manuals)]
 
 
 def test_commands_are_found_wherever_they_stand(tmp_path: Path) -> None:
@@ -64,14 +73,17 @@ seed=2` and `train.tokens`
 
 ```sh
 OMP_NUM_THREADS=1 python a.py \\
-  --b          # a comment
+  --b          # a comment's
+python -c "
+print(1)"
 ```
 
     python evaluate.py checkpoint=a
 
 ```text
 $ pytest -x
-8.5 s
+8.5 s, and it's
+the end
 ```
 
 ```python
@@ -81,6 +93,7 @@ python = 1
     found = [list(commands.parts_of(line)) for line in commands.commands(page)]
     assert found == [
         [["python", "a.py", "--b"]],
+        [["python", "-c", "\nprint(1)"]],
         [["pytest", "-x"]],
         [["python", "evaluate.py", "checkpoint=a"]],
         [["python", "train.py", "seed=2"]],
