@@ -24,11 +24,11 @@ from slm.sweep.recipe import Recipe
 from tests.running import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-OURS = ("python", "pytest", "pip", "srun")
-NOT_OURS = (".", "cd", "export", "git", "jupyter", "mkdir", "mkdocs", "mypy", "ruff", "tensorboard", "wandb")
+OURS = ("python", "pytest", "pip")
+NOT_OURS = (".", "cd", "export", "git", "jupyter", "mkdir", "mkdocs", "mypy", "ruff", "srun", "tensorboard", "wandb")
 """Programs in scripts that are not checked."""
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
-OUR_PROGRAM = re.compile(rf"^([A-Z_]+=\S* |.* && )*({'|'.join(OURS)}) ")
+OUR_PROGRAM = re.compile(rf"^([A-Z_]+=\S* |.* && )*(srun .*)?({'|'.join(OURS)}) ")
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 
 
@@ -99,7 +99,8 @@ def _check_script(script: str, words: Sequence[str], folder: Path) -> None:
     if script in ("train.py", "evaluate.py", "sweep.py"):
         given = get_args_parser().parse_args(words)
         overrides = tuple(first_value(word) if given.multirun else word for word in given.overrides)
-        check_settings(Path(script).stem, overrides, given.config_dir, folder)
+        if overrides:  # else the program is only named
+            check_settings(Path(script).stem, overrides, given.config_dir, folder)
         return
     source = (ROOT / script).read_text()
     for flag in (word.partition("=")[0] for word in words if word.startswith("--")):

@@ -59,7 +59,7 @@ def test_blocks_of_commands_start_programs_that_are_known(page: Path) -> None:
 
 @every_page
 def test_every_setting_named_in_a_sentence_exists(page: Path) -> None:
-    named = re.findall(r"`(\w+\.[\w.]+)=[^`]*`", commands.FENCE.sub("", page.read_text()))
+    named = re.findall(r"`([a-z_]+\.[a-z_.]+)=[^`]*`", commands.FENCE.sub("", page.read_text()))
     manuals = [Manual(script, (CONF, ROOT / "docs" / "extending")) for script in SCRIPTS]
     groups = {group for manual in manuals for group in manual.file.groups}
     assert not [key for key in named if key.partition(".")[0] in groups and not any(m.about(key) for m in manuals)]
