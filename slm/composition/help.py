@@ -87,7 +87,7 @@ class Manual:
 
 def _nearest_first(choices: Mapping[str, FileComments], choice: str | None) -> Iterator[FileComments]:
     """The chosen file, the files that it starts from, and then all files of its group."""
-    if choice in choices:
+    if choice is not None and choice in choices:
         yield choices[choice]
         for parent in choices[choice].parents:
             yield from _nearest_first({name: file for name, file in choices.items() if name != choice}, parent)
