@@ -9,6 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from slm.composition.help import register_help
 from slm.composition.keys import check_keys, explain_unknown_keys
 from slm.evaluation.config import check_paths, check_settings, register
 from slm.runtime.command_line import MISTAKES, report, run_script
@@ -54,4 +55,5 @@ def start() -> None:
 
 if __name__ == "__main__":
     register()
+    register_help("evaluate")
     run_script(start, exit_codes)

@@ -9,6 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from slm.composition.help import register_help
 from slm.composition.keys import check_keys, explain_unknown_keys
 from slm.composition.resolvers import register
 from slm.runtime.command_line import MISTAKES, report, run_script
@@ -59,4 +60,5 @@ def start() -> None:
 
 if __name__ == "__main__":
     register()
+    register_help("sweep")
     run_script(start, exit_codes)

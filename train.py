@@ -8,6 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from slm.composition.help import register_help
 from slm.composition.keys import explain_unknown_keys
 from slm.composition.resolvers import in_multirun, register
 from slm.runtime.command_line import MISTAKES, quick_imports, report, run_script
@@ -76,4 +77,5 @@ def start() -> None:
 
 if __name__ == "__main__":
     register()
+    register_help("train")
     run_script(start, exit_codes)

@@ -29,8 +29,12 @@ def composed(*overrides: str, script: str = "train") -> dict:
 
 
 def choice(group: str, name: str, /, **changes: Any) -> dict[str, Any]:
-    """conf/GROUP/NAME.yaml with changes."""
-    return OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml")) | changes
+    """conf/GROUP/NAME.yaml, above the files of the group from which it starts, with changes."""
+    own: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml"))
+    for parent in own.pop("defaults", []):
+        if parent != "_self_":
+            own = choice(group, parent) | own
+    return own | changes
 
 
 def choices(group: str) -> list[str]:

@@ -92,7 +92,7 @@ def _refusal(key: str, quoted: str, script: str, config: Mapping[str, Any] = Map
     readers = [name for name in SCRIPTS if key in dotted_keys(_keys_read_by(name, {}))]
     if script in readers:
         group = key.partition(".")[0]
-        choices = [name for name, tree in _choices(group).items() if key in dotted_keys({group: tree})]
+        choices = [name for name, tree in keys_of_choices(group).items() if key in dotted_keys({group: tree})]
         if choices and group in CHOICE_KEYS:
             choice_key = CHOICE_KEYS[group]
             chosen = f"with {group}.{choice_key}={config[group][choice_key]}" if group in config else "here"
@@ -120,7 +120,7 @@ def _keys_read_by(script: str, config: Mapping[str, Any]) -> Tree:
     groups = [name for entry in file["defaults"] if isinstance(entry, dict) for name in entry]
     groups = [name for name in groups if not name.startswith("override ")]  # without the groups of Hydra itself
     for group in groups:
-        choices = list(_choices(group).values())
+        choices = list(keys_of_choices(group).values())
         settings = config.get(group)
         if group in CHOICE_KEYS and isinstance(settings, Mapping):
             choice_key = CHOICE_KEYS[group]
@@ -133,7 +133,7 @@ def _keys_read_by(script: str, config: Mapping[str, Any]) -> Tree:
 
 
 @cache
-def _choices(group: str) -> dict[str, Tree]:
+def keys_of_choices(group: str) -> dict[str, Tree]:
     """Name of a choice of `group` -> its keys; choices that set keys of other groups are left out."""
     if group == "model":  # the file of a model lists only the fields that it changes
         return {"base": {"family": None, **{field.name: None for field in fields(ModelConfig)}}}
