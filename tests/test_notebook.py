@@ -40,6 +40,7 @@ def executed(folder: Path) -> nbformat.NotebookNode:
         cell |= {"outputs": []} if cell.cell_type == "code" else {}
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HOME", "SLM_CACHE", "SLM_TOUR_FOLDER"):
+            (folder / name.lower()).mkdir()
             patch.setenv(name, str(folder / name.lower()))
         patch.setenv("SLM_TOUR", "small")
         patch.setenv("OMP_NUM_THREADS", "1")
