@@ -131,7 +131,7 @@ def _like(factors: Sequence[float | None] | None) -> str:
         return ""
     low, factor, high = factors
     # Near 1, two digits would not show on which side of 1 a factor is.
-    digits = 3 if any(is_number(x) and abs(x - 1) < 0.05 for x in factors) else 2
+    digits = 3 if any(x is not None and abs(x - 1) < 0.05 for x in factors) else 2
     return f"like a model {format_number(factor, digits)} times as large {interval([low, high], digits)}"
 
 
