@@ -17,7 +17,8 @@ from typing import Any
 from slm.report.formulas import typeset
 from slm.report.markdown import LIGHTS
 
-_VALUE = re.compile(r"(?:(?<=\d) )?\[[^\s\[\]]+, [^\s\[\]]+\]|(?<=\d) ± (?=\d)")  # "1.2 [1, 3]" or "1.2 ± 0.1"
+_VALUE = re.compile(r"(?:(?<=\d) )?\[[^\s\[\]]+, [^\s\[\]]+\]|(?<=\d) ± (?=\d)|(?<=\d) (?=(?:s|min|h|MB|GB)\b)")
+"""A value with its interval, `1.2 [1, 3]`, its error, `1.2 ± 0.1`, or its unit, `1.2 s`; no line may break inside."""
 _MIME_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 _NEVER = re.compile(r"(?!)")  # matches nothing
 

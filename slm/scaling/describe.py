@@ -83,12 +83,12 @@ def notes(entries: Sequence[Entry]) -> list[str]:
             if entry["fitted"] and "exponent of perplexity" not in note and note not in entry["reasons"].values():
                 groups.setdefault(_NUMBER.sub("#", note), []).append((entry, note))
     return [
-        f"{_laws_and_families([entry for entry, _ in group])}: {_merged_note([note for _, note in group])}."
+        f"{laws_and_families([entry for entry, _ in group])}: {_merged_note([note for _, note in group])}."
         for group in groups.values()
     ]
 
 
-def _laws_and_families(entries: Sequence[Entry]) -> str:
+def laws_and_families(entries: Sequence[Entry]) -> str:
     """Return `law, law (family, family); law (family)`: laws with the same families are named together."""
     families_by_law: dict[str, list[str]] = {}
     for entry in entries:

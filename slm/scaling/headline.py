@@ -90,15 +90,21 @@ def _level(case: Case, chosen: HeadlinePair) -> str:
     if not case.is_significant(row["level_p_adjusted"]):
         remark = f" ({leader} is {factor})" if factor else ""
         names = f"{leader} and {other}"
-        return f"At equal size {_runs(case)} show no clear difference in {case.target} between {names}{remark}"
+        return f"{_where(row)} {_runs(case)} show no clear difference in {case.target} between {names}{remark}"
     rows = case.comparison["paired"]["pairs"]
     beaten = [pair for pair in rows if lower_first(pair)[0] == leader and case.is_significant(pair["level_p_adjusted"])]
     num_others = len(case.comparison["families"]) - 1
-    answer = f"At equal size {leader} reaches a lower {case.target} than"
+    answer = f"{_where(row)} {leader} reaches a lower {case.target} than"
     if num_others > 1 and len(beaten) == num_others:
         remark = f" (compared with {other}, {factor})" if factor else ""
         return f"{answer} each of the {num_others} other families{remark}"
     return f"{answer} {other}, {factor}" if factor else f"{answer} {other}"
+
+
+def _where(row: Entry) -> str:
+    """`At equal size` if the same family is lower at all sizes of the fitted line, else `At the middle size`."""
+    smallest, *_, largest = row["band"]["centre"]
+    return "At equal size" if smallest * largest > 0 else "At the middle size"
 
 
 def _level_under_law(case: Case, chosen: HeadlinePair) -> str:
@@ -124,7 +130,9 @@ def _like(factors: Sequence[float | None] | None) -> str:
     if factors is None:
         return ""
     low, factor, high = factors
-    return f"like a model {format_number(factor, 2)} times as large {interval([low, high], 2)}"
+    # Near 1, two digits would not show on which side of 1 a factor is.
+    digits = 3 if any(is_number(x) and abs(x - 1) < 0.05 for x in factors) else 2
+    return f"like a model {format_number(factor, digits)} times as large {interval([low, high], digits)}"
 
 
 def _runs(case: Case) -> str:

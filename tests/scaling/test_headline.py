@@ -18,7 +18,8 @@ def at_equal_size(a: str, b: str, ratio: float, p: float = 0.001, **other: Any) 
     ends = sorted((0.8 * log_factor, 1.2 * log_factor))
     worth = {"factor": math.exp(log_factor), "low": math.exp(ends[0]), "high": math.exp(ends[1])}
     row = {"a": a, "b": b, "level_log_ratio": math.log(ratio), "level_p_adjusted": p, "worth": worth}
-    return row | {"above_floor": None, "detectable": 0.015} | other
+    row |= {"above_floor": None, "detectable": 0.015, "band": {"centre": [math.log(ratio)] * 3}}
+    return row | other
 
 
 def compared(a: str, b: str, delta: float = 0.001, differs: bool | None = False, **other: Any) -> dict[str, Any]:
@@ -49,6 +50,18 @@ def test_a_level_that_is_not_clear_names_no_winner() -> None:
     text = said(["a", "b"], [at_equal_size("a", "b", 1.01, p=0.3)], [compared("a", "b")])
     assert text.startswith("At equal size these 48 runs show no clear difference in loss between b and a (b is like")
     assert "lower" not in text
+
+
+def test_a_level_that_changes_sides_over_the_sizes_is_said_of_the_middle_alone() -> None:
+    row = at_equal_size("a", "b", 1.07, band={"centre": [0.15, 0.07, -0.01]})
+    assert said(["a", "b"], [row], [compared("a", "b")]).startswith("At the middle size b reaches a lower loss than a")
+    row |= {"level_p_adjusted": 0.9}
+    assert said(["a", "b"], [row], [compared("a", "b")]).startswith("At the middle size these 48 runs show no clear")
+
+
+def test_a_factor_near_one_has_the_digits_that_show_its_side() -> None:
+    text = said(["a", "b"], [at_equal_size("a", "b", 1.003)], [compared("a", "b")])
+    assert "1.03 times as large [1.02, 1.04]" in text
 
 
 def test_a_level_whose_worth_is_unbounded_has_no_factor() -> None:

@@ -22,7 +22,16 @@ from slm.runtime.words import (
     size_words,
     yes_or_no,
 )
-from slm.scaling.describe import Entry, exponents_text, family_name, fitted_laws, floor_text, has_complete_lists, status
+from slm.scaling.describe import (
+    Entry,
+    exponents_text,
+    family_name,
+    fitted_laws,
+    floor_text,
+    has_complete_lists,
+    laws_and_families,
+    status,
+)
 
 
 def selection_section(analysis: Directory) -> Section:
@@ -164,14 +173,12 @@ def fit_table(entries: Sequence[Entry]) -> str:
 
 def refused_fits(entries: Sequence[Entry]) -> str:
     """The fits that were refused, with one paragraph per reason."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, list[Entry]] = {}
     for entry in entries:
         if not entry["fitted"]:
-            reason = "; ".join(entry["notes"]).removeprefix("not fitted: ")
-            reasons.setdefault(reason, []).append(f"{entry['law']} ({entry['family']})")
+            reasons.setdefault("; ".join(entry["notes"]).removeprefix("not fitted: "), []).append(entry)
     return "\n\n".join(
-        f"Not fitted: {escape_markdown(', '.join(fits))}: {escape_markdown(reason)}."
-        for reason, fits in reasons.items()
+        f"Not fitted: {laws_and_families(fits)}: {escape_markdown(reason)}." for reason, fits in reasons.items()
     )
 
 

@@ -143,7 +143,7 @@ def scaling_section(results: Results) -> Section | None:
     ]
     command = shlex.join(["python", "sweep.py", f"runs={results.folder / 'results.csv'}"])
     return Section("Scaling").add(
-        f"The law `L = A N^-alpha`, where L is {words.TARGET_NAMES[results.fit_metric]} and N counts all parameters. "
+        f"The law L = A N^-alpha, where L is {words.TARGET_NAMES[results.fit_metric]} and N counts all parameters. "
         "Intervals are 95% (Student's t over the sizes).",
         table_by_column(fitted, columns),
         bullets(failures),
