@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from slm.runtime.words import format_number, interval, is_number, join_names, shortlist
 from slm.scaling.caveats import (
@@ -125,7 +125,7 @@ def _level_under_law(case: Case, chosen: HeadlinePair) -> str:
     return f"{start}{answer} ({leader} is {_like([low, factor, high])})"
 
 
-def _like(factors: Sequence[float | None] | None) -> str:
+def _like(factors: Sequence[Any] | None) -> str:
     """`like a model 1.9 times as large [1.6, 2.5]`; empty if the runs do not bound the factor."""
     if factors is None:
         return ""

@@ -107,3 +107,18 @@ def test_a_fragment_replaces_its_figure_where_scripts_run_and_nowhere_else(tmp_p
     browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     browser.run("document.documentElement.classList.remove('scripted')")
     assert browser.run(shown) == [False, True, True]
+
+
+def test_these_checks_see_an_error_a_request_and_what_is_too_wide(tmp_path: Path, browser: Browser) -> None:
+    page = tmp_path / "page.html"
+    wide = '<p style="width: 2000px">wide</p><div class="scroll" style="overflow-x: auto; width: 90px">'
+    page.write_text(
+        f'<script>throw new Error("oh")</script><img src="lost.png">{wide}<p style="width: 99px">cut</p></div>'
+    )
+    browser.open(page)
+    errors = browser.errors()
+    assert any("oh" in error for error in errors)
+    assert any("lost.png" in error for error in errors)
+    found = browser.too_wide()
+    assert any('"wide" from' in line for line in found)
+    assert any("is cut off" in line for line in found)
