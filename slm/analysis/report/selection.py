@@ -60,7 +60,7 @@ def selection_section(analysis: Directory) -> Section:
             "Prediction of each held-out size from all smaller sizes, by law and family. Marks: the prediction error, "
             f"positive if the prediction is too high. Lines: the {analysis.level:.0%} interval for the measured value, "
             "which is at 0; arrows: the interval is wider than the panel. Hollow marks: the measured value lies "
-            "outside the interval.",
+            "outside the interval. Marks of one size are shifted sideways.",
         ),
     )
 
