@@ -99,7 +99,8 @@ def _difference(log_a: pd.Series, log_b: pd.Series, *, has_seeds: bool) -> Entry
 def _mean(rows: Sequence[Entry]) -> Entry:
     """The mean difference over sizes, and its error.
 
-    Budgets of one size may be checkpoints of the same runs, so their errors are averaged and not reduced.
+    Degrees of freedom of the sizes add up, as if runs scattered equally at all of them; Satterthwaite's would be near 1
+    with two seeds a size. Budgets of one size may be checkpoints of the same runs, so their errors are averaged.
     """
     sizes = [[row for row in rows if row["N_a"] == N] for N in dict.fromkeys(row["N_a"] for row in rows)]
     differences = np.array([np.mean([row["difference"] for row in budgets]) for budgets in sizes])
@@ -107,7 +108,7 @@ def _mean(rows: Sequence[Entry]) -> Entry:
     if any(row["se"] is None for row in rows):
         return mean | {"se": _error(differences), "df": len(sizes) - 1, "error": "sizes"}
     errors = [float(np.mean([row["se"] for row in budgets])) for budgets in sizes]
-    df = welch_df(errors, [min(row["df"] for row in budgets) for budgets in sizes])
+    df = sum(min(row["df"] for row in budgets) for budgets in sizes)
     return mean | {"se": float(np.linalg.norm(errors) / len(sizes)), "df": df}
 
 

@@ -69,12 +69,16 @@ def test_without_seeds_the_mean_over_sizes_has_the_error_of_a_t_test_between_siz
     assert pair["mean"]["error"] == "sizes"
 
 
-def test_the_mean_over_sizes_has_the_errors_of_its_seeds() -> None:
-    pair = only_pair(table({"a": [1, 2, 3], "b": [1, 2, 3]}))
-    errors = [row["se"] for row in pair["sizes"]]
-    assert pair["mean"]["difference"] == pytest.approx(np.mean([row["difference"] for row in pair["sizes"]]))
-    assert pair["mean"]["se"] == pytest.approx(np.hypot(*errors) / 2)
-    assert pair["mean"]["df"] == pytest.approx(sum(np.square(errors)) ** 2 / (sum(np.power(errors, 4)) / 2))
+def test_the_mean_over_sizes_is_that_of_an_analysis_of_variance_of_the_differences() -> None:
+    """Each size has a mean of its own, and all have one scatter."""
+    found = table({"a": [1, 2, 3], "b": [1, 2, 3]})
+    differences = np.array([losses(found, "a", N) - losses(found, "b", N) for N in SIZES])  # [sizes, seeds]
+    residuals = differences - differences.mean(axis=1, keepdims=True)
+    df = differences.size - len(SIZES)
+    se = np.sqrt((residuals**2).sum() / df / differences.size)
+    mean = only_pair(found)["mean"]
+    assert [mean["difference"], mean["se"], mean["df"]] == pytest.approx([differences.mean(), se, df])
+    assert [mean["low"], mean["high"]] == pytest.approx(stats.t.interval(0.95, df, differences.mean(), se))
 
 
 def test_budgets_of_one_size_do_not_count_as_more_sizes() -> None:

@@ -256,6 +256,14 @@ def test_a_multirun_trains_independent_runs_and_goes_on_after_a_bad_one(run_trai
     results = [json.loads(path.read_text()) for path in sorted((tmp_path / "sweep").glob("*/result.json"))]
     assert [result["seed"] for result in results] == [1, 2]
     assert results[0]["val"]["loss"] != results[1]["val"]["loss"]
+    headings = [line for line in done.stdout.splitlines() if re.match(r"\d/4  ", line)]
+    assert headings[1] == "2/4  model.num_heads=2 seed=2"
+    assert len(headings) == 4
+    title, _, *rows = done.stdout.strip().splitlines()[-4:]
+    assert title == "2 of 4 runs completed; without a result: 3, 4"
+    for row, result in zip(rows, results, strict=True):
+        assert f"seed={result['seed']}" in row
+        assert f"{result['val']['loss']:.4f}" in row
 
 
 @pytest.mark.parametrize(("launcher", "raises"), [("joblib_launcher.JoblibLauncher", True), ("x.BasicLauncher", False)])
