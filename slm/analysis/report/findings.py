@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from slm.analysis.report.directory import Directory
@@ -17,7 +18,7 @@ from slm.runtime.words import (
     plural,
     shortlist,
 )
-from slm.scaling.caveats import Entry
+from slm.scaling.caveats import Entry, lower_first
 from slm.scaling.describe import is_identified
 
 SOLID, WEAK, UNKNOWN = LIGHTS
@@ -67,8 +68,17 @@ def _level(analysis: Directory) -> Finding:
     clear = [pair for pair in pairs if is_number(p := pair["level_p_adjusted"]) and p < 1 - analysis.level]
     if not clear:
         return Finding(question, UNKNOWN, f"no clear difference in {plural(len(pairs), 'pair')}")
+    largest_first = sorted(clear, key=lambda pair: -abs(pair["level_log_ratio"]))
+    differences = [_difference(pair) for pair in largest_first]
     p = p_text(min(pair["level_p_adjusted"] for pair in clear))
-    return Finding(question, SOLID, f"{len(clear)} of {plural(len(pairs), 'pair')} differ (smallest adjusted {p})")
+    test = f"{len(clear)} of {plural(len(pairs), 'pair')} differ (smallest adjusted {p})"
+    return Finding(question, SOLID, f"{_names(differences)}; {test}")
+
+
+def _difference(pair: Entry) -> str:
+    """Which target of a pair is lower, and by how much: `ssd 4.2% below mobilellm`."""
+    lower, higher = lower_first(pair)
+    return f"{lower} {percent(-math.expm1(-abs(pair['level_log_ratio'])), digits=1)} below {higher}"
 
 
 def _level_without_law(analysis: Directory) -> Finding:
