@@ -26,7 +26,22 @@ from tests.running import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = ("python", "pytest", "pip")
-NOT_OURS = (".", "cd", "export", "git", "jupyter", "mkdir", "mkdocs", "mypy", "ruff", "srun", "tensorboard", "wandb")
+NOT_OURS = (
+    ".",
+    "cd",
+    "cp",
+    "export",
+    "git",
+    "jupyter",
+    "mkdir",
+    "mkdocs",
+    "mypy",
+    "rm",
+    "ruff",
+    "srun",
+    "tensorboard",
+    "wandb",
+)
 """Programs in scripts that are not checked."""
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 OUR_PROGRAM = re.compile(rf"^([A-Z_]+=\S* |.* && )*(srun .*)?({'|'.join(OURS)}) ")
