@@ -18,6 +18,7 @@ from slm.composition.budget import shape_and_steps
 from slm.composition.keys import check_keys, explain_unknown_keys
 from slm.composition.resolvers import register
 from slm.evaluation import config as evaluation
+from slm.runtime.command_line import one_sentence
 from slm.sweep import config as sweep
 from slm.sweep.design import check_design
 from slm.sweep.recipe import Recipe
@@ -25,7 +26,22 @@ from tests.running import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = ("python", "pytest", "pip")
-NOT_OURS = (".", "cd", "export", "git", "jupyter", "mkdir", "mkdocs", "mypy", "ruff", "srun", "tensorboard", "wandb")
+NOT_OURS = (
+    ".",
+    "cd",
+    "cp",
+    "export",
+    "git",
+    "jupyter",
+    "mkdir",
+    "mkdocs",
+    "mypy",
+    "rm",
+    "ruff",
+    "srun",
+    "tensorboard",
+    "wandb",
+)
 """Programs in scripts that are not checked."""
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 OUR_PROGRAM = re.compile(rf"^([A-Z_]+=\S* |.* && )*(srun .*)?({'|'.join(OURS)}) ")
@@ -77,6 +93,15 @@ def parts_of(line: str) -> Iterator[list[str]]:
             yield words
 
 
+def refusal(line: str, folder: Path) -> str:
+    """Why a program would refuse a command line, or ""."""
+    try:
+        check(line, folder)
+    except Exception as error:
+        return one_sentence(error)
+    return ""
+
+
 def check(line: str, folder: Path) -> None:
     """Raise an error if a program would refuse a command line. `folder` gets the files that the line names."""
     for program, *words in parts_of(line):
@@ -87,10 +112,8 @@ def check(line: str, folder: Path) -> None:
         elif program == "pytest":
             _check_pytest(words)
         elif program == "pip":
-            extras = re.findall(r"\[(.*?)\]", " ".join(words))
-            assert {name for names in extras for name in names.split(",")} <= {
-                *PROJECT["project"]["optional-dependencies"]
-            }
+            named = ",".join(re.findall(r"\[(.*?)\]", " ".join(words))).split(",")
+            assert {*filter(None, named)} <= {*PROJECT["project"]["optional-dependencies"]}, f"no such extra: {line}"
 
 
 def _check_script(script: str, words: Sequence[str], folder: Path) -> None:
