@@ -60,9 +60,7 @@ def analyse(
         progress(step, done, num_steps)
 
     entries, fitted = _fit(table, tasks, settings, seed, show, thorough=not verdict_only)
-    has_law = any(entry["fitted"] for entry in entries)
-    if not has_law:
-        _check_too_small(table, size, entries, skipped)
+    has_law = any(entry["fitted"] for entry in entries) or _refuse_unless_too_small(table, size, entries, skipped)
     assessed = selection.assess_laws(fitted)
     law, why = selection.choose_law(fitted, assessed, settings.law)
     comparison = _overview(table, settings, entries, fitted, law, target, size)
@@ -81,7 +79,6 @@ def analyse(
     show("references and allocation", num_steps - 1)
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
-    comparison["levels"] = compare_levels(table, target, size, settings.level)
     stated = verdict(comparison, entries, controlled) if has_law else verdict_without_law(comparison, controlled)
     comparison["verdict"] = stated
     return Analysis(to_json_types(entries), to_json_types(comparison))
@@ -108,10 +105,10 @@ def _fit(
     return entries, fitted
 
 
-def _check_too_small(table: Table, size: str, entries: Sequence[Entry], skipped: Sequence[Entry]) -> None:
-    """Raise `ValueError` if no law was fitted although the table has enough sizes, or a law has no column."""
+def _refuse_unless_too_small(table: Table, size: str, entries: Sequence[Entry], skipped: Sequence[Entry]) -> bool:
+    """Return False for a table too small for any law; raise `ValueError` if no law was fitted for another reason."""
     if entries and is_too_small(table, size):
-        return
+        return False
     reasons = [f"{entry['law']} {note}" for entry in entries for note in entry["notes"]]
     reasons += [f"{row['law']}: {row['reason']}" for row in skipped]
     raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(dict.fromkeys(reasons))[:4]))
@@ -198,6 +195,7 @@ def _overview(
         "primary": primary,
         "ranking": selection.survival(rankings, primary_ranking, families),
         "selection": selection.rows_by_law(fitted, families),
+        "levels": compare_levels(table, target, size, settings.level),
         "notes": [*table.notes, *_unmet_requests(settings, entries)],
     }
 
