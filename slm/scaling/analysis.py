@@ -47,8 +47,8 @@ def analyse(
     `controlled` says whether an audit found that the families differ in nothing else (None: not audited). It changes
     only the wording of the verdict; all numbers follow from the table, the settings and `seed`. `verdict_only` leaves
     out what the verdict does not use: bands, predictions, other targets, a second loss, references, allocation.
-    A table with too few sizes for any law has unfitted `fits`, and a verdict on the losses at equal sizes (`levels`).
-    `progress` is called before each step. Raises `ValueError` if no law can be fitted for another reason.
+    A table too small for any law has a verdict on losses at equal sizes (`levels`). `progress` is called before each
+    step. Raises `ValueError` if no law can be fitted for another reason.
     """
     settings = settings or Settings()
     target, size = _target_and_size(table, settings)
@@ -60,9 +60,7 @@ def analyse(
         progress(step, done, num_steps)
 
     entries, fitted = _fit(table, tasks, settings, seed, show, thorough=not verdict_only)
-    has_law = any(entry["fitted"] for entry in entries)
-    if not has_law and not (tasks and is_too_small(table, size)):
-        raise ValueError(_no_law_text(table, entries, skipped))
+    has_law = any(entry["fitted"] for entry in entries) or _refuse_unless_too_small(table, size, entries, skipped)
     assessed = selection.assess_laws(fitted)
     law, why = selection.choose_law(fitted, assessed, settings.law)
     comparison = _overview(table, settings, entries, fitted, law, target, size)
@@ -81,9 +79,8 @@ def analyse(
     show("references and allocation", num_steps - 1)
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
-    comparison["levels"] = compare_levels(table, target, size, settings.level)
-    found = verdict(comparison, entries, controlled) if has_law else verdict_without_law(comparison, controlled)
-    comparison["verdict"] = found
+    stated = verdict(comparison, entries, controlled) if has_law else verdict_without_law(comparison, controlled)
+    comparison["verdict"] = stated
     return Analysis(to_json_types(entries), to_json_types(comparison))
 
 
@@ -108,10 +105,13 @@ def _fit(
     return entries, fitted
 
 
-def _no_law_text(table: Table, entries: Sequence[Entry], skipped: Sequence[Entry]) -> str:
+def _refuse_unless_too_small(table: Table, size: str, entries: Sequence[Entry], skipped: Sequence[Entry]) -> bool:
+    """Return False for a table too small for any law; raise `ValueError` if no law was fitted for another reason."""
+    if entries and is_too_small(table, size):
+        return False
     reasons = [f"{entry['law']} {note}" for entry in entries for note in entry["notes"]]
     reasons += [f"{row['law']}: {row['reason']}" for row in skipped]
-    return f"no law can be fitted to {table.name}: " + "; ".join(list(dict.fromkeys(reasons))[:4])
+    raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(dict.fromkeys(reasons))[:4]))
 
 
 def _fit_job(table: Table, settings: Settings, job: tuple[Task, str, np.random.Generator], *, thorough: bool) -> Fitted:
@@ -195,6 +195,7 @@ def _overview(
         "primary": primary,
         "ranking": selection.survival(rankings, primary_ranking, families),
         "selection": selection.rows_by_law(fitted, families),
+        "levels": compare_levels(table, target, size, settings.level),
         "notes": [*table.notes, *_unmet_requests(settings, entries)],
     }
 
