@@ -42,8 +42,8 @@ def said(families: list[str], rows: list[dict[str, Any]], pairs: list[dict[str, 
 def test_a_clear_level_and_an_unclear_exponent_are_joined_in_one_sentence() -> None:
     assert said(["a", "b"], [at_equal_size("a", "b", 1.07)], [compared("a", "b")]) == (
         "At equal size b reaches a lower loss than a, like a model 2.0 times as large [1.7, 2.3]; whether b scales "
-        "faster than a these 48 runs cannot say: a lead that changes by up to 3.5% of the loss for each factor of ten in "
-        "size could have gone unseen (exponents 0.015 apart)."
+        "faster than a these 48 runs cannot say: a lead that changes by up to 3.5% of the loss for each factor of ten "
+        "in size could have gone unseen (exponents 0.015 apart)."
     )
 
 

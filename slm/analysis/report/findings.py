@@ -40,8 +40,8 @@ def key_line(analysis: Directory) -> str:
     level = f"{analysis.level:.0%}"
     return (
         "<small>Solid: these runs settle it. Weak: it depends on an assumption, or the runs fall short. Unknown: they "
-        f"cannot say. N: number of parameters. [a, b]: {level} interval. p: the probability of a difference as large if "
-        "there were none, adjusted for the number of comparisons.</small>"
+        f"cannot say. N: number of parameters. [a, b]: {level} interval. p: the probability of a difference as large "
+        "if there were none, adjusted for the number of comparisons.</small>"
     )
 
 

@@ -25,8 +25,8 @@ def verdict_section(analysis: Directory) -> Section:
     level = f"{analysis.level:.0%}"
     curves = f"Marks: runs. Lines: the law, dashed beyond the data. Bands: its {level} intervals."
     exponents = (
-        f"How fast the {analysis.target_name} falls with size (a larger exponent is faster), with {level} intervals. An "
-        "arrow: the interval is open or wider than the panel. Grey: not identified."
+        f"How fast the {analysis.target_name} falls with size (a larger exponent is faster), with {level} intervals. "
+        "An arrow: the interval is open or wider than the panel. Grey: not identified."
     )
     return Section("Verdict").add(
         f"**{escape_markdown(verdict['headline'])}**",
