@@ -161,6 +161,9 @@ def _scaling(case: Case, chosen: HeadlinePair, pairs: Sequence[Entry]) -> str:
     unseen = "no difference of exponents could have been detected"
     if smallest:
         unseen = f"a difference of exponents under {format_number(smallest, 2)} could have gone unseen"
+        if pair["paired"] and not pair["above"]:  # the difference is the slope of the log ratio of losses
+            change = f"changes by up to {10.0**smallest - 1:.1%} of the {case.target} for each factor of ten in size"
+            unseen = f"a lead that {change} could have gone unseen (exponents {format_number(smallest, 2)} apart)"
     return f"{question} {_runs(case)} cannot say: {unseen}{ending}"
 
 

@@ -109,7 +109,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def ending_lines(result: Mapping[str, Any], folder: Path, sample: str) -> list[str]:
+def ending_lines(result: Mapping[str, Any], folder: Path, sample: str, *, is_multirun: bool = False) -> list[str]:
     """Return the lines that tell the outcome of the run; `sample` is a generated text, or empty."""
     lines = [f"{result['status']} after {duration(result['wall_seconds'])}: {folder}"]
     if val := result["val"]:
@@ -120,7 +120,11 @@ def ending_lines(result: Mapping[str, Any], folder: Path, sample: str) -> list[s
     if sample:
         lines.append(f"sample       {sample}")
     if result["status"] == "interrupted":
-        lines.append(f"continue     the same command with output_dir={shlex.quote(str(folder))}")
+        command = f"the same command with output_dir={shlex.quote(str(folder))}"
+        if is_multirun:  # whose command makes directories of its own
+            where = shlex.quote(str(folder.resolve()))
+            command = f"python train.py -cp {where} -cn config output_dir={where}"
+        lines.append(f"continue     {command}")
     if result["status"] == "diverged":
         lines.append("hint         a lower optim.lr or a longer schedule.warmup_fraction usually helps")
     return lines

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
+from slm.composition.resolvers import in_multirun
 from slm.data.corpus import Corpus, prepare
 from slm.data.tokenizer import LOSSY_NOTE
 from slm.runtime.files import write_atomically
@@ -105,7 +106,7 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
                 _export(plan, corpus)
             plan.folder.write_result(result)  # the last file of a run: once it is there, all others are complete
             sample = (plan.settings["train"]["sample_prompt"] + journal.sample) if journal.sample else ""
-            say(*ending_lines(result, plan.folder.path, sample))
+            say(*ending_lines(result, plan.folder.path, sample, is_multirun=in_multirun()))
     finally:
         progress.end()
         for tracker in trackers:

@@ -261,7 +261,10 @@ def test_a_finding_is_solid_weak_or_unknown_by_what_the_files_say(two: Path, one
     """The seven sizes of `two` follow one law with a floor at 1.8, and each family has its own exponent."""
     found = lights(two)
     assert found["Is the comparison controlled?"] == ("◐ weak", "no: families also differ in seeds")
-    assert found["Are there enough sizes and seeds?"] == ("● solid", "7 sizes per family, N from 4M to 400M, 2 seeds")
+    assert found["Are there enough sizes and seeds to fit a law?"] == (
+        "● solid",
+        "7 sizes per family, N from 4M to 400M, 2 seeds",
+    )
     verdict = read(two, "comparison")["verdict"]
     sure = {True: "● solid", None: "◐ weak", False: "○ unknown"}[verdict["distinguishable"]]
     assert found["Which family scales faster?"][0] == sure
@@ -272,8 +275,8 @@ def test_a_finding_is_solid_weak_or_unknown_by_what_the_files_say(two: Path, one
     controlled = lights(changed(two, tmp_path / "controlled", audit=audit))
     assert controlled["Is the comparison controlled?"] == ("● solid", "yes, families are matched in tokens")
     assert "Is the comparison controlled?" not in lights(one)
-    assert lights(one)["Are there enough sizes and seeds?"][0] == "◐ weak"
-    assert lights(one)["Does the law fit the sizes?"][0] == "○ unknown"
+    assert lights(one)["Are there enough sizes and seeds to fit a law?"][0] == "◐ weak"
+    assert lights(one)["Do the sizes lie on the law?"][0] == "○ unknown"
 
 
 def test_a_law_is_solid_only_if_the_runs_reject_the_others(two: Path, tmp_path: Path) -> None:

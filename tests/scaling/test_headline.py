@@ -42,7 +42,8 @@ def said(families: list[str], rows: list[dict[str, Any]], pairs: list[dict[str, 
 def test_a_clear_level_and_an_unclear_exponent_are_joined_in_one_sentence() -> None:
     assert said(["a", "b"], [at_equal_size("a", "b", 1.07)], [compared("a", "b")]) == (
         "At equal size b reaches a lower loss than a, like a model 2.0 times as large [1.7, 2.3]; whether b scales "
-        "faster than a these 48 runs cannot say: a difference of exponents under 0.015 could have gone unseen."
+        "faster than a these 48 runs cannot say: a lead that changes by up to 3.5% of the loss for each factor of ten "
+        "in size could have gone unseen (exponents 0.015 apart)."
     )
 
 
@@ -105,7 +106,7 @@ def test_pairs_outside_the_sentence_that_differ_are_counted() -> None:
     rows = [at_equal_size("a", "b", 1.02), at_equal_size("a", "c", 1.07), at_equal_size("b", "c", 1.04)]
     pairs = [compared("a", "b", 0.05, differs=True), compared("a", "c"), compared("b", "c")]
     found = headline(case(["a", "b", "c"], rows), pairs, None)
-    assert found[0].endswith("gone unseen; 1 of 3 pairs of families differ in how they scale.")
+    assert found[0].endswith("apart); 1 of 3 pairs of families differ in how they scale.")
     assert found[1] is True
 
 

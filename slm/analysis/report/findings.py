@@ -35,6 +35,16 @@ class Finding(NamedTuple):
     answer: str
 
 
+def key_line(analysis: Directory) -> str:
+    """What the words and signs of the first screen mean."""
+    level = f"{analysis.level:.0%}"
+    return (
+        "<small>Solid: these runs settle it. Weak: it depends on an assumption, or the runs fall short. Unknown: they "
+        f"cannot say. N: number of parameters. [a, b]: {level} interval. p: the probability of a difference as large "
+        "if there were none, adjusted for the number of comparisons.</small>"
+    )
+
+
 def findings_table(analysis: Directory) -> str:
     """A row for each question that the table can raise, as Markdown."""
     about_families = (_audit, _level, _exponents) if analysis.has_law else (_audit, _level_without_law)
@@ -121,10 +131,14 @@ def _law(analysis: Directory) -> Finding:
         known = "the runs reject it" if "aicc" in weighed.get(law, {}) else "it could not be tested"
         return Finding(question, UNKNOWN, f"the verdict uses {equation}, but {known}")
     if not_rejected:
-        return Finding(question, WEAK, f"{equation}; the runs do not reject {_names(not_rejected)} either")
+        return Finding(question, WEAK, f"{equation}, but {_equations(analysis, not_rejected)} fits acceptably too")
     if not others:
         return Finding(question, WEAK, f"{equation}; no other law was tested")
     return Finding(question, SOLID, f"{equation}; the runs reject {_names(list(others))}")
+
+
+def _equations(analysis: Directory, laws: list[str]) -> str:
+    return " or ".join(analysis.equation(law) for law in laws[:MAX_NAMES])
 
 
 def _floor(analysis: Directory) -> Finding:
@@ -136,14 +150,14 @@ def _floor(analysis: Directory) -> Finding:
     identified = [entry for entry in fits if is_identified(entry, entry["floor"])]
     if not identified:
         return Finding(question, UNKNOWN, "the runs do not identify a floor")
-    heights = sorted(entry["params"][entry["floor"]] for entry in identified)
-    low, high = format_number(heights[0], 3), format_number(heights[-1], 3)
+    values = sorted(entry["params"][entry["floor"]] for entry in identified)
+    low, high = format_number(values[0], 3), format_number(values[-1], 3)
     families = plural(len(fits), "family", "families")
-    answer = f"identified in {len(identified)} of {families} under {analysis.equation(laws[0])}"
-    answer += f", at {low}" + (f" to {high}" if low != high else "")
+    heights = low if low == high else f"{low} to {high}"
+    answer = f"{heights} in {len(identified)} of {families}, if {analysis.equation(laws[0])} holds"
     floorless = [name for name, row in weighed.items() if row["tenable"] and _has_no_floor(analysis, name)]
     if floorless:
-        answer += f"; without a floor, {_names(floorless)} is not rejected"
+        answer += f"; {_equations(analysis, floorless)}, without a floor, fits acceptably too"
     return Finding(question, SOLID if len(identified) == len(fits) and not floorless else WEAK, answer)
 
 
@@ -162,7 +176,7 @@ def _has_no_floor(analysis: Directory, law: str) -> bool:
 
 
 def _lack_of_fit(analysis: Directory) -> Finding:
-    question, fits = "Does the law fit the sizes?", analysis.verdict_fits
+    question, fits = "Do the sizes lie on the law?", analysis.verdict_fits
     tests = {entry["family"]: entry["lack_of_fit"] for entry in fits if entry.get("lack_of_fit")}
     worst = max((entry["rmse_log"] for entry in fits if is_number(entry["rmse_log"])), default=None)
     deviation = f"sizes deviate by up to {percent(worst, digits=1)} (rms)" if worst is not None else "not computed"
@@ -171,15 +185,13 @@ def _lack_of_fit(analysis: Directory) -> Finding:
         return Finding(question, UNKNOWN, f"{deviation}; without a second seed this cannot be tested")
     deviating = [name for name, p in tested.items() if p * len(fits) < 0.05]  # Bonferroni
     if deviating:
-        answer = (
-            f"{deviation}, more than seeds explain in {_names(deviating)} (smallest {p_text(min(tested.values()))})"
-        )
-        return Finding(question, WEAK, answer)
-    return Finding(question, SOLID, f"{deviation}, no more than seeds explain")
+        test = f"smallest {p_text(min(tested.values()))}"
+        return Finding(question, WEAK, f"no: {deviation}, more than seeds explain, in {_names(deviating)} ({test})")
+    return Finding(question, SOLID, f"yes: {deviation}, no more than seeds explain")
 
 
 def _design(analysis: Directory) -> Finding:
-    question, fits = "Are there enough sizes and seeds?", analysis.verdict_fits
+    question, fits = "Are there enough sizes and seeds to fit a law?", analysis.verdict_fits
     variable = next(iter(fits[0]["range"]))
     lows, highs = zip(*(entry["range"][variable] for entry in fits), strict=True)
     sizes = min(entry["n_cells"] for entry in fits)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 
 from slm.analysis.report.directory import Directory
-from slm.analysis.report.findings import findings_table, provenance_line
+from slm.analysis.report.findings import findings_table, key_line, provenance_line
 from slm.analysis.report.levels import level_lines
 from slm.analysis.report.overlay import overlay_lines
 from slm.analysis.report.predictions import given_lines, prediction_lines
@@ -23,17 +23,15 @@ def verdict_section(analysis: Directory) -> Section:
     """The first screen: the answer, how sure it is, the two figures behind it, and where the runs come from."""
     verdict = analysis.comparison["verdict"]
     level = f"{analysis.level:.0%}"
-    curves = (
-        f"Marks: runs. Line: the law, dashed beyond the data. Bands: {level} intervals of the law (dark) and of a new "
-        "run (light). Dotted line: the floor, if identified. Grey dashes: published laws with the same target and N."
-    )
+    curves = f"Marks: runs. Lines: the law, dashed beyond the data. Bands: its {level} intervals."
     exponents = (
-        f"Exponents with {level} intervals; arrows: the interval is open or wider than the panel. Grey: not "
-        "identified. Diamonds: published laws over the same sizes."
+        f"How fast the {analysis.target_name} falls with size (a larger exponent is faster), with {level} intervals. "
+        "An arrow: the interval is open or wider than the panel. Grey: not identified."
     )
     return Section("Verdict").add(
         f"**{escape_markdown(verdict['headline'])}**",
         findings_table(analysis),
+        key_line(analysis),
         side_by_side(analysis.figure("curves", curves), analysis.figure("exponents", exponents)),
         provenance_line(analysis),
         folded("What stands behind the first sentence", bullets(map(escape_markdown, verdict["sentences"]))),
