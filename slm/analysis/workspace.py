@@ -72,6 +72,8 @@ def main(arguments: Sequence[str]) -> int:
         analysis = Directory.read(folder)
     except FileNotFoundError:
         raise ValueError(f"{folder} is not an analysis: it lacks fits.json or comparison.json; {USAGE}") from None
+    if "levels" not in analysis.comparison:
+        raise ValueError(f"{folder} was written by an older slm: analyse its table again, then save the workspace")
     logger = analysis.settings.get("logger", {})
     if not has_api_key():
         raise ValueError("a workspace needs an account of W&B: run `wandb login` once (docs/scaling.md: without one)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterable
 
 _TOKEN = re.compile(r"[^\W\d]\w*|\d+(?:\.\d+)?(?:e[-+]?\d+)?|\s+|.")
 _NAME = re.compile(r"([^\W\d][^\W_]*)(?:_(\w+))?")  # a letter or word, and its index
@@ -11,6 +12,12 @@ _GREEK = dict(zip(("alpha", "beta", "gamma", "delta", "epsilon", "theta", "kappa
                    "tau"), "αβγδεθκλμρστ", strict=True))  # fmt: skip
 _FUNCTIONS = ("exp", "log", "max", "min", "sqrt")  # set upright
 _SIGNS = {"-": "−", "*": "·"}
+
+
+def letters_apart_from(names: Iterable[str]) -> set[str]:
+    """The letters of exponents that a report may typeset: `alpha` and `beta`, unless a name contains them as a word."""
+    text = "\n".join(names)
+    return {letter for letter in ("alpha", "beta") if not re.search(rf"(?<!\w){letter}(?!\w)", text)}
 
 
 def typeset(formula: str) -> str:

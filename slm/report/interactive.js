@@ -9,7 +9,14 @@ addEventListener("DOMContentLoaded", async () => {
   const library = document.createElement("script");
   library.textContent = await new Response(stream).text();
   document.head.append(library);
-  for (const figure of figures) await draw(figure);
+  for (const figure of figures) {
+    try {
+      await draw(figure);
+    } catch (error) { // the static figure comes back
+      figure.closest(".interactive").classList.remove("drawn");
+      console.error(error);
+    }
+  }
 
   async function draw(figure) {
     figure.closest(".interactive").classList.add("drawn"); // before drawing, so that it has a width

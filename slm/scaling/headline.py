@@ -19,13 +19,15 @@ from slm.scaling.caveats import (
     condition,
     detectable_differences,
     difference_text,
+    family_pairs,
     lower_first,
     steeper_first,
     worth,
 )
 
-DOUBLED = {"N": "parameters", "D": "training tokens", "C": "training FLOPs"}
-NOT_CONTROLLED = "The comparison is not controlled (families differ in more than architecture, or settings are unknown)"
+DOUBLED = {"power": "parameters", "power_D": "training tokens", "power_C": "training FLOPs"}
+"""A law in which the loss is a power of one quantity -> this quantity."""
+NOT_COMPARABLE = "The comparison is not controlled (families differ in more than architecture, or settings are unknown)"
 
 
 class HeadlinePair(NamedTuple):
@@ -50,7 +52,10 @@ def headline_pair(case: Case) -> HeadlinePair:
 
 
 def _pair_without_equal_sizes(case: Case) -> tuple[str, str]:
-    """The family that needs the fewest parameters for a loss under the law of the verdict, and the first family."""
+    """Leader and other: the family that needs the fewest parameters for a loss, and the first family.
+
+    If the first family leads, the other is the one closest to it.
+    """
     first, second = case.comparison["families"][:2]
     factors = {row["family"]: row["factor"] for row in _factors(case)}
     best = max(factors, key=lambda name: factors[name], default=second)
@@ -77,7 +82,7 @@ def headline(case: Case, pairs: Sequence[Entry], is_controlled: bool | None) -> 
     distinguishable = True if True in answers else None if None in answers or not pairs else False
     chosen = headline_pair(case)
     level = _level(case, chosen)
-    start = f"{NOT_CONTROLLED}: {level[0].lower()}{level[1:]}" if is_controlled is False else level
+    start = f"{NOT_COMPARABLE}: {level[0].lower()}{level[1:]}" if is_controlled is False else level
     return f"{start}; {_scaling(case, chosen, pairs)}.", distinguishable
 
 
@@ -142,9 +147,12 @@ def _runs(case: Case) -> str:
 def _scaling(case: Case, chosen: HeadlinePair, pairs: Sequence[Entry]) -> str:
     """Whether one family of the pair scales faster, and how many other pairs differ."""
     leader, other, _ = chosen
-    pair = next((pair for pair in pairs if {pair["a"], pair["b"]} == {leader, other}), None)
-    differing = [p for p in pairs if p["differs"] and p is not pair]
-    ending = f"; {len(differing)} of {len(pairs)} pairs of families differ in how they scale" if differing else ""
+    of_both = [pair for pair in pairs if {pair["a"], pair["b"]} == {leader, other}]
+    pair = next((pair for pair in of_both if pair["differs"]), of_both[0] if of_both else None)
+    differing = family_pairs(p for p in pairs if p["differs"])  # a pair has a row for each exponent
+    has_others = any({*families} != {leader, other} for families in differing)
+    num_pairs = len(family_pairs(pairs))
+    ending = f"; {len(differing)} of {num_pairs} pairs of families differ in how they scale" if has_others else ""
     question = f"whether {leader} scales faster than {other}"
     if pair is None:
         unknown = [fit["family"] for fit in case.fits if not fit["identified"] and fit["family"] in (leader, other)]
@@ -193,8 +201,8 @@ def headline_for_one_family(case: Case) -> str:
     low, high = fit["ci95"][name]
     remark = ", an interval that includes 0" if is_number(low) and is_number(high) and low <= 0 <= high else ""
     exponent = f"{name} = {format_number(fit['params'][name])} {interval([low, high])} under {case.equation}{remark}"
-    doubled = DOUBLED.get(fit["variable_of"][name])
-    if doubled and len(fit["exponents"]) == 1 and fit["floor"] is None and not remark:
+    doubled = DOUBLED.get(fit["law"])
+    if doubled and not remark:
         change, least, most = (None if x is None else 1 - 2.0**-x for x in (fit["params"][name], low, high))
         ends = ", ".join("open" if end is None else f"{end:.1%}" for end in (least, most))
         exponent = f"doubling its {doubled} lowers the {case.target} by {change:.1%} [{ends}] ({exponent})"

@@ -112,7 +112,7 @@ def print_results() -> None:
 def _cells(display: MultirunDisplay, number: int, result: Mapping[str, Any]) -> list[str]:
     """The cells of a run after its number. The loss of a run that did not complete is not that of a whole run."""
     scores = (result.get("val") or {}) if result.get("status") == "completed" else {}
-    loss, bits = (f"{scores[key]:.4f}" if key in scores else NO_VALUE for key in ("loss", "bits_per_byte"))
+    loss, bits = (f"{scores[key]:.4f}" if is_number(scores.get(key)) else NO_VALUE for key in ("loss", "bits_per_byte"))
     seconds: Any = result.get("wall_seconds")
     return [
         display.swept[number] if display.swept is not None else str(result.get("name")),

@@ -15,11 +15,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from slm.analysis.report.directory import Directory
 from slm.analysis.report.page import write_report
 from slm.report.markdown import table
 from slm.runtime.words import count, duration, escape_markdown, format_number, interval, p_value, read_number
+from slm.scaling import table_from_frame
 from slm.scaling.describe import notes
 from tests.analysis.analysed import AUDIT, WILD, analysed, changed, one_family, read, reported, without_numbers, write
+from tests.scaling.samples import power_law, runs
+from tests.seeds import generator
 
 PLAIN_DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 
@@ -287,7 +291,8 @@ def test_a_law_is_solid_only_if_the_runs_reject_the_others(two: Path, tmp_path: 
         comparison["weighed"][law]["tenable"], comparison["weighed"][other]["tenable"] = True, tenable
         folder = changed(two, tmp_path / str(tenable), comparison=comparison)
         assert lights(folder)[question][0] == sure
-        assert other in lights(folder)[question][1]
+        equation = next(entry["equation"] for entry in read(two, "fits") if entry["law"] == other)
+        assert (equation if tenable else other) in lights(folder)[question][1]
     comparison["weighed"][law]["tenable"] = False
     assert lights(changed(two, tmp_path / "rejected", comparison=comparison))[question][0] == "○ unknown"
 
@@ -343,3 +348,32 @@ def test_remarks_that_differ_in_one_number_are_made_once() -> None:
     p_values = {"a": "0.02", "b": "3.8×10⁻⁹"}
     entries = [same | {"family": family, "notes": [f"lack of fit, p = {p}"]} for family, p in p_values.items()]
     assert notes(entries) == ["power (a, b): lack of fit, p = 3.8×10⁻⁹ to 0.02."]
+
+
+@pytest.mark.parametrize("names", [("007", "008"), ("TRUE", "FALSE"), ("1", "1.5"), ("alpha-7b", "beta")])
+def test_names_of_families_stand_as_the_table_has_them(names: tuple[str, str], tmp_path: Path) -> None:
+    laws = {name: power_law(20, 0.1 + i / 100) for i, name in enumerate(names)}
+    frame = runs(laws, np.geomspace(4e6, 4e8, 4), noise=0.004, seeds=2, seed=3).frame
+    table = table_from_frame(frame[["family", "params_total", "tokens", "seed", "loss"]], name="names")
+    folder = reported(analysed(tmp_path / "names", table, laws=["power"]))
+    assert list(Directory.read(folder).results["family"].unique()) == list(names)
+    page = (folder / "report.html").read_text()
+    for name in names:
+        assert f"<td>{name}</td>" in re.sub(r"<td [^>]*>", "<td>", page)
+
+
+def test_a_design_is_described_by_its_sizes_and_by_seeds_that_all_have(tmp_path: Path) -> None:
+    """Six sizes at three budgets, the families at sizes of their own, and a second seed at four of the six sizes."""
+    rows = [
+        {"family": family, "params_total": N * factor, "tokens": D, "seed": seed, "loss": 20 * N**-0.1 * D**-0.01}
+        for family, factor in (("a", 1), ("b", 100))
+        for i, N in enumerate(np.geomspace(1e6, 3.2e7, 6))
+        for D in (1e8, 1e9, 1e10)
+        for seed in ((1, 2) if i < 4 else (1,))
+    ]
+    frame = pd.DataFrame(rows)
+    frame["loss"] *= np.exp(0.003 * generator(4).standard_normal(len(frame)))
+    folder = reported(analysed(tmp_path / "design", table_from_frame(frame, name="design"), laws=["power"]))
+    light, answer = lights(folder)["Are there enough sizes and seeds to fit a law?"]
+    assert light == "◐ weak"
+    assert answer == "6 sizes per family, N from 1M to 3.2B, 1 seed: a second seed at some sizes only"

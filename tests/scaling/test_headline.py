@@ -142,10 +142,18 @@ def test_a_comparison_that_is_not_controlled_says_so_first() -> None:
 
 
 def test_one_family_is_told_what_a_doubling_does() -> None:
-    fit = {"family": "a", "identified": True, "exponents": ["alpha"], "params": {"alpha": 0.1}, "floor": None}
+    fit = {"family": "a", "identified": True, "exponents": ["alpha"], "params": {"alpha": 0.1}, "law": "power"}
     alone = case(["a"], [])
     alone.fits[:] = [fit | {"ci95": {"alpha": [0.08, None]}, "variable_of": {"alpha": "N"}}]
     text = headline_for_one_family(alone)
     assert f"doubling its parameters lowers the loss by {1 - 2**-0.1:.1%} [{1 - 2**-0.08:.1%}, open] (alpha" in text
-    alone.fits[0] |= {"floor": "E"}
+    alone.fits[0] |= {"law": "mine"}  # a formula, such as A*(N+3e6)**-alpha
     assert "doubling" not in headline_for_one_family(alone)
+
+
+def test_a_pair_of_families_counts_once_whatever_its_number_of_exponents() -> None:
+    rows = [at_equal_size("a", "b", 1.07)]
+    pairs = [compared("a", "b", exponent="alpha"), compared("a", "b", 0.05, differs=True, exponent="beta")]
+    text = said(["a", "b"], rows, pairs)
+    assert "a scales faster than b" in text
+    assert "pairs of families" not in text

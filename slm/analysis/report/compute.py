@@ -152,6 +152,8 @@ def pareto_figure(analysis: Directory) -> Figure | None:
     names = list(dict.fromkeys(short_name(row["family"]) for front in fronts for row in front["front"]))
     families = "every family" if len(names) == len(analysis.families) > 1 else join_names(names)
     title = f"Pareto fronts: cells of {families} that no other cell beats in both quantities"
+    if not {"cell", analysis.verdict_basis["target"]} <= set(analysis.results):
+        return None
     figure, axes = panels(len(fronts), title, ncols=3, width=3.15, height=2.9, families=analysis.families)
     for axis, front in zip(axes, fronts, strict=True):
         _draw_front(axis, analysis, front, analysis.verdict_basis["target"])

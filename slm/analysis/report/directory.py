@@ -15,6 +15,8 @@ from slm.report.style import colours, markers
 from slm.runtime.words import TARGET_NAMES, TARGET_UNITS, axis_name
 from slm.scaling.describe import Entry
 
+TEXT_COLUMNS = {"family": str, "run_id": str}  # a family may be called 007
+
 
 @dataclass(frozen=True)
 class Directory:
@@ -41,8 +43,7 @@ class Directory:
     @cached_property
     def results(self) -> pd.DataFrame:
         """The rows that were analysed, with `family` as text."""
-        frame = pd.read_csv(self.path / "results.csv", low_memory=False)
-        return frame.assign(family=frame["family"].astype(str))
+        return self.sweep_table("results.csv")
 
     def family_rows(self, family: str) -> pd.DataFrame:
         """The rows of one family."""
@@ -51,7 +52,7 @@ class Directory:
     def sweep_table(self, name: str) -> pd.DataFrame:
         """A table that may be missing, such as tuning.csv, which only a sweep writes; empty if the file is missing."""
         path = self.path / name
-        return pd.read_csv(path, low_memory=False) if path.exists() else pd.DataFrame()
+        return pd.read_csv(path, low_memory=False, dtype=TEXT_COLUMNS) if path.exists() else pd.DataFrame()
 
     @cached_property
     def verdict_basis(self) -> Entry:

@@ -18,7 +18,7 @@ from slm.runtime.words import (
     plural,
     shortlist,
 )
-from slm.scaling.caveats import Entry, lower_first
+from slm.scaling.caveats import Entry, family_pairs, lower_first
 from slm.scaling.describe import is_identified
 
 SOLID, WEAK, UNKNOWN = LIGHTS
@@ -40,8 +40,8 @@ def key_line(analysis: Directory) -> str:
     level = f"{analysis.level:.0%}"
     return (
         "<small>Solid: these runs settle it. Weak: it depends on an assumption, or the runs fall short. Unknown: they "
-        f"cannot say. N: number of parameters. [a, b]: {level} interval. p: the probability of a difference as large "
-        "if there were none, adjusted for the number of comparisons.</small>"
+        f"cannot say. N: number of parameters. [a, b]: {level} interval. p: how often chance alone gives as "
+        "much, adjusted for the number of comparisons.</small>"
     )
 
 
@@ -81,7 +81,7 @@ def _level(analysis: Directory) -> Finding:
     largest_first = sorted(clear, key=lambda pair: -abs(pair["level_log_ratio"]))
     differences = [_difference(pair) for pair in largest_first]
     p = p_text(min(pair["level_p_adjusted"] for pair in clear))
-    test = f"{len(clear)} of {plural(len(pairs), 'pair')} differ (smallest adjusted {p})"
+    test = f"{len(clear)} of {plural(len(pairs), 'pair')} {_differ(len(clear))} (smallest adjusted {p})"
     return Finding(question, SOLID, f"{_names(differences)}; {test}")
 
 
@@ -99,22 +99,28 @@ def _level_without_law(analysis: Directory) -> Finding:
         reason = "the differences have no error" if means else "no two families have a size in common"
         return Finding(question, UNKNOWN, reason)
     num_clear = sum(p < 1 - analysis.level for p in tested)
-    answer = f"{num_clear} of {plural(len(means), 'pair')} differ (smallest adjusted {p_text(min(tested))})"
+    test = f"smallest adjusted {p_text(min(tested))}"
+    answer = f"{num_clear} of {plural(len(means), 'pair')} {_differ(num_clear)} ({test})"
     return Finding(question, SOLID if num_clear else UNKNOWN, answer)
 
 
 def _exponents(analysis: Directory) -> Finding:
     question, verdict = "Which family scales faster?", analysis.comparison["verdict"]
-    pairs, answers = verdict["pairs"], [pair["differs"] for pair in verdict["pairs"]]
+    pairs = verdict["pairs"]
     if not pairs:
         return Finding(question, UNKNOWN, "no exponents could be compared")
     test = f"smallest adjusted {p_text(min(pair['p_adjusted'] for pair in pairs))}" if _have_p(pairs) else "no p"
-    num_differing = sum(answer is True for answer in answers)
+    num_pairs = plural(len(family_pairs(pairs)), "pair")  # a pair has a row for each exponent
+    num_differing = len(family_pairs(pair for pair in pairs if pair["differs"]))
     if num_differing:
-        return Finding(question, SOLID, f"{num_differing} of {plural(len(pairs), 'pair')} differ ({test})")
+        return Finding(question, SOLID, f"{num_differing} of {num_pairs} {_differ(num_differing)} ({test})")
     if verdict["distinguishable"] is None:
         return Finding(question, WEAK, f"depends on the law ({test})")
-    return Finding(question, UNKNOWN, f"no difference found in {plural(len(pairs), 'pair')} ({test})")
+    return Finding(question, UNKNOWN, f"no difference found in {num_pairs} ({test})")
+
+
+def _differ(number: int) -> str:
+    return "differs" if number == 1 else "differ"
 
 
 def _have_p(pairs: list[Entry]) -> bool:
@@ -131,14 +137,15 @@ def _law(analysis: Directory) -> Finding:
         known = "the runs reject it" if "aicc" in weighed.get(law, {}) else "it could not be tested"
         return Finding(question, UNKNOWN, f"the verdict uses {equation}, but {known}")
     if not_rejected:
-        return Finding(question, WEAK, f"{equation}, but {_equations(analysis, not_rejected)} fits acceptably too")
+        return Finding(question, WEAK, f"{equation}, but the runs also allow {_equations(analysis, not_rejected)}")
     if not others:
         return Finding(question, WEAK, f"{equation}; no other law was tested")
     return Finding(question, SOLID, f"{equation}; the runs reject {_names(list(others))}")
 
 
 def _equations(analysis: Directory, laws: list[str]) -> str:
-    return " or ".join(analysis.equation(law) for law in laws[:MAX_NAMES])
+    more = [f"{len(laws) - MAX_NAMES} more laws"] if len(laws) > MAX_NAMES else []
+    return " or ".join([*(analysis.equation(law) for law in laws[:MAX_NAMES]), *more])
 
 
 def _floor(analysis: Directory) -> Finding:
@@ -157,7 +164,7 @@ def _floor(analysis: Directory) -> Finding:
     answer = f"{heights} in {len(identified)} of {families}, if {analysis.equation(laws[0])} holds"
     floorless = [name for name, row in weighed.items() if row["tenable"] and _has_no_floor(analysis, name)]
     if floorless:
-        answer += f"; {_equations(analysis, floorless)}, without a floor, fits acceptably too"
+        answer += f"; without a floor, the runs allow {_equations(analysis, floorless)}"
     return Finding(question, SOLID if len(identified) == len(fits) and not floorless else WEAK, answer)
 
 
@@ -185,7 +192,7 @@ def _lack_of_fit(analysis: Directory) -> Finding:
         return Finding(question, UNKNOWN, f"{deviation}; without a second seed this cannot be tested")
     deviating = [name for name, p in tested.items() if p * len(fits) < 0.05]  # Bonferroni
     if deviating:
-        test = f"smallest {p_text(min(tested.values()))}"
+        test = f"smallest adjusted {p_text(min(1.0, min(tested.values()) * len(fits)))}"
         return Finding(question, WEAK, f"no: {deviation}, more than seeds explain, in {_names(deviating)} ({test})")
     return Finding(question, SOLID, f"yes: {deviation}, no more than seeds explain")
 
@@ -194,13 +201,16 @@ def _design(analysis: Directory) -> Finding:
     question, fits = "Are there enough sizes and seeds to fit a law?", analysis.verdict_fits
     variable = next(iter(fits[0]["range"]))
     lows, highs = zip(*(entry["range"][variable] for entry in fits), strict=True)
-    sizes = min(entry["n_cells"] for entry in fits)
+    values = [(entry.get("points") or {}).get(variable) or [] for entry in fits]
+    sizes = min(len(set(map(format_number, of_family))) for of_family in values)
     seeds = min(entry["n_rows"] / max(entry["n_cells"], 1) for entry in fits)
     span = min(high / low for low, high in zip(lows, highs, strict=True))
-    answer = f"{plural(sizes, 'size')} per family, {variable} from {amount(variable, max(lows))} to "
-    answer += f"{amount(variable, min(highs))}, {plural(round(seeds), 'seed')}"
-    lacking = ["few sizes"] * (sizes < MIN_SIZES) + ["no second seed"] * (seeds < MIN_SEEDS)
-    lacking += ["a narrow span"] * (span < MIN_SPAN)
+    noun = ("size", "sizes") if variable == "N" else (f"value of {variable}", f"values of {variable}")
+    answer = f"{plural(sizes, *noun)} per family, {variable} from {amount(variable, min(lows))} to "
+    answer += f"{amount(variable, max(highs))}, {plural(math.floor(seeds), 'seed')}"
+    lacking = [f"few {noun[1]}"] * (sizes < MIN_SIZES) + ["a narrow span"] * (span < MIN_SPAN)
+    if seeds < MIN_SEEDS:
+        lacking.append("a second seed at some sizes only" if seeds > 1 else "no second seed")
     return Finding(question, WEAK if lacking else SOLID, f"{answer}: {join_names(lacking)}" if lacking else answer)
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from slm.analysis.report.directory import Directory
 from slm.report.interactive import Curve, Option, Points, Switch, View, arrays, fragment, head
 from slm.report.style import short_name
-from slm.runtime.words import amount, count, format_number, shape_text
+from slm.runtime.words import amount, count, format_number, is_number, shape_text
 from slm.scaling.describe import Entry, fitted_laws, has_complete_lists
 from slm.scaling.sample import column_of
 
@@ -24,7 +24,7 @@ FIGURE = "curves"  # the static figure in whose place the interactive one stands
 
 def interactive_figures(analysis: Directory) -> tuple[str, dict[str, str]]:
     """HTML for the head of the page, and fragments by the name of the figure that each replaces on a screen."""
-    axes = [] if analysis.sweep_table("results.csv").empty else _axes(analysis)
+    axes = _axes(analysis) if (analysis.path / "figures" / f"{FIGURE}.png").exists() else []
     if not axes:
         return "", {}
     laws = _laws(analysis, axes)
@@ -37,13 +37,19 @@ def interactive_figures(analysis: Directory) -> tuple[str, dict[str, str]]:
 
 
 def _axes(analysis: Directory) -> list[str]:
-    """The variables against which runs are shown: those that the table has in every row, and that vary."""
+    """The variables against which runs are shown: those that the table has in every row, and that vary.
+
+    The variable of the verdict's law is first. There are none if the law has another one, or without the losses.
+    """
     rows, axes = analysis.results, []
+    first = next((entry["curve"]["variable"] for entry in analysis.verdict_fits if entry.get("curve")), None)
+    if first not in AXES or not {analysis.verdict_basis[key] for key in ("target", "size")} <= set(rows):
+        return []
     for variable in AXES:
         column = column_of(variable, analysis.verdict_basis["size"])
         if column in rows and rows[column].gt(0).all() and rows[column].max() > 1.001 * rows[column].min():
             axes.append(variable)
-    return axes
+    return sorted(axes, key=lambda variable: variable != first)
 
 
 def _laws(analysis: Directory, axes: Sequence[str]) -> dict[str, list[Entry]]:
@@ -96,15 +102,21 @@ def _runs(analysis: Directory, family: str, axes: Sequence[str]) -> dict[str, An
     rows, target = analysis.family_rows(family), analysis.verdict_basis["target"]
     columns = {axis: rows[column_of(axis, analysis.verdict_basis["size"])] for axis in axes}
     texts = {
-        "run": [str(name) for name in _first_column(rows, "name", "run_id", "family")],
+        "run": [_text(name) for name in _first_column(rows, "name", "run_id", "family")],
         "family": [short_name(family)] * len(rows),
         "shape": [shape_text(row.get("width"), row.get("depth")) for _, row in rows.iterrows()],
         "size": [count(value) for value in rows[analysis.verdict_basis["size"]]],
-        "tokens": [count(value) for value in _first_column(rows, "tokens")],
-        "seed": [str(value) for value in _first_column(rows, "seed")],
+        "tokens": [count(value) if is_number(value) else "" for value in _first_column(rows, "tokens")],
+        "seed": [_text(value) for value in _first_column(rows, "seed")],
         "text": [format_number(value) for value in rows[target]],
     }
     return {**arrays(**columns, value=rows[target]), **texts}
+
+
+def _text(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:g}" if is_number(value) else str(value)
 
 
 def _first_column(rows: pd.DataFrame, *names: str) -> Sequence[Any]:

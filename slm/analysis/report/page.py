@@ -23,6 +23,7 @@ from slm.analysis.report import (
 )
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.interactive import interactive_figures
+from slm.report.formulas import letters_apart_from
 from slm.report.html import html_page
 from slm.report.markdown import Section, bullets
 from slm.report.style import Figure, draw
@@ -110,7 +111,7 @@ def write_report(directory: Path) -> None:
     write_atomically(directory / "report.md", text)
     head, fragments = interactive_figures(analysis)
     formulas = {entry["equation"] for entry in analysis.fits}
-    formulas |= {"alpha", "beta"} - set(analysis.families)  # a family may have the name of a letter
+    formulas |= letters_apart_from(analysis.families)
     num_open = 1 if analysis.has_law else 2  # without a law, the losses are the answer
     page = html_page(title, text, directory, fragments, head=head, formulas=formulas, num_open=num_open)
     write_atomically(directory / "report.html", page)

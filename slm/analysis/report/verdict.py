@@ -23,10 +23,14 @@ def verdict_section(analysis: Directory) -> Section:
     """The first screen: the answer, how sure it is, the two figures behind it, and where the runs come from."""
     verdict = analysis.comparison["verdict"]
     level = f"{analysis.level:.0%}"
-    curves = "Marks: runs. Lines: the law, dashed beyond the data. In print, the lighter bands are for a new run."
+    curves = (
+        "Marks: runs. Lines: the law, dashed beyond the data. In print also, where there are any: lighter bands for a "
+        "new run, the floor (dotted), and published laws (grey)."
+    )
     exponents = (
         f"How fast the {analysis.target_name} falls with size (a larger exponent is faster), with {level} intervals. "
-        "An arrow: the interval is open or wider than the panel. Grey: not identified."
+        "An arrow: the interval is open or wider than the panel. Grey: not "
+        "identified, or published."
     )
     return Section("Verdict").add(
         f"**{escape_markdown(verdict['headline'])}**",

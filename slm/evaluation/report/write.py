@@ -30,6 +30,7 @@ from slm.evaluation.report.scaling import fit_laws, gain_section, scaling_sectio
 from slm.evaluation.report.speed import conditions, speed_section, usual_conditions
 from slm.evaluation.report.study import study_section
 from slm.evaluation.report.tasks import tasks_section
+from slm.report.formulas import letters_apart_from
 from slm.report.html import html_page
 from slm.report.markdown import Columns, Section, bullets, table_by_column
 from slm.report.style import draw
@@ -71,7 +72,7 @@ def write_report(folder: Path, entries: Sequence[Entry], *, command: str) -> lis
     blocks = ["# Evaluation", *(section.markdown() for section in sections if section)]
     text = "\n\n".join(blocks) + "\n"
     write_atomically(report, text)
-    formulas = {"L = A N^-alpha", "alpha"} - {family_of(entry) for entry in results.entries}
+    formulas = {"L = A N^-alpha"} | letters_apart_from(map(family_of, results.entries))
     # Summary and quality are open: they are what most readers came for.
     write_atomically(page, html_page("Evaluation", text, folder, formulas=formulas, num_open=2))
     return [csv_file, *figures, report, page]

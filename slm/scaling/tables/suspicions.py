@@ -27,7 +27,8 @@ def similar_names(names: Iterable[str]) -> list[list[str]]:
     """The names that differ only in case, spaces, hyphens and underscores, in groups of two or more."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        groups.setdefault(re.sub(r"[\s_-]+", "", name).casefold(), []).append(name)
+        key = re.sub(r"(?<!\d)[\s_-]+|[\s_-]+(?!\d)", "", name)  # gpt-1-2 is not gpt-12
+        groups.setdefault(key.casefold(), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
