@@ -7,11 +7,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slm.runtime.words import MAX_ITEMS, count, format_number, interval, join_names, p_text, plural, shortlist
+from slm.runtime.words import (
+    MAX_ITEMS,
+    count,
+    format_number,
+    interval,
+    is_number,
+    join_names,
+    p_text,
+    plural,
+    shortlist,
+)
 
 Entry = dict[str, Any]
 MAX_LEVEL_SENTENCES = 3  # maximum number of pairs whose difference of level gets a sentence
 
+FEW_SIZES, NARROW_SPAN = 5, 10
+"""With fewer sizes, or over a smaller factor, a family's exponent is hardly bounded."""
 NOT_CONTROLLED = "The comparison is NOT CONTROLLED: the audit names what differs or is not recorded."
 
 
@@ -173,17 +185,29 @@ def not_compared(case: Case, pairs: Sequence[Entry]) -> list[str]:
 def limits(case: Case) -> list[str]:
     """Sentences on what limits the exponents and intervals: tokens, fit of the law, seeds, number and span of sizes."""
     sentences = [*_tokens(case), *_misfit(case)]
-    fewest = min(fit["n_cells"] for fit in case.fits)
-    if fewest < 5:
+    fewest = min(map(num_sizes, case.fits))
+    if fewest < FEW_SIZES:
         sentences.append(f"The smallest family has {plural(fewest, 'size')}; intervals are exact only if the law is.")
     if all(fit["n_rows"] == fit["n_cells"] for fit in case.fits):
         sentences.append("No size was trained with a second seed, so the scatter of runs is inferred from the fit.")
     ranges = {fit["family"]: next(iter(fit["range"].values())) for fit in case.fits}
-    spans = {family: high / low for family, (low, high) in ranges.items() if low > 0 and high / low < 10}
+    spans = {family: high / low for family, (low, high) in ranges.items() if low > 0 and high / low < NARROW_SPAN}
     if spans:
         span = f"The sizes of {list_briefly(spans)} span a factor of only {format_number(min(spans.values()), 2)}"
         sentences.append(f"{span}; nothing is known beyond that span.")
     return sentences
+
+
+def num_sizes(fit: Entry) -> int:
+    """The number of values of the law's first variable; the number of cells if the fit does not list its points."""
+    values = (fit.get("points") or {}).get(next(iter(fit["range"])))
+    return len(set(map(format_number, values))) if values else int(fit["n_cells"])
+
+
+def deviating_families(fits: Sequence[Entry]) -> list[str]:
+    """The families whose sizes deviate from the law by more than seeds explain, at 5% after Bonferroni's adjustment."""
+    tests = {fit["family"]: fit["lack_of_fit"] for fit in fits if fit.get("lack_of_fit")}
+    return [name for name, test in tests.items() if is_number(test["p"]) and test["p"] * len(fits) < 0.05]
 
 
 def _tokens(case: Case) -> list[str]:
@@ -202,9 +226,7 @@ def _tokens(case: Case) -> list[str]:
 def _misfit(case: Case) -> list[str]:
     """Sentences on what speaks against the law of the verdict: misfit, rejection, other tenable laws, refused laws."""
     sentences = []
-    tests = {fit["family"]: fit["lack_of_fit"] for fit in case.fits if fit.get("lack_of_fit")}
-    deviating = [family for family, test in tests.items() if test["p"] * len(case.fits) < 0.05]  # Bonferroni
-    if deviating:
+    if deviating := deviating_families(case.fits):
         excess = f"The sizes of {list_briefly(deviating)} deviate from this law by more than the scatter between seeds"
         sentences.append(f"{excess} explains, so the law lacks something.")
     weighed = case.comparison["weighed"]

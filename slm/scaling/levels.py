@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from slm.runtime.words import count, format_number, interval, p_text, plural
-from slm.scaling.caveats import MAX_LEVEL_SENTENCES, NOT_CONTROLLED
+from slm.runtime.words import TARGET_NAMES, count, format_number, interval, p_text, plural
+from slm.scaling.caveats import FEW_SIZES, MAX_LEVEL_SENTENCES, NARROW_SPAN, NOT_CONTROLLED
 from slm.scaling.entries import Entry
 from slm.scaling.forms import Floats
 from slm.scaling.matching import SAME_SIZE, Points, nearest, points_of
@@ -141,18 +141,19 @@ def verdict_without_law(comparison: Entry, is_controlled: bool | None) -> Entry:
         sentences.append(NOT_CONTROLLED)
     num_sizes = max(len({cell["N"] for cell in levels["cells"] if cell["family"] == f}) for f in comparison["families"])
     reason = f"a law in N needs {MIN_SIZES} sizes of a family, and no family has more than {num_sizes}"
-    sentences.append(f"No law was fitted: {reason}. Five or more, over a factor of 10 or more, bound an exponent well.")
+    enough = f"{FEW_SIZES} or more, over a factor of {NARROW_SPAN} or more, bound an exponent well"
+    sentences.append(f"No law was fitted: {reason}. {enough}.")
     return {"headline": f"{headline}.", "distinguishable": None, "sentences": sentences, "pairs": []}
 
 
 def _subject(comparison: Entry) -> str:
-    name = comparison["primary"]["target"].replace("_", " ")
+    name = TARGET_NAMES[comparison["primary"]["target"]]
     return f"the {name} falls" if len(comparison["families"]) == 1 else "the families scale"
 
 
 def _finding(means: Sequence[Entry], levels: Entry) -> str:
     """What the differences at the same sizes show, as the second half of the headline."""
-    target = levels["target"].replace("_", " ")
+    target = TARGET_NAMES[levels["target"]]
     if not means:
         return f"no two families have a size in common (within {SAME_SIZE:.0%}, at the same tokens)"
     p_values = [pair["mean"]["p_adjusted"] for pair in means if pair["mean"]["p_adjusted"] is not None]
@@ -163,7 +164,7 @@ def _finding(means: Sequence[Entry], levels: Entry) -> str:
 
 
 def _sentence(pair: Entry, levels: Entry) -> str:
-    mean, target = pair["mean"], levels["target"].replace("_", " ")
+    mean, target = pair["mean"], TARGET_NAMES[levels["target"]]
     is_a_lower = mean["difference"] <= 0
     lower, higher = (pair["a"], pair["b"]) if is_a_lower else (pair["b"], pair["a"])
     where = f"At N = {count(pair['sizes'][0]['N_a'])}"

@@ -18,11 +18,19 @@ from slm.runtime.words import (
     plural,
     shortlist,
 )
-from slm.scaling.caveats import Entry, family_pairs, lower_first
+from slm.scaling.caveats import (
+    FEW_SIZES,
+    NARROW_SPAN,
+    Entry,
+    deviating_families,
+    family_pairs,
+    lower_first,
+    num_sizes,
+)
 from slm.scaling.describe import is_identified
 
 SOLID, WEAK, UNKNOWN = LIGHTS
-MIN_SIZES, MIN_SEEDS, MIN_SPAN = 5, 2, 10  # below any of these, a design is called weak
+MIN_SEEDS = 2  # with fewer, a design is called weak
 MAX_NAMES = 3  # maximum number of families or laws that a row names
 NOT_RECORDED = "not recorded"
 
@@ -190,8 +198,7 @@ def _lack_of_fit(analysis: Directory) -> Finding:
     tested = {name: test["p"] for name, test in tests.items() if is_number(test["p"])}
     if not tested:
         return Finding(question, UNKNOWN, f"{deviation}; without a second seed this cannot be tested")
-    deviating = [name for name, p in tested.items() if p * len(fits) < 0.05]  # Bonferroni
-    if deviating:
+    if deviating := deviating_families(fits):
         test = f"smallest adjusted {p_text(min(1.0, min(tested.values()) * len(fits)))}"
         return Finding(question, WEAK, f"no: {deviation}, more than seeds explain, in {_names(deviating)} ({test})")
     return Finding(question, SOLID, f"yes: {deviation}, no more than seeds explain")
@@ -201,14 +208,13 @@ def _design(analysis: Directory) -> Finding:
     question, fits = "Are there enough sizes and seeds to fit a law?", analysis.verdict_fits
     variable = next(iter(fits[0]["range"]))
     lows, highs = zip(*(entry["range"][variable] for entry in fits), strict=True)
-    values = [(entry.get("points") or {}).get(variable) or [] for entry in fits]
-    sizes = min(len(set(map(format_number, of_family))) for of_family in values)
+    sizes = min(map(num_sizes, fits))
     seeds = min(entry["n_rows"] / max(entry["n_cells"], 1) for entry in fits)
     span = min(high / low for low, high in zip(lows, highs, strict=True))
     noun = ("size", "sizes") if variable == "N" else (f"value of {variable}", f"values of {variable}")
     answer = f"{plural(sizes, *noun)} per family, {variable} from {amount(variable, min(lows))} to "
     answer += f"{amount(variable, max(highs))}, {plural(math.floor(seeds), 'seed')}"
-    lacking = [f"few {noun[1]}"] * (sizes < MIN_SIZES) + ["a narrow span"] * (span < MIN_SPAN)
+    lacking = [f"few {noun[1]}"] * (sizes < FEW_SIZES) + ["a narrow span"] * (span < NARROW_SPAN)
     if seeds < MIN_SEEDS:
         lacking.append("a second seed at some sizes only" if seeds > 1 else "no second seed")
     return Finding(question, WEAK if lacking else SOLID, f"{answer}: {join_names(lacking)}" if lacking else answer)
