@@ -67,12 +67,11 @@ def assess_laws(fitted: ByLaw) -> dict[str, Entry]:
     for row in compared_rows:
         excess = min(row["aicc_above_best"], row["aic_above_best"])  # NaN if no law has an AICc; none is then rejected
         row["tenable"] = row["exact"] if has_exact else not excess > MAX_AIC_DIFFERENCE
-        why = (
-            "other laws fit all rows exactly"
-            if has_exact
-            else f"AIC and AICc at least {format_number(excess, 3)} above the best"
-        )
-        row["why"] = "" if row["tenable"] else why
+        row["why"] = f"AIC and AICc at least {format_number(excess, 3)} above the best"
+        if has_exact:
+            row["why"] = "other laws fit all rows exactly"
+        if row["tenable"]:
+            row["why"] = ""
     if common_families and not has_exact:
         for law, p, richer in _rejected_by_richer(fits):
             assessed[law] |= {"tenable": False, "why": f"an F test against {richer} has {p_text(p)}"}
