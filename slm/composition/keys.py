@@ -142,6 +142,13 @@ def keys_of_choices(group: str) -> dict[str, Tree]:
     return {file.stem: _keys_of_choice(group, file.stem) for file in files}
 
 
+def default_choice(script: str, group: str) -> Tree:
+    """The keys in the file of the choice that a script makes by default, without those of the files it starts from."""
+    entries = (entry for entry in _config_file(f"{script}.yaml")["defaults"] if isinstance(entry, dict))
+    name = next(entry[group] for entry in entries if group in entry)
+    return _merged([_config_file(f"{group}/{name}.yaml")])
+
+
 def _keys_of_choice(group: str, name: str) -> Tree:
     """The keys of one choice, including the keys of the choices in its defaults list."""
     file = _config_file(f"{group}/{name}.yaml")

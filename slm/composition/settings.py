@@ -55,7 +55,8 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "trainer.activation_checkpointing": kinds.AUTO_SWITCH,
     "trainer.deterministic": kinds.SWITCH,
     "schedule.warmup_steps": kinds.or_null(kinds.NATURAL),
-    "branch_from": kinds.or_null(kinds.NAME),
+    **dict.fromkeys(("branch_from", "init_from"), kinds.or_null(kinds.NAME)),
+    "init_vocab": kinds.one_of("same", "match"),
     "optim.momentum": kinds.BELOW_ONE,
     "optim.iterations": kinds.COUNT,
     **dict.fromkeys(("schedule.final_fraction", "schedule.decay_fraction"), kinds.SHARE),
@@ -70,7 +71,12 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
 }
 """Kinds of the keys that only some choices of a group have, or that configs of older runs lack."""
 
-LEGACY_VALUES: dict[str, Any] = {"train.document_masking": False, "train.val_tokens": None}
+LEGACY_VALUES: dict[str, Any] = {
+    "train.document_masking": False,
+    "train.val_tokens": None,
+    "init_from": None,
+    "init_vocab": "same",
+}
 """Key that was added later -> the value at which runs do what runs did before the key existed."""
 
 REQUIRED_KEYS: dict[str, dict[str, tuple[str, ...]]] = {

@@ -20,6 +20,7 @@ from slm.runtime.machine import available_bytes, why_no_gpu, why_not_compiled
 from slm.training import memory
 from slm.training.branching import Branch, find_branch
 from slm.training.hardware import Hardware
+from slm.training.initial import Initial, find_initial
 from slm.training.parametrization import Rules, make_rules, with_multipliers
 from slm.training.run_directory import RunDirectory
 
@@ -42,6 +43,8 @@ class Plan:
     passes: memory.Passes
     branch: Branch | None
     """None for a run that starts at step 0 or at a checkpoint of its own."""
+    initial: Initial | None = None
+    """The checkpoint of `init_from`; None for a run that starts from random weights."""
 
     @property
     def micro_batch_size(self) -> int:
@@ -105,7 +108,9 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
     Raises `ValueError` for settings that do not fit together, and if the run cannot start from `branch_from`.
     """
     shape, steps = shape_and_steps(settings, devices=hardware.world_size)
-    model = with_multipliers(settings["parametrization"], shape)
+    initial = find_initial(settings)
+    # A checkpoint has the multipliers with which it was trained. A parametrization then changes learning rates alone.
+    model = with_multipliers(settings["parametrization"], shape) if initial is None else shape
     batch_size = int(settings["train"]["batch_tokens"]) // int(settings["train"]["sequence_length"])
     return Plan(
         settings=settings,
@@ -116,6 +121,7 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
         batch_size=batch_size,
         passes=_choose_passes(settings, hardware, model, batch_size),
         branch=find_branch(settings, steps=steps, devices=hardware.world_size),
+        initial=initial,
     )
 
 
@@ -194,6 +200,8 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
     if hardware.accelerator == "cpu" and settings["trainer"]["accelerator"] == "auto" and (why := why_no_gpu()):
         lines.append(f"WARNING      the run is on the CPU, but {why}")
+    if plan.initial:
+        lines.append(plan.initial.line)
     if branch := plan.branch:
         lines.append(f"branching    from step {branch.step} of {branch.trunk_name} ({branch.checkpoint})")
     return lines

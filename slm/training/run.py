@@ -23,6 +23,7 @@ from slm.runtime.progress import Progress
 from slm.runtime.system import keep_freed_memory
 from slm.tracking import Tracker, open_trackers
 from slm.training.checkpointing import LAST, checkpoint_step, newest_intact
+from slm.training.initial import load_initial, tokenizer_source
 from slm.training.journal import COLUMNS, Journal
 from slm.training.module import LanguageModel
 from slm.training.plan import Plan
@@ -60,12 +61,14 @@ def train(plan: Plan) -> dict[str, Any]:
     if earlier_result.get("status") == "completed":
         say(f"completed already: {plan.folder.path}; choose another output_dir to train again")
         return earlier_result
-    corpus = prepare(plan.settings["data"], plan.settings["tokenizer"], cache_dir=plan.cache_dir)
+    corpus = prepare(plan.settings["data"], tokenizer_source(plan.settings), cache_dir=plan.cache_dir)
     check_corpus(plan, corpus)
     fingerprints = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
     if plan.branch is not None:
         plan.branch.check_corpus(fingerprints)
     corpus_facts = {**fingerprints, "left_out": corpus.left_out}  # `left_out`: numbers of documents, by reason
+    if plan.initial is not None:
+        corpus_facts["init_from"] = plan.initial.record
     lock = plan.folder.lock(plan.settings, corpus_facts) if is_first_process() else nullcontext()
     with _explain_failures(plan), lock:
         result = _fit(plan, corpus)
@@ -77,6 +80,8 @@ def train(plan: Plan) -> dict[str, Any]:
 def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     checkpoint, start_step, branched_from = _find_start(plan)
     module = LanguageModel(plan, separator=corpus.tokenizer.separator_id if plan.document_masking else None)
+    if plan.initial is not None and checkpoint is None:
+        say(*load_initial(module.decoder, plan.settings, corpus.tokenizer))
     peak_flops_per_second = 0.0  # a placeholder if there are several processes: `RankSpeeds` sets the journal's value
     if plan.hardware.world_size == 1:
         plan, peak_flops_per_second = measure_run(plan, module.decoder, start_step)
