@@ -25,7 +25,7 @@ from slm.model.config import ModelConfig
 CONF = Path(__file__).parents[2] / "conf"
 SCRIPTS = ("train", "evaluate", "sweep")
 CHOICE_KEYS = {"data": "source", "tokenizer": "kind"}
-CHOICE_KEYS |= dict.fromkeys(("optim", "schedule", "parametrization", "launcher"), "name")
+CHOICE_KEYS |= dict.fromkeys(("optim", "schedule", "parametrization", "launcher", "distill"), "name")
 """Group -> the key of the group whose value says which choice was made, such as `optim.name`."""
 UNCHECKED_GROUPS = {"sweep": ("columns", "sweep", "analysis")}
 """Script -> groups whose keys are the user's own, or are checked where they are read."""

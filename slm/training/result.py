@@ -47,6 +47,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "train_tokens": tokens,
         "tokens_trained": tokens - trunk_tokens,
         "branched_from": journal.branched_from,
+        "distill": plan.teacher.record(plan.sequence_length) if plan.teacher else None,
         "init_from": plan.initial.record if plan.initial else None,
         "steps": step,
         "planned_steps": plan.steps,

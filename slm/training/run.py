@@ -25,7 +25,7 @@ from slm.tracking import Tracker, open_trackers
 from slm.training.checkpointing import LAST, checkpoint_step, newest_intact
 from slm.training.initial import load_initial, tokenizer_source
 from slm.training.journal import COLUMNS, Journal
-from slm.training.module import LanguageModel
+from slm.training.module import LOSSES, LanguageModel
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, Stop, is_first_process, say
 from slm.training.result import ending_lines, make_result, parameter_counts
@@ -55,7 +55,8 @@ def train(plan: Plan) -> dict[str, Any]:
         if is_first_process():
             start_step = plan.branch.step if plan.branch else 0
             with _explain_failures(plan):
-                measure_run(plan, LanguageModel(plan).decoder, start_step)
+                module = LanguageModel(plan)
+                measure_run(plan, module.decoder, module.teacher, start_step)
         return {}
     earlier_result = plan.folder.result()
     if earlier_result.get("status") == "completed":
@@ -64,6 +65,9 @@ def train(plan: Plan) -> dict[str, Any]:
     corpus = prepare(plan.settings["data"], tokenizer_source(plan.settings), cache_dir=plan.cache_dir)
     check_corpus(plan, corpus)
     fingerprints = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
+    if plan.teacher is not None:
+        plan.teacher.check_tokenizer(corpus.tokenizer.fingerprint)
+        fingerprints["teacher"] = plan.teacher.provenance.fingerprint
     if plan.branch is not None:
         plan.branch.check_corpus(fingerprints)
     corpus_facts = {**fingerprints, "left_out": corpus.left_out}  # `left_out`: numbers of documents, by reason
@@ -84,12 +88,13 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
         say(*load_initial(module.decoder, plan.settings, corpus.tokenizer))
     peak_flops_per_second = 0.0  # a placeholder if there are several processes: `RankSpeeds` sets the journal's value
     if plan.hardware.world_size == 1:
-        plan, peak_flops_per_second = measure_run(plan, module.decoder, start_step)
+        plan, peak_flops_per_second = measure_run(plan, module.decoder, module.teacher, start_step)
         module.plan = plan
     trackers: list[Tracker] = []
     if is_first_process():
         config = {**plan.settings, **parameter_counts(plan), "train_tokens": plan.train_tokens, "steps": plan.steps}
-        trackers = open_trackers(plan.folder.path, config, columns=COLUMNS, resume_step=start_step)
+        columns = (*COLUMNS, *LOSSES[1:]) if plan.teacher else COLUMNS
+        trackers = open_trackers(plan.folder.path, config, columns=columns, resume_step=start_step)
     progress = Progress("step", plan.steps, file=sys.stdout, shown=is_first_process())
     result: dict[str, Any] = {}  # stays empty if the run fails
     try:
