@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slm.composition.help import register_help
 from slm.composition.keys import check_keys, explain_unknown_keys
-from slm.evaluation.config import check_paths, check_settings, register
+from slm.evaluation.config import KINDS, check_paths, check_settings, register
 from slm.runtime.command_line import MISTAKES, report, run_script
 from slm.runtime.extensions import load_extensions
 
@@ -56,4 +56,4 @@ def start() -> None:
 if __name__ == "__main__":
     register()
     register_help("evaluate")
-    run_script(start, exit_codes)
+    run_script(start, exit_codes, KINDS)
