@@ -12,7 +12,9 @@ Legend: T new tokens, D hidden, V vocabulary; an axis 1 is one sequence or one t
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,8 +33,9 @@ def eager_logits(decoder: Decoder) -> NextLogits:
     """Return `NextLogits` that run the decoder uncompiled. Only the last token goes through the head."""
 
     def next_logits(tokens_1T: Tensor, cache: KVCache) -> Tensor:
-        # Compiled blocks would be compiled again for each token, because the cache grows.
-        with torch.compiler.set_stance("force_eager"):
+        # Compiled blocks would be compiled again for each token, because the cache grows. If nothing has been compiled,
+        # importing the compiler would delay the first token by seconds.
+        with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
             return linear(decoder.hidden(tokens_1T, cache)[0, -1], decoder.head_weight)
 
     return next_logits
@@ -196,7 +199,7 @@ def generate(
     decoder: Decoder,
     prompt: list[int],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int = 128,
     temperature: float = 0.8,
     top_k: int | None = 50,
     top_p: float | None = None,
