@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slm.composition.help import register_help
 from slm.composition.keys import check_keys, explain_unknown_keys
-from slm.evaluation.config import check_paths, check_settings, register
+from slm.evaluation.config import KINDS, check_paths, check_settings, register
 from slm.runtime.command_line import MISTAKES, report, run_script
 from slm.runtime.extensions import load_extensions
 
@@ -20,12 +20,12 @@ exit_codes: list[int] = []  # filled by `main`, because Hydra drops what `main` 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    """Measure, sample from, or export the checkpoints."""
+    """Measure, sample from, talk with, or export the checkpoints."""
     try:
         exit_codes.append(run(config))
     except KeyboardInterrupt:
         hint = ""
-        if config.prompt is None and config.export is None:
+        if config.prompt is None and config.prompt_file is None and config.export is None and not config.chat:
             hint = f": the same command with output_dir={config.output_dir} continues where it stopped"
         print(f"\ninterrupted{hint}", file=sys.stderr)
         exit_codes.append(130)
@@ -40,6 +40,10 @@ def run(config: DictConfig) -> int:
     load_extensions(plain_config)
     settings = check_settings(plain_config)
     check_paths(settings)
+    if settings["chat"] or settings["prompt"] is not None or settings["prompt_file"] is not None:
+        from slm.evaluation.chat import talk
+
+        return talk(settings)
     from slm.evaluation.run import evaluate
 
     return evaluate(settings)
@@ -56,4 +60,4 @@ def start() -> None:
 if __name__ == "__main__":
     register()
     register_help("evaluate")
-    run_script(start, exit_codes)
+    run_script(start, exit_codes, KINDS)

@@ -14,7 +14,7 @@ from slm.composition.keys import check_keys, explain_unknown_keys
 from slm.composition.resolvers import register
 from slm.runtime.command_line import MISTAKES, report, run_script
 from slm.runtime.extensions import load_extensions
-from slm.sweep.config import check_settings
+from slm.sweep.config import KINDS, check_settings
 from slm.sweep.design import check_design
 from slm.sweep.grid import make_plan
 
@@ -61,4 +61,4 @@ def start() -> None:
 if __name__ == "__main__":
     register()
     register_help("sweep")
-    run_script(start, exit_codes)
+    run_script(start, exit_codes, KINDS)

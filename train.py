@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from slm.composition.help import register_help
 from slm.composition.keys import explain_unknown_keys
 from slm.composition.resolvers import in_multirun, register
+from slm.composition.settings import KINDS, OPTIONAL_KINDS
 from slm.runtime.command_line import MISTAKES, quick_imports, report, run_script
 from slm.training.multirun import print_results
 
@@ -78,4 +79,4 @@ def start() -> None:
 if __name__ == "__main__":
     register()
     register_help("train")
-    run_script(start, exit_codes)
+    run_script(start, exit_codes, {**KINDS, **OPTIONAL_KINDS})

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from slm.data.chat_template import TEMPLATE_FILE
 from slm.runtime.files import write_atomically, write_json
 
 # Encoding uses threads on all cores. A process that is forked later, such as a loader worker, has no such threads and
@@ -38,6 +39,8 @@ class Tokenizer:
     - `bos_id` begins a text and `eos_id` ends it. If one token does both, `bos_id` is None or equal to `eos_id`.
     - `separator_id` begins each document in a stream: `bos_id`, or, if this is None, the previous document's `eos_id`.
     - `adds_bos` says whether tokenizer.json puts `bos_id` before a text, as Llama's do; `encode` never does.
+    - `special_tokens` are the texts of the begin and end tokens (the former ""), as arguments of `render`.
+    - `chat_template` turns conversations into text (`slm.data.chat_template`); None if the tokenizer has none.
     """
 
     def __init__(
@@ -48,7 +51,8 @@ class Tokenizer:
         Raises ValueError if the vocabulary lacks `bos` or `eos`, or has an id of `_MAX_IDS` or more.
         """
         self.name = name
-        self._special_tokens = {"bos_token": bos, "eos_token": eos}
+        self.chat_template: str | None = None
+        self.special_tokens = {"bos_token": bos or "", "eos_token": eos}
         self._inner = tokenizers.Tokenizer.from_str(content)
         self._inner.no_padding()
         self._inner.no_truncation()
@@ -99,6 +103,23 @@ class Tokenizer:
             yield
         except Exception as error:  # the tokenizers library has no error class of its own
             raise ValueError(f"tokenizer {self.name} cannot encode the text ({error}): give another one") from None
+
+    def encode_rendered(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the ids of a rendered conversation, whose special tokens count as such, and where each begins in it.
+
+        The ids are those of transformers' `apply_chat_template`: without a begin or end token of their own.
+        """
+        with self._readable_errors():
+            encoding = self._inner_with_special_tokens.encode(text, add_special_tokens=False)
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
+    @cached_property
+    def _inner_with_special_tokens(self) -> tokenizers.Tokenizer:
+        # Without its post-processor, which may move the start of a token behind its spaces.
+        inner = tokenizers.Tokenizer.from_str(json.dumps(json.loads(self._content) | {"post_processor": None}))
+        inner.no_padding()
+        inner.no_truncation()
+        return inner
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of the ids; special tokens are skipped."""
@@ -166,9 +187,11 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and a tokenizer_config.json that `transformers.AutoTokenizer` can load."""
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        config |= {name: token for name, token in self._special_tokens.items() if token is not None}
+        config |= {name: token for name, token in self.special_tokens.items() if token}
         write_atomically(folder / "tokenizer.json", self._content)
         write_json(folder / CONFIGS[0], config)
+        if self.chat_template is not None:
+            write_atomically(folder / TEMPLATE_FILE, self.chat_template)
 
 
 def _with_post_processor(content: str, bos: str | None, bos_id: int | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from slm.data.chat_template import TEMPLATE_FILE, load_chat_template
 from slm.data.hub import require_network
 from slm.data.tokenizer import CONFIGS, Tokenizer
 from slm.runtime.progress import progress
@@ -131,7 +132,11 @@ def _fetch(repository: str, revision: str | None) -> Path:
         except EntryNotFoundError:  # not downloaded yet
             continue
     require_network(f"tokenizer.path={repository!r} does not exist locally and must be downloaded from the hub")
-    for name in (*CONFIGS, *TOKENIZER_FILES):  # the tokenizer last, so that a cache with it has the configs too
+    for name in (
+        *CONFIGS,
+        TEMPLATE_FILE,
+        *TOKENIZER_FILES,
+    ):  # the tokenizer last, so that a cache with it has the configs too
         try:
             file = Path(hf_hub_download(repository, name, revision=revision))
         except EntryNotFoundError:
@@ -162,7 +167,9 @@ def load_tokenizer(path: Path | str, *, name: str | None = None, asked_by: str =
         problem = "has no tokenizer" if path.is_dir() else "does not exist"
         raise ValueError(f"{asked_by}={str(path)!r} {problem}; give {_ACCEPTED}")
     try:
-        return _load_file(file, name or file.resolve().parent.name)
+        tokenizer = _load_file(file, name or file.resolve().parent.name)
+        tokenizer.chat_template = load_chat_template(file.parent)
+        return tokenizer
     except ValueError as error:
         raise ValueError(f"{asked_by}: {error}") from None
 

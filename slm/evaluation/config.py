@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,18 @@ KINDS = {
     "task_limit": kinds.or_null(_integer(1)),
     "task_shots": kinds.or_null(_integer(0)),
     "prompt": kinds.or_null(kinds.TEXT),
+    "prompt_file": kinds.or_null(kinds.NAME),
+    "chat": kinds.Kind("true, false or text", lambda value: isinstance(value, bool) or value == "text"),
+    "system": kinds.or_null(kinds.TEXT),
     "generation.max_new_tokens": _integer(1),
     "generation.temperature": kinds.NOT_NEGATIVE,
     "generation.top_k": kinds.or_null(_integer(1)),
-    "generation.top_p": kinds.or_null(kinds.Kind("above 0 and at most 1", lambda p: is_number(p) and 0 < p <= 1)),
+    **dict.fromkeys(
+        ("generation.top_p", "generation.min_p"),
+        kinds.or_null(kinds.Kind("above 0 and at most 1", lambda p: is_number(p) and 0 < p <= 1)),
+    ),
+    "generation.repetition_penalty": kinds.POSITIVE,
+    "generation.compile": kinds.SWITCH,
     "export": kinds.or_null(kinds.TEXT),
     "unroll_sharing": kinds.SWITCH,
     "logger": kinds.Kind("a group of settings", lambda value: isinstance(value, Mapping)),
@@ -95,8 +104,11 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "task_files": task_files,
         "tasks": _task_names(config["tasks"], task_files),
     }
-    if config["prompt"] is not None and config["export"] is not None:
-        raise ValueError("prompt and export cannot be combined: give one of them")
+    actions = _actions(config)
+    if len(actions) > 1:
+        raise ValueError(f"{' and '.join(actions)} cannot be combined: give one of them")
+    if config["system"] is not None and not config["chat"]:
+        raise ValueError("system needs chat=true")
     if config["unroll_sharing"] and config["export"] is None:
         raise ValueError("unroll_sharing=true needs export=FOLDER")
     perplexity = config["perplexity"]
@@ -108,17 +120,38 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
     has_measurement = bool(perplexity["protocols"] or config["speed"]["enabled"] or settings["tasks"])
-    if not has_measurement and config["prompt"] is None and config["export"] is None:
+    if not has_measurement and not actions:
         raise ValueError("nothing to measure: perplexity.protocols=[], speed.enabled=false and there are no tasks")
     return settings
 
 
 def check_paths(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if a local checkpoint or text does not exist. `settings` comes from `check_settings`."""
+    """Raise `ValueError` if a local checkpoint, text or prompt is missing. `settings` comes from `check_settings`."""
     for checkpoint in settings["checkpoints"]:
         local_folder(*address_of(checkpoint, settings))
+    if settings["prompt_file"] is not None:
+        read_prompt(settings)
     if (settings.get("data") or {}).get("source") == "local":
         files_to_evaluate(settings["data"])
+
+
+def read_prompt(settings: Mapping[str, Any]) -> str:
+    """Return the prompt: the text of `prompt`, of standard input if `prompt` is -, or of `prompt_file`.
+
+    The line break that ends a file or an input is left out. Raises `ValueError` if a file cannot be read as UTF-8.
+    """
+    name, prompt = settings["prompt_file"], settings["prompt"]
+    if name is None and prompt != "-":
+        return str(prompt)
+    try:
+        content = sys.stdin.buffer.read() if name is None else Path(os.path.expanduser(name)).read_bytes()
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise ValueError(f"prompt_file={name}: {error.strerror}; give a text file") from None
+    except UnicodeDecodeError as error:
+        source = "prompt=-: standard input" if name is None else f"prompt_file={name}"
+        raise ValueError(f"{source} is not UTF-8 at byte {error.start}: convert it to UTF-8") from None
+    return text.replace("\r\n", "\n").removesuffix("\n")
 
 
 def address_of(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -142,9 +175,14 @@ def _checkpoints(config: Mapping[str, Any]) -> list[str]:
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"checkpoints lists {repeated} more than once")
-    if len(names) > 1 and (config["prompt"] is not None or config["export"] is not None):
-        raise ValueError("prompt and export take a single checkpoint=...")
+    if len(names) > 1 and (actions := _actions(config)):
+        raise ValueError(f"{actions[0]} takes a single checkpoint=...")
     return names
+
+
+def _actions(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys that ask for something else than measurements."""
+    return [key for key in ("prompt", "prompt_file", "chat", "export") if config[key] not in (None, False)]
 
 
 def _task_names(tasks: str | list[str] | None, files: Mapping[str, str]) -> list[str]:

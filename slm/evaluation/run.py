@@ -5,18 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import tee
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from slm.checkpoints import Checkpoint, Provenance, check, export, load
 from slm.checkpoints.weights import dtype_name
-from slm.data.tokenizer import Tokenizer
 from slm.evaluation.config import address_of
 from slm.evaluation.ledger import Entry, Ledger
 from slm.evaluation.measure import Measurement, Precision, plan_measurements, resolve_precision, shared_text
@@ -24,7 +20,6 @@ from slm.evaluation.report.results import Results
 from slm.evaluation.report.rows import rows
 from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
-from slm.model import generate
 from slm.model.counts import num_params
 from slm.runtime.machine import why_no_gpu
 from slm.runtime.progress import say
@@ -36,17 +31,14 @@ SKIPPED_TASKS = 3  # exit code if everything was measured except tasks whose dat
 SCHEMA = 1
 SUMMARY_COLUMNS = ("perplexity", "bits_per_byte", "decode_tokens_per_second")  # logged to the summary of a W&B run
 TASK_COLUMNS = ("model", "task", "metric", "value", "se", "n", "num_fewshot", "error")
-REPLACEMENT = "\ufffd"  # decoding the first bytes of a character without the rest gives this character
 
 
 def evaluate(settings: Mapping[str, Any]) -> int:
-    """Measure, sample from, or export the checkpoints; return an exit code, 0 or `SKIPPED_TASKS`.
+    """Measure or export the checkpoints; return an exit code, 0 or `SKIPPED_TASKS`.
 
     `settings` comes from `check_settings`. If `output_dir` holds an evaluation with the same settings, it is continued
     and nothing is measured twice. Raises `ValueError` before any measurement if the user made a mistake.
     """
-    if settings["prompt"] is not None:
-        return _sample(settings)
     if settings["export"] is not None:
         return _export(settings)
     check_logger(settings["logger"])
@@ -178,57 +170,6 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
         summary=summary,
         files=[folder / "results.json", *files],
     )
-
-
-def _sample(settings: Mapping[str, Any]) -> int:
-    """Print the prompt and its continuation token by token, then the speed on stderr. Returns exit code 0."""
-    provenance = _check(settings["checkpoints"][0], settings)
-    decoder, tokenizer, _ = _load(provenance, resolve_precision(settings, provenance))
-    prompt, seed, options = settings["prompt"], settings["seed"], settings["generation"]
-    ids = prompt_ids(tokenizer, prompt)
-    max_length = decoder.config.max_position_embeddings
-    if len(ids) >= max_length:
-        raise ValueError(f"prompt has {len(ids)} tokens, but the checkpoint's context is {max_length}: shorten it")
-    print(prompt, end="", flush=True)
-    start = time.perf_counter()
-    tokens = generate(decoder, ids, stop_id=tokenizer.eos_id, num_ids=tokenizer.vocab_size, seed=seed, **options)
-    printed_tokens, kept_tokens = tee(tokens)  # generated once, read twice
-    for piece in text_pieces(tokenizer, ids, printed_tokens):
-        print(piece, end="", flush=True)
-    new_ids = list(kept_tokens)
-    seconds = time.perf_counter() - start
-    print(flush=True)
-    ending = ""
-    if len(new_ids) < options["max_new_tokens"]:
-        ending = ", then the model ended the text or its context was full"
-        tokens_1T = torch.tensor([[*ids, *new_ids][-max_length:]], device=decoder.head_weight.device)
-        with torch.inference_mode():
-            if not decoder.hidden(tokens_1T)[:, -1].isfinite().all():
-                raise ValueError(f"checkpoint={provenance.checkpoint} gives logits that are not finite: it diverged")
-    say(f"{len(new_ids)} tokens in {seconds:.1f} s, seed {seed}{ending}")
-    return 0
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the ids of a prompt. BOS (else EOS) comes first if the tokenizer adds it or the prompt is empty."""
-    ids = tokenizer.encode(prompt)
-    if tokenizer.adds_bos or not prompt:
-        return [tokenizer.separator_id, *ids]
-    return ids
-
-
-def text_pieces(tokenizer: Tokenizer, ids: list[int], new_ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text that each of `new_ids` adds to `ids`. A character is held back until it is complete."""
-    context = ids[-8:]  # some tokens, because a token can decode differently at the start of a text
-    pending: list[int] = []  # tokens whose text has not been yielded
-    for token in new_ids:
-        pending.append(token)
-        text = tokenizer.decode([*context, *pending])
-        if not text.endswith(REPLACEMENT):
-            yield text[len(tokenizer.decode(context)) :]
-            context = [*context, *pending][-8:]
-            pending = []
-    yield tokenizer.decode([*context, *pending])[len(tokenizer.decode(context)) :]
 
 
 def _export(settings: Mapping[str, Any]) -> int:

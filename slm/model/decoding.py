@@ -11,7 +11,10 @@ Legend: T new tokens, D hidden, V vocabulary; an axis 1 is one sequence or one t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,8 +33,9 @@ def eager_logits(decoder: Decoder) -> NextLogits:
     """Return `NextLogits` that run the decoder uncompiled. Only the last token goes through the head."""
 
     def next_logits(tokens_1T: Tensor, cache: KVCache) -> Tensor:
-        # Compiled blocks would be compiled again for each token, because the cache grows.
-        with torch.compiler.set_stance("force_eager"):
+        # Compiled blocks would be compiled again for each token, because the cache grows. If nothing has been compiled,
+        # importing the compiler would delay the first token by seconds.
+        with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
             return linear(decoder.hidden(tokens_1T, cache)[0, -1], decoder.head_weight)
 
     return next_logits
@@ -195,48 +199,85 @@ def generate(
     decoder: Decoder,
     prompt: list[int],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int = 128,
     temperature: float = 0.8,
     top_k: int | None = 50,
     top_p: float | None = None,
-    stop_id: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop_id: int | Collection[int] | None = None,
     num_ids: int | None = None,
     seed: int = 0,
     next_logits: NextLogits | None = None,
+    cache: KVCache | None = None,
 ) -> Iterator[int]:
-    """Yield up to `max_new_tokens` ids that continue `prompt`, until `stop_id` or the end of the context.
+    """Yield up to `max_new_tokens` ids that continue `prompt`, until a `stop_id` or the end of the context.
 
-    `temperature` 0 takes the most likely id; `top_p` keeps the fewest ids whose probabilities sum to at least `top_p`
-    (arXiv:1904.09751); `num_ids` excludes later ids, which only pad the vocabulary. Sampling has a random generator
-    of its own (`seed`), so it does not disturb training. For many tokens, give `compiled_logits(decoder)`.
+    `temperature` 0 takes the most likely id; `likely_logits` has `top_k`, `top_p` and `min_p`, and `penalised_logits`
+    the `repetition_penalty` of all ids so far, those of the prompt too. `num_ids` excludes later ids, which only pad
+    the vocabulary. Sampling has a random generator of its own (`seed`), so it does not disturb training. For many
+    tokens, give `compiled_logits(decoder)`. A `cache` holds the first tokens of the prompt, but not all of them; all
+    ids but the last one are added to it.
     """
     weight = decoder.embed_tokens.weight
     rng = torch.Generator(device=weight.device).manual_seed(seed)
     context = decoder.config.max_position_embeddings
-    max_length = min(context, len(prompt) + max_new_tokens)
-    cache = KVCache(decoder.config, batch_size=1, max_length=max_length, device=weight.device, dtype=weight.dtype)
+    if cache is None:
+        max_length = min(context, len(prompt) + max_new_tokens)
+        cache = KVCache(decoder.config, batch_size=1, max_length=max_length, device=weight.device, dtype=weight.dtype)
     next_logits = next_logits or eager_logits(decoder)
-    new_tokens = torch.tensor([prompt], device=weight.device)
+    stop_ids = stop_id if isinstance(stop_id, Collection) else (stop_id,)
+    ids = torch.tensor(prompt, device=weight.device)
+    new_tokens = ids[None, cache.length :]
     for _ in range(min(max_new_tokens, context - len(prompt))):
         logits = next_logits(new_tokens, cache)[:num_ids].float()
         if not logits.isfinite().all():  # the model diverged
             return
-        token = _sample(logits, temperature, top_k, top_p, rng)
-        if token == stop_id:
+        if repetition_penalty != 1:
+            logits = penalised_logits(logits, ids, repetition_penalty)
+        if temperature == 0:
+            token_1 = logits.argmax(keepdim=True)
+        else:
+            likely = likely_logits(logits, temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+            token_1 = torch.multinomial(likely.softmax(-1), 1, generator=rng)
+        token = int(token_1)
+        if token in stop_ids:
             return
         yield token
-        new_tokens = torch.tensor([[token]], device=weight.device)
+        ids = torch.cat([ids, token_1])
+        new_tokens = token_1[None]
 
 
-def _sample(logits_V: Tensor, temperature: float, top_k: int | None, top_p: float | None, rng: torch.Generator) -> int:
-    if temperature == 0:
-        return int(logits_V.argmax())
+def penalised_logits(logits_V: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """Make the ids that occurred less likely: divide their logits by `penalty`, or multiply them if they are negative.
+
+    This is the repetition penalty of CTRL (arXiv:1909.05858, section 4.1) as it is used since: the paper's division
+    alone would make an id with a negative logit more likely.
+    """
+    seen = logits_V[ids]
+    return logits_V.index_put((ids,), torch.where(seen < 0, seen * penalty, seen / penalty))
+
+
+def likely_logits(
+    logits_V: Tensor,
+    temperature: float,
+    *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> Tensor:
+    """Return the logits divided by `temperature`, with -inf for the ids that must not be drawn. The largest is 0.
+
+    In this order: `top_k` keeps the k most likely ids; `top_p` the fewest ids whose probabilities sum to at least
+    `top_p` (arXiv:1904.09751); `min_p` those with at least `min_p` times the highest probability (arXiv:2407.01082).
+    """
+    logits_V = (logits_V - logits_V.max()) / temperature  # a tiny temperature must not overflow
     if top_k is not None and top_k < logits_V.numel():
         logits_V = logits_V.masked_fill(logits_V < logits_V.topk(top_k).values[-1], -torch.inf)
-    p_V = ((logits_V - logits_V.max()) / temperature).softmax(-1)  # a tiny temperature must not overflow
     if top_p is not None and top_p < 1:
-        sorted_V, order_V = p_V.sort(descending=True)
-        p_of_likelier_V = sorted_V.cumsum(-1) - sorted_V
-        kept_V = sorted_V * (p_of_likelier_V < top_p)  # the most likely id is always kept
-        p_V = torch.zeros_like(p_V).scatter(0, order_V, kept_V)
-    return int(torch.multinomial(p_V, 1, generator=rng))
+        p_V, order_V = logits_V.softmax(-1).sort(descending=True)
+        is_excluded_V = p_V.cumsum(-1) - p_V >= top_p  # the most likely id is always kept
+        logits_V = logits_V.masked_fill(is_excluded_V.scatter(0, order_V, is_excluded_V), -torch.inf)
+    if min_p:
+        logits_V = logits_V.masked_fill(logits_V < math.log(min_p), -torch.inf)
+    return logits_V

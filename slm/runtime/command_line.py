@@ -8,26 +8,38 @@ from __future__ import annotations
 import gc
 import io
 import os
+import re
 import secrets
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
+
+from slm.runtime.settings import Kind
 
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 """Exceptions that report a mistake of the user; all others are bugs and keep their traceback."""
 GPU_MEMORY_SHARE = "SLM_GPU_MEMORY_SHARE"
 """Environment variable with the share of a GPU's memory for a job; sweep.py sets it for jobs that share a GPU."""
+_OVERRIDE = re.compile(r"(\+{0,2}([\w./-]+)=)(.*)", re.DOTALL)
+_QUOTED = re.compile(r"""("([^"\\]|\\.)*"|'([^'\\]|\\.)*')""", re.DOTALL)
+_PLAIN = re.compile(r"[\w.+/:-]*", re.ASCII)
+_BRACKETS_AND_QUOTES = ("[", "{", "'", '"')
 
 
-def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:
-    """Run a Hydra `main`, which appends to `exit_codes`, and exit with the first code that is not 0."""
+def run_script(main: Callable[[], object], exit_codes: list[int], kinds: Mapping[str, Kind]) -> NoReturn:
+    """Run a Hydra `main`, which appends to `exit_codes`, and exit with the first code that is not 0.
+
+    `kinds` are the kinds of values of the script's keys, for `quote_texts`.
+    """
+    sys.argv[1:] = quote_texts(sys.argv[1:], kinds)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a pipe's encoding on Windows may lack characters of a generated text
             stream.reconfigure(errors="replace")
@@ -47,6 +59,47 @@ def run_script(main: Callable[[], object], exit_codes: list[int]) -> NoReturn:
         print("\ninterrupted", file=sys.stderr)
         exit_codes.append(130)
     sys.exit(next((code for code in exit_codes if code), 0))
+
+
+def quote_texts(words: Iterable[str], kinds: Mapping[str, Kind]) -> list[str]:
+    """Return the words of a command line with quotes around the values that are texts, as Hydra's grammar needs them.
+
+    A value of a key that takes any text (`prompt`) is that text to the last character, unless it is null or in a pair
+    of quotes. A value of a key that takes a name or a path, if Hydra would not read it as a text. A value of any other
+    key, if Hydra cannot read it and it does not begin with a bracket or a quote. With -m, commas separate values.
+    """
+    words = list(words)
+    is_multirun = not {"-m", "--multirun"}.isdisjoint(words)
+    return [_quote_text(word, kinds, is_multirun=is_multirun) for word in words]
+
+
+def _quote_text(word: str, kinds: Mapping[str, Kind], *, is_multirun: bool) -> str:
+    match = _OVERRIDE.fullmatch(word)
+    if match is None:
+        return word
+    start, key, value = match.groups()
+    kind = kinds.get(key)
+    takes_text = kind is not None and kind.accepts("a, b") and not kind.accepts(["a", "b"])
+    if value == "null" or _QUOTED.fullmatch(value) or (_PLAIN.fullmatch(value) and not takes_text):
+        return word
+    parsed = None
+    with suppress(HydraException):
+        parsed = OverridesParser.create().parse_override(word)
+    if is_multirun and parsed is not None and parsed.is_sweep_override():
+        return word
+    if kind is not None and takes_text and kind.accepts(""):  # any text: nothing in it has a meaning for Hydra
+        return start + _in_double_quotes(re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
+    if takes_text:
+        is_readable = parsed is not None and isinstance(parsed.value(), str)
+    else:
+        is_readable = parsed is not None or value.startswith(_BRACKETS_AND_QUOTES)
+    return word if is_readable else start + _in_double_quotes(value)
+
+
+def _in_double_quotes(text: str) -> str:
+    """Return the text as a quoted value of Hydra. Backslashes count only before a quote, where they are doubled."""
+    escaped = re.sub(r"(\\*)(\"|$)", lambda match: match[1] * 2 + ("\\" if match[2] else "") + match[2], text)
+    return f'"{escaped}"'
 
 
 @contextmanager

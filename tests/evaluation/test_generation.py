@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from slm.data import Tokenizer
 from slm.data.vocabulary import plan_tokenizer
+from slm.evaluation.generation import REPLACEMENT, prompt_ids, text_pieces
 from slm.evaluation.ledger import short_names
-from slm.evaluation.run import REPLACEMENT, prompt_ids, text_pieces
 
 TOKENIZER = plan_tokenizer({"kind": "bytes"}).make(lambda: iter([]))
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from slm.checkpoints import load
 from slm.evaluation import measure
+from slm.evaluation.chat import talk
 from slm.evaluation.run import SKIPPED_TASKS, evaluate
 from slm.model import generate
 from tests.checkpoints.releases import llama, save
@@ -239,9 +240,9 @@ def test_an_export_loads_in_transformers_with_the_same_logits(
 
 
 def test_a_prompt_is_continued_by_the_whole_sample_and_nothing_is_written(
-    run: Run, releases: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    releases: list[Path], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("prompt='Para graph'", "generation.max_new_tokens=12", "seed=3")
+    talk(small(tmp_path, text, one(releases[0]), "prompt='Para graph'", "generation.max_new_tokens=12", "seed=3"))
     decoder, tokenizer, _ = load(releases[0])
     ids, limits = tokenizer.encode("Para graph"), {"stop_id": tokenizer.eos_id, "num_ids": tokenizer.vocab_size}
     sample = generate(decoder, ids, max_new_tokens=12, seed=3, **limits)

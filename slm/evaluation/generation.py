@@ -1,0 +1,176 @@
+"""Texts that a checkpoint generates, piece by piece: `generate` and `stream` of `slm`, and `prompt=` of evaluate.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypedDict, Unpack
+
+from torch import Tensor
+
+from slm.checkpoints import Checkpoint
+from slm.data.chat_template import render
+from slm.data.tokenizer import Tokenizer
+from slm.evaluation.config import KINDS
+from slm.model import KVCache, decoding
+from slm.model.decoding import NextLogits, compiled_logits, eager_logits
+from slm.runtime.machine import why_not_compiled
+from slm.runtime.progress import say
+from slm.runtime.settings import check_kind
+
+REPLACEMENT = "\ufffd"  # decoding the first bytes of a character without the rest gives this character
+
+Messages = Sequence[Mapping[str, Any]]
+"""A conversation: mappings with `role` (system, user, assistant or tool) and `content`."""
+
+
+class Options(TypedDict, total=False):
+    """How a text is sampled; `slm.model.decoding.generate` has the meanings and the defaults."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    seed: int
+
+
+def generate(model: Checkpoint, prompt: str | Messages, **options: Unpack[Options]) -> str:
+    """Return the text with which a checkpoint continues a text, or answers a conversation.
+
+    `model` comes from `slm.load`. `prompt` is a text, or messages such as `[{"role": "user", "content": "Hello"}]`,
+    which need a tokenizer with a chat template. Options: `max_new_tokens` (128), `temperature` (0.8; 0 takes the most
+    likely token), `top_k` (50), `top_p`, `min_p`, `repetition_penalty` (1) and `seed` (0). The text ends early where
+    the model ends it, or its context. Raises `ValueError` for an option out of range, a prompt that fills the context,
+    messages without a chat template, and a model that diverged.
+    """
+    return "".join(stream(model, prompt, **options))
+
+
+def stream(model: Checkpoint, prompt: str | Messages, **options: Unpack[Options]) -> Iterator[str]:
+    """Return what `generate` returns as an iterator over its pieces, each of which comes as soon as it is generated."""
+    for name, value in options.items():
+        check_option(name, value)
+    tokenizer = model.tokenizer
+    ids = prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else message_ids(tokenizer, prompt)
+    stop_ids = [tokenizer.eos_id] if isinstance(prompt, str) else end_of_turn_ids(tokenizer)
+    require_room(model, ids)
+    return text_pieces(tokenizer, ids, new_ids(model, ids, options, stop_id=stop_ids))
+
+
+def check_option(name: str, value: Any) -> None:
+    """Raise `ValueError` for an option of sampling that does not exist, or for a value of a wrong kind."""
+    if name not in Options.__annotations__:
+        raise ValueError(f"{name} is not an option of generation: they are {', '.join(Options.__annotations__)}")
+    check_kind(name, value, KINDS[name if name == "seed" else f"generation.{name}"])
+
+
+def require_room(model: Checkpoint, ids: Sequence[int]) -> None:
+    """Raise `ValueError` if the context has no room for a token after `ids`."""
+    context = model.decoder.config.max_position_embeddings
+    if len(ids) >= context:
+        raise ValueError(f"prompt has {len(ids):,} tokens, but the checkpoint's context is {context:,}: shorten it")
+
+
+def new_ids(
+    model: Checkpoint,
+    ids: list[int],
+    options: Mapping[str, Any],
+    *,
+    stop_id: int | Sequence[int],
+    next_logits: NextLogits | None = None,
+    cache: KVCache | None = None,
+) -> Iterator[int]:
+    """Yield the ids that follow `ids`, with the `Options`. Raises `ValueError` if the logits are not finite."""
+    decoder, tokenizer, provenance = model
+    unchecked = next_logits or eager_logits(decoder)
+
+    def checked(tokens_1T: Tensor, cache: KVCache) -> Tensor:
+        logits_V = unchecked(tokens_1T, cache)
+        if not logits_V.isfinite().all():
+            raise ValueError(f"checkpoint={provenance.checkpoint} gives logits that are not finite: it diverged")
+        return logits_V
+
+    more: dict[str, Any] = {"next_logits": checked, "cache": cache, "stop_id": stop_id}
+    return decoding.generate(decoder, ids, num_ids=tokenizer.vocab_size, **more, **options)
+
+
+def logits_of(model: Checkpoint, *, compiled: bool) -> NextLogits:
+    """Return the logits function. Raises `ValueError` if it must be compiled and this machine cannot."""
+    if not compiled:
+        return eager_logits(model.decoder)
+    if reason := why_not_compiled(model.decoder.head_weight.device.type):
+        raise ValueError(f"generation.compile=true, but {reason}: use generation.compile=false")
+    return compiled_logits(model.decoder)
+
+
+def print_sample(model: Checkpoint, prompt: str, options: Mapping[str, Any], next_logits: NextLogits) -> None:
+    """Print the prompt and its continuation token by token, then the speed on stderr."""
+    ids = prompt_ids(model.tokenizer, prompt)
+    require_room(model, ids)
+    print(prompt, end="", flush=True)
+    start = time.perf_counter()
+    generated: list[int] = []
+    tokens = new_ids(model, ids, options, stop_id=model.tokenizer.eos_id, next_logits=next_logits)
+    for piece in text_pieces(model.tokenizer, ids, keep(tokens, generated)):
+        print(piece, end="", flush=True)
+    print(flush=True)
+    seconds = time.perf_counter() - start
+    is_short = len(generated) < options["max_new_tokens"]
+    ending = ", then the model ended the text or its context was full" if is_short else ""
+    say(f"{len(generated)} tokens in {seconds:.1f} s, seed {options['seed']}{ending}")
+
+
+def keep(tokens: Iterable[int], kept: list[int]) -> Iterator[int]:
+    """Yield the tokens, and append each to `kept`."""
+    for token in tokens:
+        kept.append(token)
+        yield token
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Return the ids of a prompt. BOS (else EOS) comes first if the tokenizer adds it or the prompt is empty."""
+    ids = tokenizer.encode(prompt)
+    if tokenizer.adds_bos or not prompt:
+        return [tokenizer.separator_id, *ids]
+    return ids
+
+
+def message_ids(tokenizer: Tokenizer, messages: Messages) -> list[int]:
+    """Return the ids of a conversation, up to where an assistant's next answer begins.
+
+    Raises `ValueError` without a chat template, or if the template refuses the messages.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError(f"messages need a chat template, and tokenizer {tokenizer.name} has none: give a text")
+    text = _rendered(tokenizer, messages, add_generation_prompt=True)
+    return tokenizer.encode_rendered(text)[0]
+
+
+def _rendered(tokenizer: Tokenizer, messages: Messages, *, add_generation_prompt: bool = False) -> str:
+    options: dict[str, Any] = {**tokenizer.special_tokens, "add_generation_prompt": add_generation_prompt}
+    return render(messages, tokenizer.chat_template or "", **options)
+
+
+def end_of_turn_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that end an answer: EOS, and the special token that the chat template writes after an answer."""
+    answer = "an answer"
+    messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+    text = _rendered(tokenizer, messages)
+    next_id = tokenizer.encode_rendered(text.rpartition(answer)[2])[0][:1]
+    return [tokenizer.eos_id, *(token for token in next_id if tokenizer.token_bytes[token] == 0)]
+
+
+def text_pieces(tokenizer: Tokenizer, ids: list[int], new_ids: Iterable[int]) -> Iterator[str]:
+    """Yield the text that each of `new_ids` adds to `ids`. A character is held back until it is complete."""
+    context = ids[-8:]  # some tokens, because a token can decode differently at the start of a text
+    pending: list[int] = []  # tokens whose text has not been yielded
+    for token in new_ids:
+        pending.append(token)
+        text = tokenizer.decode([*context, *pending])
+        if not text.endswith(REPLACEMENT):
+            yield text[len(tokenizer.decode(context)) :]
+            context = [*context, *pending][-8:]
+            pending = []
+    yield tokenizer.decode([*context, *pending])[len(tokenizer.decode(context)) :]
