@@ -8,7 +8,7 @@ import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.style import GREY, Axes, Figure, draw_law, label_left, log_axis, panels, plot_runs, short_name
-from slm.runtime.words import TARGET_UNITS, amount, axis_name, format_number, interval
+from slm.runtime.words import amount, axis_name, format_number, interval, target_label
 from slm.scaling.describe import Entry, has_complete_lists, is_identified
 from slm.scaling.sample import column_of
 
@@ -169,4 +169,4 @@ def _set_same_limits(axes: list[Axes], analysis: Directory, entries: list[Entry]
         log_axis(axis.xaxis, x.min(), x.max(), as_counts=variable != "C")
         log_axis(axis.yaxis, np.nanmin(y) / 1.04, np.nanmax(y) * 1.04)
         axis.set_xlabel(axis_name(variable, basis["size"]))
-    label_left(axes, TARGET_UNITS[basis["target"]])
+    label_left(axes, target_label(basis["target"]))
