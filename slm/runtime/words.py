@@ -39,6 +39,11 @@ def target_label(target: str) -> str:
     return TARGET_UNITS.get(target, target)
 
 
+def with_article(noun: str) -> str:
+    """Write `a loss` or `an error of piqa`."""
+    return f"{'an' if noun[:1].lower() in 'aeio' and noun else 'a'} {noun}"
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number; False for a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf

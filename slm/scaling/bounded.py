@@ -78,6 +78,10 @@ class Bounded(Law):
         share = np.clip(np.exp(log_y) / (1 - self.chance), 1 - MAX_SHARE, MAX_SHARE)
         return np.log(share / (1 - share)) if self.link == "logistic" else np.log(-np.log1p(-share))
 
+    def target_floor(self, floor: float) -> float:
+        with np.errstate(divide="ignore"):
+            return float(np.exp(self._link(np.log(np.float64(floor)))[0]))
+
     def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
         return self.inner.bounds_and_starts(log_y)
 

@@ -70,6 +70,10 @@ class Law(ABC):
         """The log of what the parameters describe, where log targets [I] are as given; differs only behind a link."""
         return log_y
 
+    def target_floor(self, floor: float) -> float:
+        """The value of the target that no size undercuts, from the parameter that is the floor."""
+        return floor
+
     def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
         """Lower and upper bounds [S] and starts [R, S] of the S coordinates that are not coefficients."""
         S = len(self.exponents)

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from slm.runtime.words import count, format_number, interval, p_text, plural, target_name
+from slm.runtime.words import count, format_number, interval, p_text, plural, target_name, with_article
 from slm.scaling.caveats import FEW_SIZES, MAX_LEVEL_SENTENCES, NARROW_SPAN, NOT_CONTROLLED
 from slm.scaling.entries import Entry
 from slm.scaling.forms import Floats
@@ -171,7 +171,7 @@ def _sentence(pair: Entry, levels: Entry) -> str:
     if len(pair["sizes"]) > 1:
         nouns = "sizes" if len({row["N_a"] for row in pair["sizes"]}) == len(pair["sizes"]) else "sizes and budgets"
         where = f"On average over {len(pair['sizes'])} {nouns}"
-    text = f"{where} {lower} reaches a {target} {format_number(abs(mean['difference']), 3)}"
+    text = f"{where} {lower} reaches {with_article(target)} {format_number(abs(mean['difference']), 3)}"
     if mean["se"] is None:
         return f"{text} lower than {higher}; a second seed would show how much of this is chance."
     ends = [-mean["high"], -mean["low"]] if is_a_lower else [mean["low"], mean["high"]]

@@ -62,12 +62,14 @@ class Chain:
         return {"task_loss": task_loss, "accuracy": accuracy, "beyond": beyond}
 
 
-def two_step(table: Table, settings: Settings, size: str, rng: np.random.Generator) -> Entry | None:
+def two_step(
+    table: Table, settings: Settings, size: str, rng: np.random.Generator, *, curves: bool = True
+) -> Entry | None:
     """Return `two_step` of comparison.json; None if the settings name no task loss.
 
     `laws` has the law of each step and why it was chosen. `families` has a row per family: entries of both `steps` (as
     in fits.json), `predictions`, `curve` against N, `sigmoid` against task loss, and `held_out`; or `reason`. `shared`
-    tests whether the families share step 2: the same accuracy at the same task loss.
+    tests whether the families share step 2: the same accuracy at the same task loss. Without `curves`, both are None.
     """
     if settings.task_loss is None:
         return None
@@ -84,7 +86,9 @@ def two_step(table: Table, settings: Settings, size: str, rng: np.random.Generat
         fitted, law, why = _fit_step(table, laws, Task(laws[0], target, size, Loss()), settings, rng)
         steps.append(fitted[law])
         chosen.append({"law": law, "why": why, "tried": list(fitted)})
-    families = [_family(table.family(name), steps[0][name], steps[1][name], settings) for name in table.families]
+    families = [
+        _family(table.family(name), steps[0][name], steps[1][name], settings, curves) for name in table.families
+    ]
     shared = compare_law(steps[1], settings, rng) if len(families) > 1 else None
     tests = (shared or {}).get("tests") or []
     test = next((row for row in tests if (row["restricted"], row["wider"]) == ("one_law", "separate")), None)
@@ -112,11 +116,11 @@ def _fit_step(
             is_error = task.target == fitted_column(settings)
             result.entry["kind"] = "accuracy" if is_error else "bits_per_byte"
             result.entry["chance"] = settings.chance if is_error else None
-    law, why = choose_law(fitted, assess_laws(fitted), "auto")
-    return fitted, law, why
+    chosen, why = choose_law(fitted, assess_laws(fitted), "auto")
+    return fitted, chosen, why
 
 
-def _family(table: Table, first: Fitted, second: Fitted, settings: Settings) -> Entry:
+def _family(table: Table, first: Fitted, second: Fitted, settings: Settings, curves: bool) -> Entry:
     """Return the row of one family, the only one of `table`."""
     row: Entry = {"family": table.families[0], "steps": [first.entry, second.entry], "reason": None}
     row |= dict.fromkeys(("predictions", "curve", "sigmoid", "held_out"))
@@ -129,12 +133,14 @@ def _family(table: Table, first: Fitted, second: Fitted, settings: Settings) -> 
     sample, variables = chain.steps[0].sample, chain.steps[0].law.variables
     medians = np.median(sample.log_x, axis=0)
     row["predictions"] = _predictions(chain, medians, settings)
+    row["held_out"] = _held_out(chain, settings.level)
+    if not curves:
+        return row
     grid = np.repeat(medians[None], CURVE_POINTS, axis=0)
     grid[:, 0] = np.linspace(sample.log_x[:, 0].min() - 0.3, sample.log_x[:, 0].max() + 1.2, CURVE_POINTS)
     held = dict(zip(variables[1:], np.exp(medians[1:]).tolist(), strict=True))
     row["curve"] = {"x": np.exp(grid[:, 0]), "held": held} | chain.predict(grid, settings.level)["accuracy"]
     row["sigmoid"] = _sigmoid(chain.steps[1], settings)
-    row["held_out"] = _held_out(chain, settings.level)
     return row
 
 
@@ -149,7 +155,7 @@ def _predictions(chain: Chain, medians: Floats, settings: Settings) -> list[Entr
 
 
 def _rows(chain: Chain, log_x: Floats, level: float) -> list[Entry]:
-    """`Chain.predict` as one row per point: its variables, `accuracy`, `task_loss` (each with an interval), `beyond`."""
+    """`Chain.predict` as rows, one per point: its variables, `accuracy` and `task_loss` with intervals, `beyond`."""
     if not len(log_x):
         return []
     found = chain.predict(log_x, level)
@@ -167,12 +173,8 @@ def _sigmoid(fit: Fit, settings: Settings) -> Entry:
     margin = 0.1 * float(np.ptp(measured))
     T = np.linspace(measured.min() - margin, measured.max() + margin, CURVE_POINTS)
     limits = band(fit, -T[:, None], None, level=settings.level)
-    curve = {
-        "x": T,
-        "centre": 1 - np.exp(limits.centre),
-        "low": 1 - np.exp(limits.high),
-        "high": 1 - np.exp(limits.low),
-    }
+    ends = {"centre": limits.centre, "low": limits.high, "high": limits.low}  # a low error is a high accuracy
+    curve = {"x": T} | {name: 1 - np.exp(log_error) for name, log_error in ends.items()}
     return curve | {"points": {"x": measured, "value": 1 - np.exp(fit.sample.log_y)}}
 
 

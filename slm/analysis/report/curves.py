@@ -142,7 +142,7 @@ def _draw_published_laws(axis: Axes, analysis: Directory, entry: Entry) -> None:
 
 def _floor_value(entry: Entry) -> float | None:
     """The floor, or None if the data do not identify it or it is 0, which a log axis cannot show."""
-    floor = entry["params"][entry["floor"]] if is_identified(entry, entry["floor"]) else None
+    floor = entry["floor_value"] if is_identified(entry, entry["floor"]) else None
     return floor or None
 
 
@@ -151,7 +151,7 @@ def _draw_floor(axis: Axes, analysis: Directory, entry: Entry) -> None:
     if floor is None:
         return
     axis.axhline(floor, color=analysis.colour(entry["family"]), lw=1, ls=":")
-    text = f"floor {name} = {format_number(floor)} {interval(entry['ci95'][name])}"
+    text = f"floor {name} = {format_number(floor)} {interval(entry['floor_ci95'])}"
     axis.annotate(text, (0.02, floor), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
                   fontsize=7.5)  # fmt: skip
 
