@@ -28,6 +28,7 @@ from slm.runtime.system import git_commit
 from slm.scaling.analysis import analyse
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, read_table, table_from_frame
+from slm.scaling.targets import with_target
 
 FITS_FILE = "fits.json"  # a folder with this file is an analysis directory
 ROW_KEYS = ("columns", "where", "best_of", "drop_worst")  # the config keys that choose the rows of a table
@@ -47,7 +48,12 @@ def analyse_runs(config: Mapping[str, Any]) -> int:
 
 def check_analysis(config: Mapping[str, Any]) -> None:
     """Raise `ValueError` for invalid settings of the analysis, of the overlay or of the logger."""
-    Settings.from_dict(config["analysis"])
+    settings = Settings.from_dict(config["analysis"])
+    if config["overlay"] is not None and settings.target_kind is not None:
+        raise ValueError(
+            f"overlay compares checkpoints by loss or bits per byte, not by analysis.target={settings.target}: "
+            "leave one of them out"
+        )
     check_analysis_logger(config["logger"])
     if config["runs"] is None:
         check_overlay_of_sweep(config)
@@ -56,6 +62,7 @@ def check_analysis(config: Mapping[str, Any]) -> None:
 def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFrame | None = None) -> None:
     """Analyse a table and write to `output_dir`, replacing an earlier analysis; `design` is written as design.csv."""
     settings, folder = Settings.from_dict(config["analysis"]), Path(config["output_dir"])
+    table = with_target(table, settings)
     overlay = read_overlay(config)
     if overlay:
         check_overlay(overlay, table, settings)
@@ -91,6 +98,8 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
 
 def _read_runs(config: Mapping[str, Any]) -> Table:
     options = {key: config[key] for key in ROW_KEYS}
+    if config["analysis"].get("target_kind") is not None:
+        options["target"] = config["analysis"]["target"]
     source = Path(config["runs"])
     if source.is_dir():
         return table_from_frame(collect_runs(source), name=config["name"] or source.name, **options)

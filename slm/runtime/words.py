@@ -29,6 +29,21 @@ MAX_CHARACTERS = 60  # maximum number of characters of a value that a sentence q
 MAX_DECIMALS = 6
 
 
+def target_name(target: str) -> str:
+    """Return the target of a law as used in sentences; a column of the user's own has its own name."""
+    return TARGET_NAMES.get(target, target)
+
+
+def target_label(target: str) -> str:
+    """Return the target of a law with its unit, as the label of an axis."""
+    return TARGET_UNITS.get(target, target)
+
+
+def with_article(noun: str) -> str:
+    """Write `a loss` or `an error of piqa`."""
+    return f"{'an' if noun[:1].lower() in 'aeio' and noun else 'a'} {noun}"
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number; False for a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import numpy as np
 
 from slm.runtime.pool import map_in_processes
 from slm.scaling import selection
+from slm.scaling.bounded import LINKS, Bounded, unbounded_name
 from slm.scaling.compare import compare_law
 from slm.scaling.context import context
 from slm.scaling.entries import Entry, Fitted, Task, fit_family, to_json_types
@@ -20,6 +22,8 @@ from slm.scaling.paired import compare_pairs
 from slm.scaling.sample import missing_columns
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
+from slm.scaling.targets import fitted_column, with_target
+from slm.scaling.two_step import two_step
 from slm.scaling.verdict import verdict
 
 ShowStep = Callable[[str, int], None]  # called before a step with its name and the number of steps done
@@ -51,6 +55,7 @@ def analyse(
     step. Raises `ValueError` if no law can be fitted for another reason.
     """
     settings = settings or Settings()
+    table = with_target(table, settings)
     target, size = _target_and_size(table, settings)
     tasks, skipped = _plan(table, settings, target, size)
     tasks = [task for task in tasks if task.is_primary or not verdict_only]
@@ -79,6 +84,7 @@ def analyse(
     show("references and allocation", num_steps - 1)
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
+        comparison["two_step"] = two_step(table, settings, size, np.random.default_rng([seed, 2000]))
     stated = verdict(comparison, entries, controlled) if has_law else verdict_without_law(comparison, controlled)
     comparison["verdict"] = stated
     return Analysis(to_json_types(entries), to_json_types(comparison))
@@ -99,6 +105,8 @@ def _fit(
     for index, task in enumerate(tasks):
         show(f"fitting {task.law.name} to {task.target}", index)
         families = {family: next(fits) for family in table.families}
+        for result in families.values():
+            result.entry.update(kind=settings.target_kind or task.target, chance=settings.chance)
         entries += [result.entry for result in families.values()]
         if task.is_primary:
             fitted[task.law.name] = families
@@ -121,12 +129,13 @@ def _fit_job(table: Table, settings: Settings, job: tuple[Task, str, np.random.G
 
 def _target_and_size(table: Table, settings: Settings) -> tuple[str, str]:
     """Return the target and the size (the column that is N) of the primary fits, on which the verdict rests."""
+    targets = [fitted_column(settings)] if settings.target_kind else table.targets
     columns = [name for name in ("tokenizer_fingerprint", "tokenizer", "vocab_size") if name in table.frame]
     num_tokenizers = max((table.frame[name].nunique() for name in columns), default=1)
-    default = "bits_per_byte" if num_tokenizers > 1 and "bits_per_byte" in table.targets else table.targets[0]
-    target = default if settings.target == "auto" else settings.target
+    default = "bits_per_byte" if num_tokenizers > 1 and "bits_per_byte" in targets else targets[0]
+    target = default if settings.target == "auto" or settings.target_kind else settings.target
     size = table.sizes[0] if settings.size == "auto" else settings.size
-    for name, value, allowed in (("target", target, table.targets), ("size", size, table.sizes)):
+    for name, value, allowed in (("target", target, targets), ("size", size, table.sizes)):
         if value not in allowed:
             raise ValueError(f"analysis.{name}={value}: the table has {', '.join(allowed)}")
     return target, size
@@ -136,26 +145,28 @@ def _plan(table: Table, settings: Settings, target: str, size: str) -> tuple[lis
     """Return the tasks whose columns the table has, and the laws skipped for lack of a column, with reasons."""
     tasks: list[Task] = []
     skipped: list[Entry] = []
-    targets = [target, *(t for t in settings.targets if t in table.targets and t != target)]
+    other_targets = [] if settings.target_kind else settings.targets  # whose exponents are not comparable
+    targets = [target, *(t for t in other_targets if t in table.targets and t != target)]
     sizes = [size, *(s for s in settings.sizes if s in table.sizes and s != size)]
-    requested = () if settings.law == "auto" else (settings.law,)
+    requested = () if settings.law == "auto" else (unbounded_name(settings.law),)
     for name in dict.fromkeys((*settings.laws, *settings.formulas, *requested)):
         law = get_law(name, settings.formulas, table.frame.columns)
         missing = missing_columns(table, law, target, size)
         if missing:
             columns = [f"{column} above 0 in every row" if column in table.frame else column for column in missing]
             reason = f"the table has no {' and no '.join(columns)}"
-            if name == settings.law:
+            if name in requested:
                 raise ValueError(f"analysis.law={name}: {reason}")
             skipped.append({"law": name, "reason": reason})
             continue
         sizes_of_law = sizes if "N" in law.variables else [""]
-        for t in targets:
-            for s in sizes_of_law:
-                is_primary = t == target and s in ("", size)  # "": the law has no N
-                tasks.append(Task(law, t, s, settings.fit_loss, is_primary=is_primary))
-                if is_primary:
-                    tasks.append(Task(law, t, s, settings.other_loss))
+        links = LINKS if settings.target_kind == "accuracy" else ()
+        laws: list[Law] = [Bounded(law, link, settings.chance or 0.0) for link in links] or [law]
+        for law, t, s in product(laws, targets, sizes_of_law):
+            is_primary = t == target and s in ("", size)  # "": the law has no N
+            tasks.append(Task(law, t, s, settings.fit_loss, is_primary=is_primary))
+            if is_primary:
+                tasks.append(Task(law, t, s, settings.other_loss))
     _check_names(settings, table, [task.law for task in tasks])
     return tasks, skipped
 
@@ -184,6 +195,7 @@ def _overview(
     primary_ranking = next(row for row in rankings if all(row[key] in values for key, values in allowed.items()))
     primary: Entry = {"law": law, "in_N": selection.is_in_size(fitted[law]), "target": target, "size": size}
     primary |= {"loss": loss, "level": settings.level}
+    primary |= {"column": settings.target, "kind": settings.target_kind, "chance": settings.chance}
     has_tokens = "tokens" in frame and not frame["tokens"].isna().any()
     return {
         "table": table.name,

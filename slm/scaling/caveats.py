@@ -17,6 +17,7 @@ from slm.runtime.words import (
     p_text,
     plural,
     shortlist,
+    with_article,
 )
 
 Entry = dict[str, Any]
@@ -118,7 +119,7 @@ def _level(case: Case, row: Entry) -> str:
     if factors := worth(row):
         low, factor, high = factors
         like = f", like a model with {format_number(factor, 3)} times the parameters {interval([low, high], 3)}"
-    difference = f"At the middle size {lower} reaches a {case.target} {reduction:.1%} lower than {higher}"
+    difference = f"At the middle size {lower} reaches {with_article(case.target)} {reduction:.1%} lower than {higher}"
     return f"{difference}{like} ({p_text(row['level_p_adjusted'])})."
 
 

@@ -43,10 +43,13 @@ def exponent_text(entry: Entry, name: str, digits: int = 4) -> str:
     """Return `value [low, high]` of an exponent; `not identified [low, high]` if the data do not identify it."""
     if not entry["fitted"]:
         return NO_VALUE
-    ends = entry["ci95"].get(name)
+    return _value_text(entry, name, entry["params"].get(name), entry["ci95"].get(name), digits)
+
+
+def _value_text(entry: Entry, name: str, value: Any, ends: Sequence[Any] | None, digits: int) -> str:
     if not is_identified(entry, name):
         return f"not identified {interval(ends, 3)}" if ends and any(map(is_number, ends)) else "not identified"
-    return with_interval(entry["params"][name], ends, digits)
+    return with_interval(value, ends, digits)
 
 
 def exponents_text(entry: Entry) -> str:
@@ -56,8 +59,12 @@ def exponents_text(entry: Entry) -> str:
 
 
 def floor_text(entry: Entry) -> str:
-    """Return the floor of a fit as `exponent_text` writes it; `none in the law` if the law has no floor."""
-    return "none in the law" if entry["floor"] is None else exponent_text(entry, entry["floor"])
+    """Return the floor of the target as `exponent_text` writes it; `none in the law` if the law has no floor."""
+    if entry["floor"] is None:
+        return "none in the law"
+    if not entry["fitted"]:
+        return NO_VALUE
+    return _value_text(entry, entry["floor"], entry["floor_value"], entry["floor_ci95"], digits=4)
 
 
 def status(entry: Entry) -> str:

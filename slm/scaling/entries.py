@@ -115,6 +115,7 @@ def _refusal_keys(law: Law, reason: str) -> Entry:
     names = list(law.parameters)
     keys_without_value = "objective r2 rmse_log sigma_log aicc bic starts_agreeing gradient_norm condition_number"
     entry: Entry = dict.fromkeys(keys_without_value.split())
+    entry |= {"floor_value": None, "floor_ci95": [None, None]}
     entry |= {"params": dict.fromkeys(names), "se": dict.fromkeys(names), "ci95": {n: [None, None] for n in names}}
     entry |= {"covariance_method": "none", "se_method": "none", "converged": False, "starts": 0, "at_bound": []}
     entry |= {"identified": False, "not_identified": names, "reasons": dict.fromkeys(names, reason)}
@@ -144,6 +145,10 @@ def _result_keys(target: str, fit: Fit, intervals: Uncertainty) -> Entry:
         notes.append("an exponent of perplexity, which is not comparable with exponents of loss")
     entry = {**vars(certificate), "params": fit.params, "se": intervals.se}
     entry["ci95"] = {name: list(ends) for name, ends in intervals.ci.items()}
+    floor = None if fit.law.floor is None else list(fit.law.parameters)[fit.law.floor]
+    if floor is not None:
+        ends = [None if end is None else fit.law.target_floor(end) for end in intervals.ci[floor]]
+        entry |= {"floor_value": fit.law.target_floor(fit.params[floor]), "floor_ci95": ends}
     entry |= {"covariance_method": intervals.method, "se_method": intervals.se_method}
     entry |= {"se_by_method": intervals.bootstrap_se}
     entry |= {"r2": fit.r2, "rmse_log": math.sqrt(fit.sse / len(fit.residuals)), "sigma_log": fit.sigma}

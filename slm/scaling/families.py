@@ -210,7 +210,7 @@ def efficiency_factors(families: Families, joint: JointFit, *, level: float = 0.
     for coefficient, powers in law.powers.items():
         variable, exponent = powers[0]  # of the term's first power, such as N^-alpha
         j, k = names.index(coefficient), names.index(exponent)
-        has_exponent = not (law.name == "kaplan_joint" and variable == "D")  # D_c of this law scales as D does
+        has_exponent = not (law.name.endswith("kaplan_joint") and variable == "D")  # D_c of this law scales as D does
         for f in range(1, len(families.names)):
             alpha = joint.theta[0][k] if has_exponent else 1.0
             log_rho = (joint.theta[0][j] - joint.theta[f][j]) / alpha

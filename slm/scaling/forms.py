@@ -60,10 +60,19 @@ class Law(ABC):
     not_logged: frozenset[str]
     """Parameters that are their own coordinates. All others are above 0, and their coordinates are logarithms."""
     is_uncentred = False  # whether the law takes log variables that are not centred; the argument `refs` is then 0
+    link = ""  # how the target depends on the sum that the parameters describe: see `slm.scaling.bounded`
 
     def prepared_for(self, log_x: Floats) -> Law:
         """The law prepared for a table with log variables [I, V]; `self` if it needs no preparation."""
         return self
+
+    def log_target(self, log_y: Floats) -> Floats:
+        """The log of what the parameters describe, where log targets [I] are as given; differs only behind a link."""
+        return log_y
+
+    def target_floor(self, floor: float) -> float:
+        """The value of the target that no size undercuts, from the parameter that is the floor."""
+        return floor
 
     def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
         """Lower and upper bounds [S] and starts [R, S] of the S coordinates that are not coefficients."""

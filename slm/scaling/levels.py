@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from slm.runtime.words import TARGET_NAMES, count, format_number, interval, p_text, plural
+from slm.runtime.words import count, format_number, interval, p_text, plural, target_name, with_article
 from slm.scaling.caveats import FEW_SIZES, MAX_LEVEL_SENTENCES, NARROW_SPAN, NOT_CONTROLLED
 from slm.scaling.entries import Entry
 from slm.scaling.forms import Floats
@@ -147,13 +147,13 @@ def verdict_without_law(comparison: Entry, is_controlled: bool | None) -> Entry:
 
 
 def _subject(comparison: Entry) -> str:
-    name = TARGET_NAMES[comparison["primary"]["target"]]
+    name = target_name(comparison["primary"]["target"])
     return f"the {name} falls" if len(comparison["families"]) == 1 else "the families scale"
 
 
 def _finding(means: Sequence[Entry], levels: Entry) -> str:
     """What the differences at the same sizes show, as the second half of the headline."""
-    target = TARGET_NAMES[levels["target"]]
+    target = target_name(levels["target"])
     if not means:
         return f"no two families have a size in common (within {SAME_SIZE:.0%}, at the same tokens)"
     p_values = [pair["mean"]["p_adjusted"] for pair in means if pair["mean"]["p_adjusted"] is not None]
@@ -164,14 +164,14 @@ def _finding(means: Sequence[Entry], levels: Entry) -> str:
 
 
 def _sentence(pair: Entry, levels: Entry) -> str:
-    mean, target = pair["mean"], TARGET_NAMES[levels["target"]]
+    mean, target = pair["mean"], target_name(levels["target"])
     is_a_lower = mean["difference"] <= 0
     lower, higher = (pair["a"], pair["b"]) if is_a_lower else (pair["b"], pair["a"])
     where = f"At N = {count(pair['sizes'][0]['N_a'])}"
     if len(pair["sizes"]) > 1:
         nouns = "sizes" if len({row["N_a"] for row in pair["sizes"]}) == len(pair["sizes"]) else "sizes and budgets"
         where = f"On average over {len(pair['sizes'])} {nouns}"
-    text = f"{where} {lower} reaches a {target} {format_number(abs(mean['difference']), 3)}"
+    text = f"{where} {lower} reaches {with_article(target)} {format_number(abs(mean['difference']), 3)}"
     if mean["se"] is None:
         return f"{text} lower than {higher}; a second seed would show how much of this is chance."
     ends = [-mean["high"], -mean["low"]] if is_a_lower else [mean["low"], mean["high"]]

@@ -84,7 +84,8 @@ def compare_pairs(
     `pairs` are those that can be matched, `unmatched` the others with reasons. `p` is the smallest adjusted p of a
     slope: a test of all families that keeps its level for any scatter and any correlation of the families. `advice`
     has changes of the design that would detect half of the largest `detectable`. If `curved` (the runs reject straight
-    lines in logs), pairs that may share a floor have `above_floor`, and `advice` is about these pairs.
+    lines in logs), pairs that may share a floor have `above_floor`, and `advice` is about these pairs. Errors that are
+    bounded by chance have none: a floor does not describe how they bend.
     """
     level, power = settings.level, settings.power
     num_pairs = max(1, len(table.families) * (len(table.families) - 1) // 2)
@@ -92,7 +93,8 @@ def compare_pairs(
     for a, b in combinations(table.families, 2):
         pair_or_reason: Matched | Entry | str = match(table, a, b, target, size, covariates)
         if isinstance(pair_or_reason, Matched):
-            pair_or_reason = _pair(pair_or_reason, level, SHARED_FLOOR_LEVEL / num_pairs, curved)
+            has_floor = curved and settings.target_kind != "accuracy"
+            pair_or_reason = _pair(pair_or_reason, level, SHARED_FLOOR_LEVEL / num_pairs, has_floor)
         if isinstance(pair_or_reason, str):
             unmatched.append({"a": a, "b": b, "reason": pair_or_reason})
         else:
@@ -126,7 +128,7 @@ def _add_detectable(pairs: Sequence[Entry], curved: bool, options: Entry) -> Ent
     return worst.advice(largest / 2, **options).entry()
 
 
-def _pair(matched: Matched, level: float, floor_level: float, curved: bool) -> Entry | str:
+def _pair(matched: Matched, level: float, floor_level: float, has_floor: bool) -> Entry | str:
     """Return one entry of `pairs`, or why the slope cannot be tested."""
     x = matched.log_N - matched.log_N.mean()
     noise_of_mean = (matched.noise or 0.0) / np.sqrt(matched.seeds)
@@ -145,7 +147,7 @@ def _pair(matched: Matched, level: float, floor_level: float, curved: bool) -> E
     entry["noise"] = None if matched.noise is None else matched.noise / np.sqrt(2)  # of one run, not of a ratio
     entry |= {"misfit": float(np.sqrt(max(spread**2 - noise_of_mean**2, 0.0))), "spread": spread}
     entry["p_any_floor"] = _largest_p([line, *(floor.line for floor in floors)])
-    entry["above_floor"] = _above_floor(matched, floors, level, floor_level) if curved else None
+    entry["above_floor"] = _above_floor(matched, floors, level, floor_level) if has_floor else None
     entry |= {"level_log_ratio": intercept, "level_above": float(np.expm1(intercept)), "level_p": line.p(0)}
     entry["worth"] = _worth(line, mean_line, offset=0.0, relative_exponent=1.0, level=level)
     points = zip(np.exp(matched.log_N).tolist(), x, best.relative_exponent, strict=True)

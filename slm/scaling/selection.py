@@ -88,6 +88,7 @@ def _rejected_by_richer(fits: Mapping[str, Sequence[Fit]]) -> Iterator[tuple[str
     for law, richer in permutations(fits, 2):
         narrow, wide = fits[law][0].law, fits[richer][0].law
         is_nested = set(narrow.parameters) < set(wide.parameters) and narrow.variables == wide.variables
+        is_nested = is_nested and narrow.link == wide.link
         df = sum(fit.degrees_of_freedom for fit in fits[richer])
         if not is_nested or df <= 0:
             continue

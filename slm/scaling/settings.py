@@ -11,9 +11,12 @@ from typing import Any
 
 from slm.runtime.settings import BELOW_ONE, POSITIVE, SWITCH, Kind, check_kind, list_of, one_of, or_null
 from slm.runtime.words import is_number
+from slm.scaling.bounded import LINKS
 from slm.scaling.laws import FORMULAS, LAWS
 from slm.scaling.solver import Loss
 from slm.scaling.tables.columns import SIZES, TARGETS
+
+KINDS = ("loss", "error", "accuracy", "bits_per_byte")  # of a column that is the target
 
 _REPLICATES = Kind(
     "0 (none) or a whole number of at least 50",
@@ -26,6 +29,11 @@ _PREDICTIONS = Kind(
         isinstance(value, list) and all(POSITIVE.accepts(item) or _is_point(item, POSITIVE.accepts) for item in value)
     ),
 )
+_COLUMN = Kind(
+    "the name of a column: letters, digits, spaces and _ . : / ( ) % + -",
+    lambda value: isinstance(value, str) and re.fullmatch(r"\w[\w .:/()%+-]*", value) is not None,
+)
+_CHANCE = Kind("at least 0 and below 1", lambda value: is_number(value) and 0 <= value < 1)
 _PARAMETERS = Kind("parameters with numbers, as in {E: 1.69}", lambda value: value == {} or _is_point(value, is_number))
 
 
@@ -53,7 +61,10 @@ class Settings:
     targets: tuple[str, ...] = _setting(TARGETS, _some_of(*TARGETS))
     sizes: tuple[str, ...] = _setting(SIZES, _some_of(*SIZES))
     law: str = _setting("auto")
-    target: str = _setting("auto", one_of("auto", *TARGETS))
+    target: str = _setting("auto", _COLUMN)
+    target_kind: str | None = _setting(None, or_null(one_of(*KINDS)))
+    chance: float | None = _setting(None, or_null(_CHANCE))
+    task_loss: str | None = _setting(None, or_null(_COLUMN))
     size: str = _setting("auto", one_of("auto", *SIZES))
     loss: str = _setting("least_squares", one_of("least_squares", "huber"))
     residuals: str = _setting("log", one_of("log", "linear"))
@@ -73,7 +84,9 @@ class Settings:
     def __post_init__(self) -> None:
         self._check_formulas()
         laws = (*LAWS, *FORMULAS, *self.formulas)
-        kinds = {"laws": _some_of(*laws), "law": one_of("auto", *laws)}
+        bounded = [f"{link}_{law}" for link in LINKS for law in laws]
+        laws_of_verdict = bounded if self.target_kind == "accuracy" else laws
+        kinds = {"laws": _some_of(*laws), "law": one_of("auto", *laws_of_verdict)}
         kinds |= {field.name: field.metadata["kind"] for field in dataclasses.fields(self) if field.metadata["kind"]}
         for key, kind in kinds.items():
             value = getattr(self, key)
@@ -82,6 +95,7 @@ class Settings:
             raise ValueError("analysis.residuals=linear needs analysis.loss=least_squares: change one of them")
         if self.price_per_hour is not None and self.flops_per_second is None:
             raise ValueError("analysis.price_per_hour needs analysis.flops_per_second, the device's achieved speed")
+        self._check_target()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -100,6 +114,23 @@ class Settings:
                 value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
             given[key] = value
         return cls(**given)
+
+    def _check_target(self) -> None:
+        """Check that the settings of a target agree. `slm.scaling.targets` checks the values of its column."""
+        kind, target = self.target_kind, self.target
+        if target in ("auto", *TARGETS) and kind is not None:
+            kinds = "auto takes loss, perplexity or bits_per_byte" if target == "auto" else f"{target} has a kind"
+            raise ValueError(f"analysis.target_kind={kind} needs a column of your own as analysis.target: {kinds}")
+        if target not in ("auto", *TARGETS) and kind is None:
+            raise ValueError(f"analysis.target={target} needs analysis.target_kind, which must be {' or '.join(KINDS)}")
+        if kind == "accuracy" and self.chance is None:
+            guess = "the accuracy of guessing, as 0.25 for four choices or 0 for free answers"
+            raise ValueError(f"analysis.target_kind=accuracy needs analysis.chance, {guess}")
+        for key in ("chance", "task_loss"):
+            if getattr(self, key) is not None and kind != "accuracy":
+                raise ValueError(f"analysis.{key} needs analysis.target_kind=accuracy, and a column as analysis.target")
+        if self.task_loss is not None and self.task_loss == target:
+            raise ValueError(f"analysis.task_loss={target} is the target itself: give the column of the task's loss")
 
     def _check_formulas(self) -> None:
         if not isinstance(self.formulas, Mapping):

@@ -20,8 +20,9 @@ MIN_STARTING_SHARE = 0.03  # of a term, relative to the smallest target, at the 
 
 def grid_starts(law: Law, sample: Sample) -> Floats:
     """Starts [R, P], one for each combination of exponents in the grid."""
-    exponents = law.bounds_and_starts(sample.log_y)[2]
-    basis, target = law.basis(exponents, sample.centred, sample.log_y)
+    log_target = law.log_target(sample.log_y)
+    exponents = law.bounds_and_starts(log_target)[2]
+    basis, target = law.basis(exponents, sample.centred, log_target)
     low, high = coordinate_bounds(law, sample)
     with np.errstate(divide="ignore"):
         log_coefficients = np.log(_non_negative(basis, target))
@@ -32,7 +33,8 @@ def raise_small_terms(law: Law, sample: Sample, theta: Floats) -> Floats:
     """Raise small terms of starts: the gradient of a term is its share of the loss, so a tiny term would not move."""
     raised = theta.copy()
     if (K := law.num_coefficients) > 1:
-        raised[..., :K] = np.maximum(theta[..., :K], sample.log_y.min() + np.log(MIN_STARTING_SHARE))
+        lowest = law.log_target(sample.log_y).min() + np.log(MIN_STARTING_SHARE)
+        raised[..., :K] = np.maximum(theta[..., :K], lowest)
     return raised
 
 
@@ -41,8 +43,9 @@ def coordinate_bounds(law: Law, sample: Sample) -> tuple[Floats, Floats]:
     P = len(law.parameters)
     if law.is_linear:  # a straight line in logs needs no bound, and may slope either way
         return np.full(P, -np.inf), np.full(P, np.inf)
-    low, high, _ = law.bounds_and_starts(sample.log_y)  # of the last coordinates; the first are of coefficients
-    lowest, highest = sample.log_y.min() + np.log(MIN_TERM_SHARE), sample.log_y.max() + 5.0
+    log_target = law.log_target(sample.log_y)
+    low, high, _ = law.bounds_and_starts(log_target)  # of the last coordinates; the first are of coefficients
+    lowest, highest = log_target.min() + np.log(MIN_TERM_SHARE), log_target.max() + 5.0
     if law.num_coefficients == 0:  # Kaplan's joint law: its log terms are not in units of the target
         lowest, highest = -60.0, 60.0
     num_first = P - len(low)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slm.runtime.words import TARGET_NAMES, p_text, shortlist
+from slm.runtime.words import p_text, shortlist, target_name
 from slm.scaling.caveats import (
     NOT_CONTROLLED,
     Case,
@@ -49,8 +49,9 @@ def verdict(comparison: Entry, entries: Sequence[Entry], is_controlled: bool | N
     sizes = (None, primary["size"])  # None: a law without N
     fits = [entry for entry in entries if entry["size"] in sizes]
     fits = [fit for fit in fits if all(fit[key] == primary[key] for key in ("law", "target", "loss"))]
-    target = TARGET_NAMES[primary["target"]]
-    equation = f"{fits[0]['equation']} of {target}"
+    target = target_name(primary["target"])
+    of_target = f"(L: {target})" if primary["kind"] == "accuracy" else f"of {target}"
+    equation = f"{fits[0]['equation']} {of_target}"
     law = comparison["laws"].get(primary["law"], {})
     case = Case(comparison, fits, law_name=primary["law"], law_comparison=law, target=target, equation=equation)
     sentences: list[str] = []

@@ -11,7 +11,6 @@ from slm.report.style import INK, PALETTE, Axes, Figure, Margins, draw_interval,
 from slm.runtime.words import (
     LOSS_NAMES,
     NO_VALUE,
-    TARGET_NAMES,
     count,
     escape_markdown,
     format_number,
@@ -21,6 +20,7 @@ from slm.runtime.words import (
     p_value,
     plural,
     size_words,
+    target_name,
     with_interval,
 )
 from slm.scaling.describe import Entry, family_name, pair_name
@@ -182,7 +182,7 @@ def _ranking(analysis: Directory) -> list[str]:
     }
     order_columns = {
         "law": lambda row: f"`{row['law']}`",
-        "target": lambda row: TARGET_NAMES[row["target"]],
+        "target": lambda row: target_name(row["target"]),
         "N": lambda row: size_words(row["size"]) if row["size"] else NO_VALUE,
         "fitted by": lambda row: LOSS_NAMES[row["loss"]],
         "order": lambda row: escape_markdown(" > ".join(row["order"])),

@@ -8,7 +8,7 @@ import numpy as np
 
 from slm.analysis.report.directory import Directory
 from slm.report.style import GREY, Axes, Figure, draw_law, label_left, log_axis, panels, plot_runs, short_name
-from slm.runtime.words import TARGET_UNITS, amount, axis_name, format_number, interval
+from slm.runtime.words import amount, axis_name, format_number, interval, target_label
 from slm.scaling.describe import Entry, has_complete_lists, is_identified
 from slm.scaling.sample import column_of
 
@@ -142,7 +142,7 @@ def _draw_published_laws(axis: Axes, analysis: Directory, entry: Entry) -> None:
 
 def _floor_value(entry: Entry) -> float | None:
     """The floor, or None if the data do not identify it or it is 0, which a log axis cannot show."""
-    floor = entry["params"][entry["floor"]] if is_identified(entry, entry["floor"]) else None
+    floor = entry["floor_value"] if is_identified(entry, entry["floor"]) else None
     return floor or None
 
 
@@ -151,7 +151,7 @@ def _draw_floor(axis: Axes, analysis: Directory, entry: Entry) -> None:
     if floor is None:
         return
     axis.axhline(floor, color=analysis.colour(entry["family"]), lw=1, ls=":")
-    text = f"floor {name} = {format_number(floor)} {interval(entry['ci95'][name])}"
+    text = f"floor {name} = {format_number(floor)} {interval(entry['floor_ci95'])}"
     axis.annotate(text, (0.02, floor), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
                   fontsize=7.5)  # fmt: skip
 
@@ -169,4 +169,4 @@ def _set_same_limits(axes: list[Axes], analysis: Directory, entries: list[Entry]
         log_axis(axis.xaxis, x.min(), x.max(), as_counts=variable != "C")
         log_axis(axis.yaxis, np.nanmin(y) / 1.04, np.nanmax(y) * 1.04)
         axis.set_xlabel(axis_name(variable, basis["size"]))
-    label_left(axes, TARGET_UNITS[basis["target"]])
+    label_left(axes, target_label(basis["target"]))

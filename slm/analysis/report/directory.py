@@ -12,7 +12,7 @@ import pandas as pd
 
 from slm.report.markdown import figure
 from slm.report.style import colours, markers
-from slm.runtime.words import TARGET_NAMES, TARGET_UNITS, axis_name
+from slm.runtime.words import axis_name, target_label, target_name
 from slm.scaling.describe import Entry
 
 TEXT_COLUMNS = {"family": str, "run_id": str}  # a family may be called 007
@@ -67,12 +67,12 @@ class Directory:
     @property
     def target_name(self) -> str:
         """The target of the verdict as used in sentences: `bits per byte`."""
-        return TARGET_NAMES[self.verdict_basis["target"]]
+        return target_name(self.verdict_basis["target"])
 
     @property
     def target_label(self) -> str:
         """The target of the verdict with its unit, as the label of an axis."""
-        return TARGET_UNITS[self.verdict_basis["target"]]
+        return target_label(self.verdict_basis["target"])
 
     def axis_name(self, variable: str) -> str:
         """A law's variable as the label of an axis."""

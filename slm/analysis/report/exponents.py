@@ -24,7 +24,6 @@ from slm.report.style import (
 )
 from slm.runtime.words import (
     SIZE_IN_LABELS,
-    TARGET_NAMES,
     amount,
     axis_name,
     escape_markdown,
@@ -32,6 +31,7 @@ from slm.runtime.words import (
     is_number,
     join_names,
     size_words,
+    target_name,
     with_interval,
     yes_or_no,
 )
@@ -59,7 +59,7 @@ def exponents_section(analysis: Directory) -> Section:
         if target == "perplexity":
             section.add(*_perplexity(analysis))
         else:
-            section.add(_other_fits(f"Exponents of {TARGET_NAMES[target]}", analysis.entries(target=target)))
+            section.add(_other_fits(f"Exponents of {target_name(target)}", analysis.entries(target=target)))
     caption = (
         "The same for other laws, targets and counts of N. Compare only within a panel. A law without any identified "
         "exponent is left out."
@@ -117,7 +117,7 @@ def references_section(analysis: Directory) -> Section | None:
     }
     for target in dict.fromkeys(row["target"] for row in used):
         same_target = [row for row in used if row["target"] == target]
-        label = TARGET_NAMES[target] + (" (not comparable with loss)" if target == "perplexity" else "")
+        label = target_name(target) + (" (not comparable with loss)" if target == "perplexity" else "")
         visible = VISIBLE_ROWS if target == analysis.verdict_basis["target"] else VISIBLE_ROWS // 2
         content = table_by_column(same_target, columns)
         section.add(folded_if_long(f"Exponents of {label}", content, len(same_target), visible))

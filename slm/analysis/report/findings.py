@@ -165,7 +165,7 @@ def _floor(analysis: Directory) -> Finding:
     identified = [entry for entry in fits if is_identified(entry, entry["floor"])]
     if not identified:
         return Finding(question, UNKNOWN, "the runs do not identify a floor")
-    values = sorted(entry["params"][entry["floor"]] for entry in identified)
+    values = sorted(entry["floor_value"] for entry in identified)
     low, high = format_number(values[0], 3), format_number(values[-1], 3)
     families = plural(len(fits), "family", "families")
     heights = low if low == high else f"{low} to {high}"

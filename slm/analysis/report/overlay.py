@@ -11,8 +11,6 @@ from slm.report.markdown import Section, bullets, folded, table
 from slm.report.style import INK, Axes, Figure, Margins, draw_law, log_axis, panels, plot_runs, short_name
 from slm.runtime.words import (
     NO_VALUE,
-    TARGET_NAMES,
-    TARGET_UNITS,
     amount,
     axis_name,
     count,
@@ -21,6 +19,8 @@ from slm.runtime.words import (
     is_number,
     plural,
     size_words,
+    target_label,
+    target_name,
     with_interval,
 )
 from slm.scaling.describe import Entry, family_name
@@ -52,7 +52,7 @@ def overlay_figure(analysis: Directory) -> Figure | None:
     log_axis(axis.xaxis, min(x), max(x))
     log_axis(axis.yaxis, y.min() / 1.06, y.max() * 1.06)
     axis.set_xlabel(axis_name("N", overlay["size"]))
-    axis.set_ylabel(TARGET_UNITS[overlay["target"]])
+    axis.set_ylabel(target_label(overlay["target"]))
     return figure
 
 
@@ -78,7 +78,7 @@ def overlay_section(analysis: Directory) -> Section | None:
     caption = "Stars: models from elsewhere. Other marks: runs. Line: the law, dashed beyond the runs. "
     caption += f"Band: prediction interval of a new run.{curves_at}"
     return Section("Models from elsewhere").add(
-        f"The models of `{escape_markdown(overlay['source'])}` are compared by {TARGET_NAMES[overlay['target']]} "
+        f"The models of `{escape_markdown(overlay['source'])}` are compared by {target_name(overlay['target'])} "
         f"(column `{escape_markdown(overlay['column'])}`) with the law `{overlay['law']}`, where N counts "
         f"{size_words(overlay['size'])}. The law of a family predicts the result of a new run of this family at the "
         f"size of the model, with a {overlay['level']:.0%} interval.",
@@ -94,7 +94,7 @@ def _family_table(overlay: Entry, family: Entry) -> str:
     name = family_name(family)
     if family["refused"]:
         return f"{name}: no law. {escape_markdown(family['refused'])}."
-    header = ("model", "measured on", "N", "tokens", TARGET_NAMES[overlay["target"]], "predicted by the law",
+    header = ("model", "measured on", "N", "tokens", target_name(overlay["target"]), "predicted by the law",
               "measured relative to the law", "N beyond the runs")  # fmt: skip
     rows = [_cells(point, model) for point, model in zip(overlay["points"], family["models"], strict=True)]
     doubt = "" if family["identified"] else " Its exponent is **NOT IDENTIFIED**, so do not quote these predictions."
@@ -108,7 +108,7 @@ def overlay_lines(analysis: Directory) -> list[str]:
     overlay = analysis.overlay
     if not overlay:
         return []
-    lines = [f"Models from elsewhere, by {TARGET_NAMES[overlay['target']]}, and `{overlay['law']}` at their sizes:"]
+    lines = [f"Models from elsewhere, by {target_name(overlay['target'])}, and `{overlay['law']}` at their sizes:"]
     for family in overlay["families"]:
         if family["refused"]:
             lines.append(f"  {family['family']}: no law. {family['refused']}.")

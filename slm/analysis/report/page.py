@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from slm.analysis.report import (
+    accuracy,
     compare,
     compute,
     curves,
@@ -86,9 +87,9 @@ def reproduce_section(analysis: Directory) -> Section:
 
 SECTIONS = (
     verdict.verdict_section, verdict.analysed_section, verdict.published_section, paired.paired_section,
-    paired.power_section, levels.levels_section, exponents.exponents_section, diagnostics.diagnostics_section,
-    compare.comparison_section, exponents.references_section, overlay.overlay_section, verdict.audit_section,
-    selection.selection_section, predictions.predictions_section, predictions.given_section,
+    paired.power_section, levels.levels_section, accuracy.accuracy_section, exponents.exponents_section,
+    diagnostics.diagnostics_section, compare.comparison_section, exponents.references_section, overlay.overlay_section,
+    verdict.audit_section, selection.selection_section, predictions.predictions_section, predictions.given_section,
     predictions.doubling_section, compute.compute_section, rates.rates_section, methods_section, reproduce_section,
     selection.convergence_section,
 )  # fmt: skip
@@ -118,7 +119,8 @@ def write_report(directory: Path) -> None:
 
 
 FIGURES: dict[str, Callable[[Directory], Figure | None]] = {
-    "curves": curves.curves_figure, "overlay": overlay.overlay_figure, "residuals": diagnostics.residuals_figure,
+    "curves": curves.curves_figure, "accuracy": accuracy.accuracy_figure, "overlay": overlay.overlay_figure,
+    "residuals": diagnostics.residuals_figure,
     "exponents": exponents.exponents_figure, "other_exponents": exponents.other_exponents_figure,
     "profiles": diagnostics.profiles_figure,
     "extrapolation": selection.extrapolation_figure, "doubling": predictions.doubling_figure,

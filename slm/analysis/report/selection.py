@@ -13,13 +13,13 @@ from slm.report.style import INK, Axes, Figure, Margins, draw_interval, label_le
 from slm.runtime.words import (
     LOSS_NAMES,
     NO_VALUE,
-    TARGET_NAMES,
     escape_markdown,
     format_number,
     is_number,
     p_value,
     percent,
     size_words,
+    target_name,
     yes_or_no,
 )
 from slm.scaling.describe import (
@@ -210,7 +210,7 @@ def convergence_section(analysis: Directory) -> Section:
         if entry["fitted"]:
             group.append(entry)
     for (target, size, loss), entries in groups.items():
-        heading = f"{TARGET_NAMES[target]}, {size_words(size) if size else 'laws without N'}, {LOSS_NAMES[loss]}"
+        heading = f"{target_name(target)}, {size_words(size) if size else 'laws without N'}, {LOSS_NAMES[loss]}"
         section.add(folded(f"{heading} ({len(entries)} fits)", table_by_column(entries, columns)))
     return section
 

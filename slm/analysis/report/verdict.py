@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from operator import itemgetter
 
+from slm.analysis.report.accuracy import accuracy_lines
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.findings import findings_table, key_line, provenance_line
 from slm.analysis.report.levels import level_lines
@@ -132,6 +133,7 @@ def print_summary(analysis: Directory) -> None:
     blocks = [
         f"\n{_counts(analysis)}\n{bullets(comparison['notes'])}",
         _fit_lines(analysis, has_one_family) if analysis.has_law else "\n".join(level_lines(analysis)),
+        "\n".join(accuracy_lines(analysis)),
         "\n".join(prediction_lines(analysis)),
         "\n".join(given_lines(analysis)),
         f"Claims of the published study, each with the result of this analysis:\n{claims}" if claims else "",

@@ -34,10 +34,11 @@ USUAL_TOKENS_PER_PARAM = (0.1, 1e6)  # first checkpoints are below 1, and SmolLM
 _WRITE_IN_FULL = "write all values in full, as in 1.2e8"
 
 
-def check_columns(raw: pd.DataFrame, columns: Columns) -> None:
-    """Raise `ValueError` if the table has no column with sizes, or none with results."""
+def check_columns(raw: pd.DataFrame, columns: Columns, target: str | None = None) -> None:
+    """Raise `ValueError` if the table has no column with sizes, or none with results (`target` is one too)."""
     for kind, names in (("size", SIZES), ("result", TARGETS)):
-        if not any(name in raw for name in names):
+        is_given = kind == "result" and target in raw
+        if not is_given and not any(name in raw for name in names):
             raise ValueError(
                 f"{columns.table} has no column of the {kind} ({', '.join(names)}): name one of its columns, as in "
                 f"columns.{names[0]}=NAME; it has {shortlist(raw.columns, 12)}"
@@ -74,7 +75,8 @@ def _check_gaps(frame: pd.DataFrame, columns: Columns) -> None:
         required.append(sizes[:1])
     if "tokens" in frame:
         required.append(["tokens"])
-    required.append([name for name in ("loss", "perplexity") if name in frame] or ["bits_per_byte"])
+    if any(name in frame for name in TARGETS):
+        required.append([name for name in ("loss", "perplexity") if name in frame] or ["bits_per_byte"])
     for names in required:
         for row in frame.index[frame[names].isna().all(axis=1)]:
             raise columns.error(row, names[0], "the cell", "is empty: fill it in or leave the row out")
@@ -219,9 +221,11 @@ def _check_counts(frame: pd.DataFrame, name: str, columns: Columns, min_largest:
     has_jump = len(ratios) > 0 and ratios.max() >= MAX_COUNT_RATIO
     num_below = int(ratios.argmax()) + 1 if has_jump else 0  # counts below the jump
     # A first checkpoint really has so few tokens, but its loss is far higher.
-    results = frame[first_complete(frame, TARGETS)]
+    complete_targets = [name for name in TARGETS if is_complete(frame, name)]
+    num_checked = num_below if complete_targets else 0  # nothing is known here of a column of the user's own
+    results = frame[complete_targets[0]] if complete_targets else counts
     max_result = 1.5 * float(results[counts.index[num_below:]].median())
-    for row, count in counts.iloc[:num_below].items():
+    for row, count in counts.iloc[:num_checked].items():
         if count < 1e5 and results[row] < max_result:
             count_above = f"{format_value(float(counts.iloc[num_below]))} in row {counts.index[num_below]}"
             problem = f"is in other units than {count_above}: {_WRITE_IN_FULL}"

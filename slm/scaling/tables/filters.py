@@ -153,15 +153,23 @@ def ranking_target(frame: pd.DataFrame) -> str:
     return "loss" if is_complete(frame, "loss") else "bits_per_byte"
 
 
+def _required_ranking_target(frame: pd.DataFrame, setting: str) -> str:
+    target = ranking_target(frame)
+    if target not in frame:
+        raise ValueError(f"{setting} needs a column of loss, perplexity or bits_per_byte to rank rows by")
+    return target
+
+
 def drop_worst_rows(frame: pd.DataFrame, drop_worst: int, notes: list[str]) -> pd.DataFrame:
     """All rows except the `drop_worst` rows with the highest results; `ValueError` if none would be left."""
     if not isinstance(drop_worst, int) or isinstance(drop_worst, bool) or not 0 <= drop_worst < len(frame):
         raise ValueError(f"drop_worst={drop_worst} must be a whole number from 0 to {len(frame) - 1}")
-    target = ranking_target(frame)
+    if not drop_worst:
+        return frame
+    target = _required_ranking_target(frame, f"drop_worst={drop_worst}")
     worst = frame[target].sort_values(ascending=False, kind="stable").head(drop_worst)
-    if drop_worst:
-        which = shortlist(f"{row} ({format_value(float(value))})" for row, value in worst.items())
-        notes.append(f"drop_worst={drop_worst} left out the rows with the highest {target}: {which}.")
+    which = shortlist(f"{row} ({format_value(float(value))})" for row, value in worst.items())
+    notes.append(f"drop_worst={drop_worst} left out the rows with the highest {target}: {which}.")
     return frame.drop(index=worst.index)
 
 
@@ -188,7 +196,7 @@ def keep_best(frame: pd.DataFrame, names: Sequence[str], columns: Columns, notes
     last_rows = frame.loc[ordered.index[~is_before_last]].sort_index()  # the row of each run with the most tokens
     group = group_numbers(last_rows, columns_held_fixed(names))
     setting = group_numbers(last_rows, names)
-    means = last_rows[ranking_target(frame)].groupby([group, setting]).mean()
+    means = last_rows[_required_ranking_target(frame, f"best_of={','.join(names)}")].groupby([group, setting]).mean()
     num_tried = means.groupby(level=0).size()  # of each group
     max_tried, best_of = int(num_tried.max()), ",".join(names)
     if max_tried == 1:

@@ -70,6 +70,8 @@ class Options(TypedDict, total=False):
     """Columns of tuned settings, such as `lr`: of rows that differ only in these columns, the best are kept."""
     drop_worst: int
     """How many rows to leave out: those with the highest result."""
+    target: str | None
+    """A column of the user's own that laws describe: a table with it needs no loss, perplexity or bits per byte."""
 
 
 def read_table(source: str | Path, **options: Unpack[Options]) -> Table:
@@ -92,7 +94,7 @@ def _checked_table(rows: pd.DataFrame, source: str, name: str, notes: list[str],
     if rows.empty:
         raise ValueError(f"{source} has no rows: it needs one for each run")
     raw, column_names = columns.add_canonical_columns(rows, options.get("columns") or {}, source, notes)
-    checks.check_columns(raw, column_names)
+    checks.check_columns(raw, column_names, options.get("target"))
     raw = filters.select_rows(raw, options.get("where"), column_names, notes)
     # The query may use a column under the table's own name; from here on only the canonical copy is needed.
     copied = set(column_names.original.values()) - set(column_names.original)
@@ -114,13 +116,13 @@ def _checked_table(rows: pd.DataFrame, source: str, name: str, notes: list[str],
     frame = filters.drop_worst_rows(frame, options.get("drop_worst", 0), notes)
     checks.check_units(frame, column_names, loss_was_given="loss" in raw, flops_were_given="flops" in raw)
     frame = columns.add_clusters_and_cells(frame, notes)
-    given_target = next(name for name in TARGETS if name in raw)
+    given_target = next((name for name in TARGETS if name in raw), None)
     suspicious = [
         *suspicions.note_similar_families(frame),
-        *suspicions.note_rising_results(frame),
+        *(suspicions.note_rising_results(frame) if given_target else []),
         *suspicions.note_checkpoints(frame, column_names),
         *checks.note_units(frame, column_names, flops_were_given="flops" in raw),
         *suspicions.note_untuned_settings(frame, column_names),
-        *suspicions.note_repeated_results(frame, given_target),
+        *(suspicions.note_repeated_results(frame, given_target) if given_target else []),
     ]
     return Table(frame.reset_index(drop=True), (*suspicious, *notes), name)

@@ -1,0 +1,131 @@
+"""Laws of the error of a task that are bounded by chance and by one: any law M, behind a link.
+
+With chance c, the accuracy is c + (1 - c) z(M) and the error (1 - c) (1 - z(M)), where M > 0 is any other law and z is
+
+    logistic      z = 1 / (1 + M)    a sigmoid of log M, which for M = A N^-alpha is a line in log N
+    exponential   z = exp(-M)        exponential in a loss M (Gadre et al. 2024, arXiv:2403.08540, equation 5)
+
+M -> infinity gives chance, M -> 0 gives one, and a floor E of M gives an accuracy below one that no size exceeds. The
+parameters, exponents and floor are those of M. `TaskLossLaw` is the M of a sigmoid in the task loss: the second step of
+Bhagia et al. 2024 (arXiv:2412.04403). Fits compare the log of the error, like those of other laws compare log L.
+Axes: see `slm.scaling.forms`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from slm.scaling.forms import EXPONENT_BOUNDS, GRIDS, Curvature, Floats, Law, SumOfPowers, Term, gram
+
+LINKS = {"logistic": "M/(1 + M)", "exponential": "(1 - exp(-M))"}
+"""Name of a link -> the error over 1 - chance, as a function of M."""
+MAX_SHARE = 0.99
+"""An error is taken to be from 1% to 99% of 1 - chance where a search starts: beyond chance M would be infinite."""
+USUAL_SPAN = 4.0  # of log N in a table, for which `GRIDS` and `EXPONENT_BOUNDS` were chosen
+
+
+def unbounded_name(law: str) -> str:
+    """The name of the law M in the name of a bounded law: `power` for `logistic_power`; other names as they are."""
+    link, _, inner = law.partition("_")
+    return inner if link in LINKS else law
+
+
+class Bounded(Law):
+    """The log error of a task, with an accuracy between `chance` and one, as a function of the law `inner` (M)."""
+
+    is_linear = False
+
+    def __init__(self, inner: Law, link: str, chance: float) -> None:
+        self.inner, self.link, self.chance = inner, link, chance
+        self.name = f"{link}_{inner.name}"
+        share = "" if chance == 0 else f"{1 - chance:.4g} "
+        self.equation = f"L = {share}{LINKS[link]}, M{inner.equation.removeprefix('L')}"
+        self.source = f"{inner.source}; bounded by chance and one: docs/scaling.md"
+        self.variables, self.parameters, self.exponents = inner.variables, inner.parameters, inner.exponents
+        self.floor, self.num_coefficients = inner.floor, inner.num_coefficients
+        self.powers, self.variable_of, self.not_logged = inner.powers, inner.variable_of, inner.not_logged
+        self.is_uncentred = inner.is_uncentred
+
+    def prepared_for(self, log_x: Floats) -> Law:
+        return Bounded(self.inner.prepared_for(log_x), self.link, self.chance)
+
+    def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
+        return self._link(self.inner.log_value(theta, x_IV))[0]
+
+    def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
+        log_M, gradient_of_M, curvature_of_M = self.inner.derivatives(theta, x_IV)
+        value, slope, bend = self._link(log_M)
+
+        def curvature(weights: Floats) -> Floats:
+            return curvature_of_M(weights * slope) + gram(gradient_of_M, weights * bend)
+
+        return value, slope[:, None] * gradient_of_M, curvature
+
+    def _link(self, log_M: Floats) -> tuple[Floats, Floats, Floats]:
+        """The log error, and its first and second derivative with respect to log M."""
+        offset = np.log1p(-self.chance)
+        if self.link == "logistic":
+            slope = 1 / (1 + np.exp(np.clip(log_M, -700, 700)))  # 1 - sigmoid(log M)
+            return offset - np.logaddexp(0, -log_M), slope, -slope * (1 - slope)
+        M = np.exp(np.clip(log_M, -700, 6.5))  # exp(-M) is 0 beyond
+        share = -np.expm1(-M)
+        slope = M * np.exp(-M) / share
+        return offset + np.log(share), slope, slope * (1 - M / share)
+
+    def log_target(self, log_y: Floats) -> Floats:
+        share = np.clip(np.exp(log_y) / (1 - self.chance), 1 - MAX_SHARE, MAX_SHARE)
+        return np.log(share / (1 - share)) if self.link == "logistic" else np.log(-np.log1p(-share))
+
+    def target_floor(self, floor: float) -> float:
+        with np.errstate(divide="ignore"):
+            return float(np.exp(self._link(np.log(np.float64(floor)))[0]))
+
+    def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
+        return self.inner.bounds_and_starts(log_y)
+
+    def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
+        return self.inner.basis(exponents, x_IV, log_y)
+
+    def join(self, log_coefficients: Floats, exponents: Floats) -> Floats:
+        return self.inner.join(log_coefficients, exponents)
+
+    def log_slopes(self, refs: Floats) -> Floats:
+        return self.inner.log_slopes(refs)
+
+    def canonical(self, theta: Floats, refs: Floats) -> Floats:
+        return self.inner.canonical(theta, refs)
+
+    def coordinates(self, params: Mapping[str, float], refs: Floats) -> Floats:
+        return self.inner.coordinates(params, refs)
+
+    def recentred(self, theta: Floats, old_refs: Floats, new_refs: Floats) -> Floats:
+        return self.inner.recentred(theta, old_refs, new_refs)
+
+    def projection(self, name: str, refs: Floats) -> Floats | None:
+        return self.inner.projection(name, refs)
+
+
+class TaskLossLaw(SumOfPowers):
+    """M = A exp(k T), or E + A exp(k T), in the task loss T: behind the logistic link, a sigmoid in T.
+
+    The variable is the column of exp(-T), the probability of the right answer per byte (or per unit of T), so that M is
+    a power of it. `span` is the range of T in the table: it scales the exponents that a search tries.
+    """
+
+    def __init__(self, column: str, *, has_floor: bool, span: float = USUAL_SPAN) -> None:
+        floor = (Term("E"),) if has_floor else ()
+        name, equation = ("power_floor", "L = E + A exp(k T)") if has_floor else ("power", "L = A exp(k T)")
+        source = "Bhagia et al. 2024 (arXiv:2412.04403), equation 3"
+        super().__init__(name, equation, source, *floor, Term("A", column, "k"))
+        self.column, self.has_floor, self.span = column, has_floor, span
+        self.is_linear = False  # exponents are bounded, although M alone is a straight line in T
+
+    def prepared_for(self, log_x: Floats) -> Law:
+        return TaskLossLaw(self.column, has_floor=self.has_floor, span=max(float(np.ptp(log_x)), 1e-6))
+
+    def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
+        scale = USUAL_SPAN / self.span
+        low, high = (np.full(1, bound * scale) for bound in EXPONENT_BOUNDS)
+        return low, high, scale * np.array(GRIDS[1])[:, None]
