@@ -46,6 +46,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "flops_per_token_exact": plan.token_flops,
         "train_tokens": tokens,
         "tokens_trained": tokens - trunk_tokens,
+        **({} if journal.scored_tokens is None else {"scored_tokens": journal.scored_tokens}),
         "branched_from": journal.branched_from,
         "steps": step,
         "planned_steps": plan.steps,

@@ -16,6 +16,7 @@ from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
 from slm.composition.resolvers import in_multirun
 from slm.data.corpus import Corpus, prepare
+from slm.data.packing import ConversationStream
 from slm.data.tokenizer import LOSSY_NOTE
 from slm.runtime.files import write_atomically
 from slm.runtime.machine import explain_compiler_error, reset_peak_memory
@@ -23,7 +24,7 @@ from slm.runtime.progress import Progress
 from slm.runtime.system import keep_freed_memory
 from slm.tracking import Tracker, open_trackers
 from slm.training.checkpointing import LAST, checkpoint_step, newest_intact
-from slm.training.journal import COLUMNS, Journal
+from slm.training.journal import COLUMNS, SCORED_COLUMNS, Journal
 from slm.training.module import LanguageModel
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, Stop, is_first_process, say
@@ -66,6 +67,8 @@ def train(plan: Plan) -> dict[str, Any]:
     if plan.branch is not None:
         plan.branch.check_corpus(fingerprints)
     corpus_facts = {**fingerprints, "left_out": corpus.left_out}  # `left_out`: numbers of documents, by reason
+    if corpus.holds_conversations:
+        corpus_facts["documents"] = corpus.documents_fingerprint
     lock = plan.folder.lock(plan.settings, corpus_facts) if is_first_process() else nullcontext()
     with _explain_failures(plan), lock:
         result = _fit(plan, corpus)
@@ -76,7 +79,8 @@ def train(plan: Plan) -> dict[str, Any]:
 
 def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     checkpoint, start_step, branched_from = _find_start(plan)
-    module = LanguageModel(plan, separator=corpus.tokenizer.separator_id if plan.document_masking else None)
+    separator = corpus.tokenizer.separator_id if plan.document_masking else None
+    module = LanguageModel(plan, separator, counts_scored=corpus.holds_conversations)
     peak_flops_per_second = 0.0  # a placeholder if there are several processes: `RankSpeeds` sets the journal's value
     if plan.hardware.world_size == 1:
         plan, peak_flops_per_second = measure_run(plan, module.decoder, start_step)
@@ -84,7 +88,8 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     trackers: list[Tracker] = []
     if is_first_process():
         config = {**plan.settings, **parameter_counts(plan), "train_tokens": plan.train_tokens, "steps": plan.steps}
-        trackers = open_trackers(plan.folder.path, config, columns=COLUMNS, resume_step=start_step)
+        columns = (*COLUMNS, *(SCORED_COLUMNS if corpus.holds_conversations else ()))
+        trackers = open_trackers(plan.folder.path, config, columns=columns, resume_step=start_step)
     progress = Progress("step", plan.steps, file=sys.stdout, shown=is_first_process())
     result: dict[str, Any] = {}  # stays empty if the run fails
     try:
@@ -141,6 +146,7 @@ def check_corpus(plan: Plan, corpus: Corpus) -> None:
     if num_ids > vocab_size:
         raise ValueError(f"model.vocab_size={vocab_size} must be at least {num_ids}, the number of the tokenizer's ids")
     num_sequences = corpus.train.num_windows(plan.sequence_length)
+    notes = [*corpus.notes, *_conversation_notes(plan, corpus)]
     if num_sequences == 0 or corpus.val.num_tokens < 2:
         raise ValueError(
             f"data={corpus.name} has {corpus.train.num_tokens} training and {corpus.val.num_tokens} validation tokens, "
@@ -152,10 +158,23 @@ def check_corpus(plan: Plan, corpus: Corpus) -> None:
     say(
         f"data         {corpus.name} {corpus.fingerprint}: {corpus.train.num_tokens:,} training tokens{epochs_text}; "
         f"{corpus.val.num_tokens:,} for validation; {num_ids:,} ids{vocab_text}",
-        *(f"             {note}" for note in corpus.notes),
+        *(f"             {note}" for note in notes),
     )
     if not corpus.keeps_text:
         say(f"tokenizer    {LOSSY_NOTE}")
+
+
+def _conversation_notes(plan: Plan, corpus: Corpus) -> Iterator[str]:
+    """Yield what is scored in each split of conversations. Raises `ValueError` for a split with nothing to score."""
+    for split, stream in (("training", corpus.train), ("validation", corpus.val)):
+        if not isinstance(stream, ConversationStream):
+            continue
+        if stream.num_windows(plan.sequence_length) == 0:
+            raise ValueError(
+                f"data={corpus.name}: in no {split} conversation does the assistant say something within the first "
+                f"{plan.sequence_length + 1} tokens: raise train.sequence_length"
+            )
+        yield f"{split}: {stream.note(plan.sequence_length)}"
 
 
 @contextmanager
