@@ -25,13 +25,14 @@ from slm.checkpoints.card import model_card, source_statement, training_config
 from slm.checkpoints.load import check, load
 from slm.checkpoints.location import Provenance
 from slm.checkpoints.weights import dtype_name
+from slm.data.chat_template import TEMPLATE_FILE
 from slm.data.tokenizer import Tokenizer
 from slm.model.config import ModelConfig
 from slm.runtime.files import replace
 
 _EXPORTED_FILES = frozenset(
     ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml")
-)
+) | {TEMPLATE_FILE}
 """All files that an export can have. A folder that holds any other file is not replaced."""
 _LLAMA_FIELDS = {*LLAMA_KEYS, "rope_theta", "tie_embeddings"}
 _REWRITTEN_FIELDS = {"layer_sharing", "num_repeats", "rope_style"}  # Llama lacks them; rewriting can remove them

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from slm.checkpoints.architecture import read_json
 from slm.checkpoints.weights import WEIGHT_FILES
+from slm.data.chat_template import TEMPLATE_FILE
 from slm.data.hub import require_network
 from slm.data.tokenizer import CONFIGS
 from slm.data.vocabulary import TOKENIZER_FILES
@@ -100,5 +101,5 @@ def _files_to_fetch(repository: str, names: Collection[str], *, every_format: bo
     for present, accepted in ((tokenizers, TOKENIZER_FILES), (weights, WEIGHT_FILES)):
         if not present:
             raise ValueError(f"checkpoint={repository!r} has none of {', '.join(accepted)} on the hub")
-    configs = [name for name in CONFIGS if name in names]
+    configs = [name for name in (*CONFIGS, TEMPLATE_FILE) if name in names]
     return [*configs, tokenizers[0], *(weights if every_format else weights[:1])]

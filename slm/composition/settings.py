@@ -64,6 +64,8 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "data.val_paths": kinds.or_null(kinds.PATHS),
     "data.val_fraction": kinds.or_null(kinds.SHARE),
     "data.text_column": kinds.NAME,
+    "data.template": kinds.or_null(kinds.NAME),
+    "data.document_masking": kinds.SWITCH,
     **{f"data.max_{key}": kinds.or_null(kinds.COUNT) for key in ("document_bytes", "documents", "bytes")},
     "tokenizer.vocab_size": kinds.COUNT,
     "tokenizer.train_bytes": kinds.or_null(kinds.COUNT),

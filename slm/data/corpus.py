@@ -4,7 +4,7 @@ Each corpus has two folders in the cache. The first holds the documents of both 
 tokenizer. The second holds their tokens and the tokenizer.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from slm.data.cache import cached, digest
+from slm.data.conversations import SCORED, encode_conversation, rendered, template_of
 from slm.data.documents import (
     SPLITS,
     document_files,
@@ -23,6 +24,7 @@ from slm.data.documents import (
     text_bytes,
     write_documents,
 )
+from slm.data.packing import NUM_MARKS, ConversationStream
 from slm.data.parts import Part, build_parts
 from slm.data.sources import source_of
 from slm.data.stream import ShardWriter, TokenStream, split_facts
@@ -30,6 +32,7 @@ from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import Plan, is_on_hub, load_tokenizer, plan_tokenizer
 
 _TOKENS_SCHEMA = 2  # part of the key of token folders: increase it when their manifests get other contents
+_CHAT_SCHEMA = 1  # the same for those of conversations, and for what is scored in them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +41,15 @@ class Corpus:
 
     name: str
     fingerprint: str
-    """Fingerprint of the documents and their split. The tokenizer has a fingerprint of its own."""
+    """Fingerprint of the documents and their split. The tokenizer has a fingerprint of its own. For conversations, also
+    of the chat template, which says what is scored."""
+    documents_fingerprint: str
+    """Fingerprint of the documents and their split alone."""
     train: TokenStream
     val: TokenStream
     val_bytes: np.ndarray
     """(vocab_size,) float64: bytes attributed to each token id, scaled so that the validation tokens sum to the bytes
-    of the validation text."""
+    of the validation text. Of conversations, only what is scored counts."""
     keeps_text: bool
     """Whether the validation text can be decoded from its tokens."""
     tokenizer: Tokenizer
@@ -51,6 +57,11 @@ class Corpus:
     """For each reason (`documents.LEFT_OUT`), how many documents are in neither split."""
     notes: tuple[str, ...]
     """Sentences on what was read and what was left out."""
+
+    @property
+    def holds_conversations(self) -> bool:
+        """Whether only what an assistant says is scored."""
+        return isinstance(self.train, ConversationStream)
 
 
 def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir: Path) -> Corpus:
@@ -61,19 +72,23 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
     """
     plan = plan_tokenizer(tokenizer)
     name = data["name"]
-    folder = cache_dir / "tokens" / f"{name}-{digest([_TOKENS_SCHEMA, _documents_key(data), plan.key])}"
+    template = template_of(data, plan.chat_template) if source_of(data).holds_conversations else None
+    key = [_TOKENS_SCHEMA, _documents_key(data), plan.key, *([] if template is None else [_CHAT_SCHEMA, template])]
+    folder = cache_dir / "tokens" / f"{name}-{digest(key)}"
 
     def build(partial_folder: Path) -> dict[str, Any]:
         documents, document_facts = prepare_documents(data, cache_dir=cache_dir)
-        return write_tokens(partial_folder, documents, document_facts, plan)
+        return write_tokens(partial_folder, documents, document_facts, plan, template)
 
     facts = cached(folder, build, what=f"the tokens of {name}")
     built_tokenizer = load_tokenizer(folder / "tokenizer", name=facts["tokenizer"]["name"])
+    stream_class = TokenStream if template is None else ConversationStream
     return Corpus(
         name=name,
-        fingerprint=facts["fingerprint"],
-        train=TokenStream(folder, facts["splits"]["train"]),
-        val=TokenStream(folder, facts["splits"]["val"]),
+        fingerprint=facts["fingerprint"] if template is None else digest([facts["fingerprint"], template]),
+        documents_fingerprint=facts["fingerprint"],
+        train=stream_class(folder, facts["splits"]["train"]),
+        val=stream_class(folder, facts["splits"]["val"]),
         val_bytes=_val_bytes(built_tokenizer, facts["splits"]["val"], facts["val_token_bytes"]),
         keeps_text=facts["keeps_text"],
         tokenizer=built_tokenizer,
@@ -112,11 +127,18 @@ def _documents_key(data: Mapping[str, Any]) -> list[Any]:
     return [source_of(data).key(data), data["val_fraction"]]
 
 
-def write_tokens(folder: Path, documents: Path, document_facts: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Make the tokenizer and encode both splits; returns the manifest. `document_facts` is the documents' manifest."""
+def write_tokens(
+    folder: Path, documents: Path, document_facts: Mapping[str, Any], plan: Plan, template: str | None = None
+) -> dict[str, Any]:
+    """Make the tokenizer and encode both splits; returns the manifest. `document_facts` is the documents' manifest.
+
+    Documents are conversations if `template` is their chat template, which then becomes the tokenizer's own.
+    """
     tokenizer_folder = folder / "tokenizer"
     if not tokenizer_folder.exists():  # it exists if an earlier build was killed after making it
-        plan.make(lambda: read_documents(documents, "train")).save(folder / "tokenizer.new")
+        made = plan.make(lambda: _texts(documents, template))
+        made.chat_template = made.chat_template if template is None else template
+        made.save(folder / "tokenizer.new")
         (folder / "tokenizer.new").rename(tokenizer_folder)
     tokenizer = load_tokenizer(tokenizer_folder, name=plan.name)
     parts = []
@@ -124,11 +146,18 @@ def write_tokens(folder: Path, documents: Path, document_facts: Mapping[str, Any
         for index, path in enumerate(document_files(documents, split)):
             begins_stream = index == 0
             parts.append(Part(arguments=(split, str(path), begins_stream), num_bytes=text_bytes(path)))
-    results = build_parts(folder, "tokens", encode_file, parts, task="data: encoding")
+    encode = encode_file if template is None else encode_conversations
+    results = build_parts(folder, "tokens", encode, parts, task="data: encoding")
     splits = {}
     for split, counts in document_facts["splits"].items():
-        shards = [shard for result in results if result["split"] == split for shard in result["shards"]]
+        in_split = [result for result in results if result["split"] == split]
+        if template is not None:
+            counts = {**counts, "bytes": sum(result["scored_bytes"] for result in in_split)}
+        shards = [shard for result in in_split for shard in result["shards"]]
         splits[split] = split_facts(shards, tokenizer.vocab_size, counts)
+        if template is not None:
+            mark_shards = [shard for result in in_split for shard in result["marks"]]
+            splits[split]["marks"] = split_facts(mark_shards, NUM_MARKS, counts)
     return {
         "fingerprint": document_facts["fingerprint"],
         "left_out": document_facts["left_out"],
@@ -157,6 +186,35 @@ def encode_file(
         advance(sum(len(text.encode()) for text in texts) / 1e6)
     facts = {"split": split, "token_bytes": total_token_bytes, "keeps_text": keeps_text}
     return {**facts, "shards": writer.shards, "files": [shard["file"] for shard in writer.shards]}
+
+
+def encode_conversations(
+    folder: Path, number: int, split: str, documents_file: str, begins_stream: bool, advance: Callable[[float], None]
+) -> dict[str, Any]:
+    """Encode a Parquet file of conversations into shards of tokens and of marks. `build_parts` calls this function."""
+    tokenizer = _cached_tokenizer(str(folder / "tokenizer"))
+    assert tokenizer.chat_template is not None
+    writer = ShardWriter(folder, f"{split}-{number:05d}", tokenizer.vocab_size)
+    mark_writer = ShardWriter(folder, f"{split}-marks-{number:05d}", NUM_MARKS)
+    total_token_bytes, scored_bytes, keeps_text = 0, 0, True
+    for documents in read_file(Path(documents_file)):
+        encoded = [encode_conversation(document, tokenizer, tokenizer.chat_template) for document in documents]
+        ids, marks = np.concatenate([one.ids for one in encoded]), np.concatenate([one.marks for one in encoded])
+        writer.write(ids)
+        mark_writer.write(marks)
+        total_token_bytes += int(tokenizer.token_bytes[ids[(marks & SCORED) > 0]].sum())
+        scored_bytes += sum(one.scored_bytes for one in encoded)
+        keeps_text = keeps_text and all(one.keeps_text for one in encoded)
+        advance(sum(len(document.encode()) for document in documents) / 1e6)
+    facts = {"split": split, "token_bytes": total_token_bytes, "keeps_text": keeps_text, "scored_bytes": scored_bytes}
+    files = [shard["file"] for shard in writer.shards + mark_writer.shards]
+    return {**facts, "shards": writer.shards, "marks": mark_writer.shards, "files": files}
+
+
+def _texts(documents: Path, template: str | None) -> Iterator[list[str]]:
+    """Yield the training texts to train a tokenizer on; conversations without special tokens."""
+    for batch in read_documents(documents, "train"):
+        yield batch if template is None else [rendered(document, template) for document in batch]
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 Axes: B sequences, T tokens per sequence. A window is a sequence together with its targets: window i holds the tokens
 [i*T, i*T + T + 1) of a stream. Neighbouring windows share one token, so each token but the first is a target once.
+The windows of conversations are those of `slm.data.packing`.
 """
 
 import math
@@ -9,17 +10,32 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from slm.data.packing import ConversationStream
 from slm.data.stream import TokenStream
 
 IGNORED = -100  # the default ignore_index of torch's cross-entropy
 MAX_SORTED_WINDOWS = 1 << 22  # with more, `_sorted_shuffle` takes over 64 MB and 0.5 s in each process
 _FEISTEL_ROUNDS = 6
+
+
+class Batch(NamedTuple):
+    """Sequences with their targets."""
+
+    inputs: Tensor
+    """(B, T) token ids; 0 where there is none."""
+    targets: Tensor
+    """(B, T) token ids; `IGNORED` where none is scored."""
+    documents: Tensor | None = None
+    """(B, T): the number of a token's conversation in its sequence; None for text that is not conversations."""
+    num_scored: Tensor | None = None
+    """(): scored tokens of the whole optimizer step, over all its micro-batches and devices; None in validation."""
 
 
 def window_ids(seed: int, step: int, batch_size: int, num_windows: int) -> np.ndarray:
@@ -79,7 +95,7 @@ def _sorted_shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _MicroBatches(Dataset[Tensor]):
+class _MicroBatches(Dataset[Tensor | Batch]):
     """The micro-batches that one rank processes during `steps`; `rank_rows` is the rank's part of each global batch."""
 
     stream: TokenStream
@@ -94,16 +110,31 @@ class _MicroBatches(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.steps) * self.micro_batches_per_step
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> Tensor | Batch:
         step_index, part_index = divmod(index, self.micro_batches_per_step)
         rows = _part(self.rank_rows, part_index, self.micro_batches_per_step)
         num_windows = self.stream.num_windows(self.sequence_length)
         batch_ids = window_ids(self.seed, self.steps[step_index], self.batch_size, num_windows)
+        if isinstance(self.stream, ConversationStream):
+            num_scored = self.stream.packing(self.sequence_length).num_scored[batch_ids].sum()
+            batch_of_windows = _windows(
+                self.stream, batch_ids[rows.start : rows.stop], self.sequence_length, self.micro_batch_size
+            )
+            return batch_of_windows._replace(num_scored=torch.tensor(num_scored))
         batch = np.full((self.micro_batch_size, self.sequence_length + 1), IGNORED, dtype=np.int64)
         for row, window in enumerate(batch_ids[rows.start : rows.stop].tolist()):
             start = window * self.sequence_length
             batch[row] = self.stream.read(start, start + self.sequence_length + 1)
         return torch.from_numpy(batch)
+
+
+def _windows(stream: ConversationStream, ids: np.ndarray, sequence_length: int, num_rows: int) -> Batch:
+    """Return windows of conversations as `num_rows` sequences, of which the last may be empty."""
+    inputs, targets, documents = np.zeros((3, num_rows, sequence_length), dtype=np.int64)
+    targets[:] = IGNORED
+    for row, window in enumerate(ids.tolist()):
+        inputs[row], targets[row], documents[row] = stream.window(window, sequence_length)
+    return Batch(*map(torch.from_numpy, (inputs, targets, documents)))
 
 
 def _part(rows: range, part_index: int, num_parts: int) -> range:
@@ -123,13 +154,13 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
-) -> DataLoader[Tensor]:
+) -> DataLoader[Tensor | Batch]:
     """Return a loader of the micro-batches of one rank: int64, shape (micro_batch_size, sequence_length + 1).
 
     The loader yields the micro-batches of the steps `start_step` to `end_step` - 1. The `batch_size` sequences of a
     step are divided evenly among the ranks, and the sequences of a rank among its micro-batches. All ranks have the
-    same number of micro-batches; a micro-batch with fewer sequences is padded with rows of -100. Raises ValueError if
-    the stream is shorter than one window.
+    same number of micro-batches; a micro-batch with fewer sequences is padded with rows of -100. Micro-batches of
+    conversations are `Batch`es, padded with targets of -100. Raises ValueError if the stream has no window.
     """
     if stream.num_windows(sequence_length) == 0:
         raise ValueError(
@@ -164,18 +195,25 @@ def _ignore_signals(worker: int) -> None:
 
 def val_batches(
     stream: TokenStream, *, sequence_length: int, batch_size: int, max_tokens: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (inputs, targets), each int64 of shape (B, T): every token of the stream but the first is a target once.
+) -> Iterator[Batch]:
+    """Yield inputs and targets, each int64 of shape (B, T): every token of the stream but the first is a target once.
 
-    With `max_tokens`, only max_tokens // T windows are kept, but at least one. They are spread evenly over the
-    stream, because its first windows come from few documents. The last window and the last batch are padded with
-    targets -100, so that all batches have the same shape.
+    Of conversations, the targets are the scored tokens of `ConversationStream.packing`. With `max_tokens`, only
+    max_tokens // T windows are kept, but at least one. They are spread evenly over the stream, because its first
+    windows come from few documents. The last window and the last batch are padded with targets -100, so that all
+    batches have the same shape.
     """
-    num_windows = math.ceil((stream.num_tokens - 1) / sequence_length)
+    is_packed = isinstance(stream, ConversationStream)
+    num_windows = (
+        stream.num_windows(sequence_length) if is_packed else math.ceil((stream.num_tokens - 1) / sequence_length)
+    )
     num_kept = num_windows if max_tokens is None else min(num_windows, max(1, max_tokens // sequence_length))
     kept_windows = (np.arange(num_kept) * num_windows // num_kept).tolist()
     num_rows = min(batch_size, num_kept)
     for first in range(0, num_kept, num_rows):
+        if isinstance(stream, ConversationStream):
+            yield _windows(stream, np.asarray(kept_windows[first : first + num_rows]), sequence_length, num_rows)
+            continue
         inputs = np.zeros((num_rows, sequence_length), dtype=np.int64)
         targets = np.full((num_rows, sequence_length), IGNORED, dtype=np.int64)
         for row, window in enumerate(kept_windows[first : first + num_rows]):
@@ -183,7 +221,7 @@ def val_batches(
             tokens = stream.read(start, min(start + sequence_length + 1, stream.num_tokens))
             inputs[row, : len(tokens) - 1] = tokens[:-1]
             targets[row, : len(tokens) - 1] = tokens[1:]
-        yield torch.from_numpy(inputs), torch.from_numpy(targets)
+        yield Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
 
 def document_numbers(tokens_BT: Tensor, separator: int) -> Tensor:

@@ -32,11 +32,14 @@ def key(data: Mapping[str, Any]) -> Any:
         raise ValueError(
             f"data.max_document_bytes={limit} must be at least {_MIN_DOCUMENT_BYTES}, or null for no limit"
         )
+    return {**identities(data), "text_column": data["text_column"], "max_document_bytes": limit}
+
+
+def identities(data: Mapping[str, Any], suffixes: Collection[str] = SUFFIXES) -> dict[str, list[tuple[str, int, int]]]:
+    """Return path, size and time of each file for training and validation. Raises ValueError for wrong paths."""
     return {
-        "train": [_identity(path) for path in _files(data, "paths").paths],
-        "val": [_identity(path) for path in _files(data, "val_paths").paths],
-        "text_column": data["text_column"],
-        "max_document_bytes": limit,
+        split: [_identity(path) for path in _files(data, option, suffixes).paths]
+        for split, option in (("train", "paths"), ("val", "val_paths"))
     }
 
 
@@ -45,9 +48,9 @@ def _identity(path: Path) -> tuple[str, int, int]:
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns
 
 
-def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+def parts(data: Mapping[str, Any], suffixes: Collection[str] = SUFFIXES) -> list[dict[str, Any]]:
     """Return a copy of the config for each group of `files`, with their `split` and their config key `option`."""
-    paths_by_option = {option: _files(data, option).paths for option in ("val_paths", "paths")}
+    paths_by_option = {option: _files(data, option, suffixes).paths for option in ("val_paths", "paths")}
     total_bytes = sum(path.stat().st_size for paths in paths_by_option.values() for path in paths)
     min_bytes = max(_MIN_PART_BYTES, total_bytes // _MAX_PARTS)
     groups: list[dict[str, Any]] = []
@@ -69,9 +72,9 @@ def size(part: Mapping[str, Any]) -> int:
     return sum(Path(file).stat().st_size for file in part["files"])
 
 
-def notes(data: Mapping[str, Any]) -> list[str]:
+def notes(data: Mapping[str, Any], suffixes: Collection[str] = SUFFIXES) -> list[str]:
     """Return, for each option that names several files, a sentence on how many are read."""
-    return [note for option in ("paths", "val_paths") if (note := _files(data, option).note)]
+    return [note for option in ("paths", "val_paths") if (note := _files(data, option, suffixes).note)]
 
 
 def documents(part: Mapping[str, Any]) -> Iterator[Document]:
@@ -96,10 +99,10 @@ def _texts(paths: Iterable[Path], data: Mapping[str, Any], option: str, limit: i
         yield from read_texts(path, key=f"data.{option}", column=data["text_column"], limit=limit)
 
 
-def _files(data: Mapping[str, Any], option: str) -> Files:
+def _files(data: Mapping[str, Any], option: str, suffixes: Collection[str] = SUFFIXES) -> Files:
     if option == "val_paths" and not data[option]:
         return Files([], "")
-    return text_files(data[option], f"data.{option}")
+    return text_files(data[option], f"data.{option}", suffixes=suffixes)
 
 
 def text_files(given: str | list[str] | None, key: str, *, suffixes: Collection[str] = SUFFIXES) -> Files:

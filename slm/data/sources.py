@@ -25,9 +25,16 @@ class Source(NamedTuple):
     """Returns the approximate bytes of text in a part; None if unknown."""
     notes: Callable[[Mapping[str, Any]], list[str]] = lambda data: []
     """Returns sentences on what was read, such as the number of files."""
+    holds_conversations: bool = False
+    """Whether a document is the JSON text of a conversation, as `slm.data.conversations.conversation` returns it."""
 
 
-SOURCES: dict[str, str | Source] = {"pydocs": "slm.data.docstrings", "local": "slm.data.local", "hub": "slm.data.hub"}
+SOURCES: dict[str, str | Source] = {
+    "pydocs": "slm.data.docstrings",
+    "local": "slm.data.local",
+    "hub": "slm.data.hub",
+    "chat": "slm.data.chat",
+}
 """The source for each value of `data.source`: a `Source`, or a module of slm with functions of the same names."""
 
 

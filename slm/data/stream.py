@@ -41,7 +41,7 @@ class TokenStream:
         return np.concatenate(parts)
 
     def num_windows(self, sequence_length: int) -> int:
-        """Return the number of complete windows [i*T, i*T + T + 1), where T is `sequence_length`."""
+        """Return the number of windows to train on: complete ones, [i*T, i*T + T + 1) for T = `sequence_length`."""
         return max(0, (self.num_tokens - 1) // sequence_length)
 
     def _shard(self, index: int) -> np.ndarray:

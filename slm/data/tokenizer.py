@@ -113,6 +113,17 @@ class Tokenizer:
             encoding = self._inner_with_special_tokens.encode(text, add_special_tokens=False)
         return encoding.ids, [start for start, _ in encoding.offsets]
 
+    def keeps_rendered(self, text: str, ids: list[int]) -> bool:
+        """Whether the `ids` of a rendered conversation decode to it, apart from a space before it."""
+        return self._inner.decode(ids, skip_special_tokens=False) in (text, " " + text)
+
+    @cached_property
+    def special_texts(self) -> dict[int, str]:
+        """The text of each special token, by id."""
+        return {
+            token: added.content for token, added in self._inner.get_added_tokens_decoder().items() if added.special
+        }
+
     @cached_property
     def _inner_with_special_tokens(self) -> tokenizers.Tokenizer:
         # Without its post-processor, which may move the start of a token behind its spaces.

@@ -41,6 +41,8 @@ class Plan:
     name: str
     key: Any
     make: Callable[[Texts], Tokenizer]
+    chat_template: str | None = None
+    """The template that comes with a released tokenizer."""
 
 
 def plan_tokenizer(config: Mapping[str, Any]) -> Plan:
@@ -59,7 +61,7 @@ def plan_tokenizer(config: Mapping[str, Any]) -> Plan:
         else:
             released = load_tokenizer(os.path.expanduser(path))
         key = ["file", released.fingerprint, released.bos_id, released.eos_id]
-        return Plan(name=released.name, key=key, make=lambda texts: released)
+        return Plan(name=released.name, key=key, make=lambda texts: released, chat_template=released.chat_template)
     raise ValueError(f"tokenizer.kind={kind!r} is not one of bpe, bytes, file")
 
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from slm.data.corpus import Corpus
-from slm.model.decoding import generate
 from slm.runtime.progress import Progress
 from slm.tracking import Tracker
 from slm.training.checkpointing import BEST, LAST, link_last, step_checkpoint_name
 from slm.training.module import LOSSES, LanguageModel, score
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, Stop, is_first_process
+from slm.training.sample import sample_text
 from slm.training.trainer import Votes
 
 COLUMNS = (
@@ -40,6 +40,8 @@ COLUMNS = (
     "time/seconds",
 )
 """Columns of metrics.csv. Columns under `time/` differ from run to run; all others depend only on the config."""
+SCORED_COLUMNS = ("scored_tokens",)
+"""Additional columns for conversations: `tokens` counts all positions, of which only these are learned from."""
 HOPELESS_NATS = 1.0
 """A row counts as hopeless if its mean loss is at least this many nats above the loss of a uniform guess."""
 PROGRESS_FORMATS = {
@@ -77,6 +79,8 @@ class Journal(L.Callback):
     sample: str = ""
     """The newest generated text."""
     skipped_steps: int = 0
+    scored_tokens: int | None = None
+    """Tokens of an assistant that the run has learned from; None for text that is not conversations."""
     best_loss: float = float("inf")
     train_seconds: float = 0.0
     """Time spent in training steps since step 0, including the time before the run was interrupted and continued."""
@@ -94,7 +98,16 @@ class Journal(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores of this journal."""
-        names = ("val", "train_loss", "skipped_steps", "sample", "best_loss", "branched_from", "_hopeless_rows")
+        names = (
+            "val",
+            "train_loss",
+            "skipped_steps",
+            "scored_tokens",
+            "sample",
+            "best_loss",
+            "branched_from",
+            "_hopeless_rows",
+        )
         train_seconds = self.train_seconds + time.perf_counter() - self._row_started
         times = {"seconds": self.total_seconds(), "train_seconds": train_seconds}
         return times | {name: getattr(self, name) for name in names}
@@ -191,6 +204,7 @@ class Journal(L.Callback):
         losses = dict(zip(LOSSES, loss.flatten().tolist(), strict=False))
         self.train_loss = losses["train/loss"]
         self.skipped_steps = int(module.guard.skipped.item())
+        self.scored_tokens = int(module.scored_tokens.item()) if module.counts_scored else None
         now = time.perf_counter()
         elapsed = now - self._row_started
         self.train_seconds += elapsed
@@ -204,6 +218,7 @@ class Journal(L.Callback):
             "time/tokens_per_second": tokens_per_second,
             "time/mfu": self.mfu(tokens_per_second),
             "time/seconds": self.total_seconds(),
+            **({"scored_tokens": float(self.scored_tokens)} if self.scored_tokens is not None else {}),
         }
 
     def mfu(self, tokens_per_second: float) -> float:
@@ -278,22 +293,6 @@ class Journal(L.Callback):
                 link_last(folder, name)
         self._saved_at, self._is_late = time.perf_counter(), False
         self._row_started += self._saved_at - paused_at  # saving is not training time
-
-
-def sample_text(module: LanguageModel, corpus: Corpus, train: Mapping[str, Any]) -> str:
-    """Generate a continuation of `train.sample_prompt`; "" if weights are sharded or `train.sample_tokens` is 0."""
-    is_sharded = any(hasattr(p, "full_tensor") for p in module.decoder.parameters())
-    if is_sharded or not train["sample_tokens"]:
-        return ""
-    tokenizer = corpus.tokenizer
-    ids = generate(
-        module.decoder,
-        [tokenizer.separator_id, *tokenizer.encode(train["sample_prompt"])],
-        max_new_tokens=train["sample_tokens"],
-        stop_id=tokenizer.eos_id,
-        num_ids=tokenizer.vocab_size,
-    )
-    return tokenizer.decode(list(ids))
 
 
 def _sum_over_ranks(trainer: L.Trainer, value: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from slm.composition.schedules import lr_factor
 from slm.data.corpus import Corpus
-from slm.data.loader import document_numbers, val_batches
+from slm.data.loader import Batch, document_numbers, val_batches
 from slm.model.decoder import Decoder
 from slm.model.loss import IGNORE
 from slm.model.mixers.base import Mixer
@@ -39,7 +39,8 @@ LOSSES = ("train/loss", "train/distill_loss")
 class LanguageModel(L.LightningModule):
     """A decoder in training. Buffers on the device collect the metrics.
 
-    `separator` is the token that begins each document, or None if documents are not masked from each other.
+    `separator` is the token that begins each document, or None if documents are not masked from each other. Batches of
+    conversations know their documents themselves.
     """
 
     loss_sum: Tensor
@@ -47,12 +48,14 @@ class LanguageModel(L.LightningModule):
     step_loss: Tensor
     step_count: Tensor
     grad_norm: Tensor
+    scored_tokens: Tensor
+    step_scored: Tensor
 
-    def __init__(self, plan: Plan, separator: int | None = None) -> None:
+    def __init__(self, plan: Plan, separator: int | None = None, *, counts_scored: bool = False) -> None:
         super().__init__()
         self.plan = plan
         self.optim, self.schedule = plan.settings["optim"], plan.settings["schedule"]
-        self.separator = separator
+        self.separator, self.counts_scored = separator, counts_scored
         self.syncs_gradients = True
         with torch.random.fork_rng():
             torch.manual_seed(plan.settings["seed"])
@@ -68,6 +71,9 @@ class LanguageModel(L.LightningModule):
         self.register_buffer("step_loss", torch.zeros_like(losses), persistent=False)
         self.register_buffer("step_count", torch.zeros(()), persistent=False)
         self.register_buffer("grad_norm", torch.zeros(()))  # of the last step, before clipping
+        if counts_scored:  # scored tokens of the whole run, and of the current step
+            self.register_buffer("scored_tokens", torch.zeros((), dtype=torch.long))
+            self.register_buffer("step_scored", torch.zeros((), dtype=torch.long), persistent=False)
         self.average = self._new_average()
         compiled_for = plan.hardware.accelerator if plan.hardware.compile else None
         if compiled_for is not None:
@@ -130,28 +136,40 @@ class LanguageModel(L.LightningModule):
         for group, peak_lr in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = peak_lr * factor
 
-    def training_step(self, tokens_BT: Tensor, batch_idx: int) -> Tensor:
-        """Return the mean loss of a micro-batch (B, T + 1), in which each token predicts the next one.
+    def training_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
+        """Return the mean loss of a micro-batch, in which each token predicts the next one.
 
-        With a teacher, this is the first of the losses of `distillation_loss`, and metrics have the other two.
-        If the step has empty sequences, the loss is weighted so that the mean over passes and devices leaves them out.
+        A tensor is (B, T + 1). With a teacher, this is the first of the losses of `distillation_loss`, and metrics have
+        the other two. If the micro-batches of a step do not score equally many tokens, the loss is weighted so that its
+        mean over passes and devices is the mean over all scored tokens of the step.
         """
-        inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
-        if self.plan.padding:
-            inputs_BT = inputs_BT.clamp(min=0)  # empty sequences consist of `IGNORE`, which is negative
+        inputs_BT, targets_BT, documents_BT, step_scored = self.unpacked(batch)
         scale = self.loss_scale.factor if self.loss_scale else None
-        documents_BT = self.documents(inputs_BT)
         soft = self.teacher.soft_targets(inputs_BT, documents_BT) if self.teacher else None
         loss = self.decoder.loss(inputs_BT, targets_BT, documents_BT, scale, soft)
-        if self.plan.padding:
+        num_passes = self.plan.accumulation * self.plan.hardware.world_size
+        if step_scored is not None:
+            loss = loss * (targets_BT != IGNORE).sum() * num_passes / step_scored
+            self.step_scored.copy_(step_scored)
+        elif self.plan.padding:
             num_sequences = (targets_BT[:, 0] != IGNORE).sum()  # without the empty ones
-            mean_num_sequences = self.plan.batch_size / (self.plan.accumulation * self.plan.hardware.world_size)
-            loss = loss * num_sequences / mean_num_sequences
+            loss = loss * num_sequences / (self.plan.batch_size / num_passes)
         is_finite = loss.detach().isfinite().all()
         noted = loss.detach() if soft is None else loss.detach()[1:]
         self.step_loss += torch.where(is_finite, noted, 0.0) / self.plan.accumulation
         self.step_count += is_finite / self.plan.accumulation
         return loss if soft is None else loss[0]
+
+    def unpacked(self, batch: Tensor | Batch) -> Batch:
+        """Return a micro-batch as `Batch`, with its documents only if they are masked from each other."""
+        if isinstance(batch, Tensor):
+            inputs_BT, targets_BT = batch[:, :-1], batch[:, 1:]
+            if self.plan.padding:
+                inputs_BT = inputs_BT.clamp(min=0)  # empty sequences consist of `IGNORE`, which is negative
+            batch = Batch(inputs_BT, targets_BT)
+        if self.separator is None:
+            return batch._replace(documents=None)
+        return batch if batch.documents is not None else batch._replace(documents=self.documents(batch.inputs))
 
     def documents(self, tokens_BT: Tensor) -> Tensor | None:
         """Number each token by its document (B, T); None if documents are not masked from each other."""
@@ -162,6 +180,8 @@ class LanguageModel(L.LightningModule):
         for row_value, step_value in ((self.loss_sum, self.step_loss), (self.loss_count, self.step_count)):
             row_value += step_value  # in place
             step_value.zero_()
+        if self.counts_scored:
+            self.scored_tokens += self.step_scored
         parameters: list[nn.Parameter] = list(self.decoder.parameters())
         if self.loss_scale:
             self.loss_scale.unscale(parameters)
@@ -229,6 +249,8 @@ class Score:
 def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = None) -> Score:
     """Score every validation token except the first, or `max_tokens` tokens spread evenly over the validation set.
 
+    Of conversations, only what the assistant says is scored.
+
     Each process scores its share. Blocks run in the precision of training but uncompiled, so that the loss does not
     depend on compilation.
     """
@@ -239,10 +261,10 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
     sum_device = float64_device(module.device)
     token_bytes = torch.as_tensor(corpus.val_bytes, device=sum_device)
     sums = torch.zeros(3, dtype=torch.float64, device=sum_device)  # nats, tokens, bytes
-    for inputs, targets in share_batches(batches, trainer.global_rank, trainer.world_size):
-        inputs, targets = inputs.to(module.device), targets.to(module.device)
+    for batch in share_batches(batches, trainer.global_rank, trainer.world_size):
+        inputs, targets, documents, _ = module.unpacked(module.transfer_batch_to_device(batch, module.device, 0))
         with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
-            losses = module.decoder.token_losses(inputs, targets, module.documents(inputs))
+            losses = module.decoder.token_losses(inputs, targets, documents)
         losses, targets = losses.to(sum_device), targets.to(sum_device)
         is_scored = targets != IGNORE
         target_bytes = token_bytes[targets.clamp(min=0)] * is_scored
@@ -251,17 +273,15 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
     return Score(loss=nats / tokens, tokens=int(tokens), bytes=round(num_bytes))
 
 
-def share_batches(
-    batches: Iterator[tuple[Tensor, Tensor]], rank: int, world_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def share_batches(batches: Iterator[Batch], rank: int, world_size: int) -> Iterator[Batch]:
     """Yield every `world_size`-th batch, beginning with the batch at index `rank`.
 
     If the last round has too few batches, the ranks without one get the last batch with no target to score. All ranks
     thus make the same number of forward passes, as sharded weights require.
     """
-    for index, (inputs, targets) in enumerate(batches):
+    for index, batch in enumerate(batches):
         if index % world_size == rank:
-            yield inputs, targets
+            yield batch
     num_left_over = (index + 1) % world_size  # batches in the last round; 0 if it is full
     if num_left_over and rank >= num_left_over:
-        yield inputs, torch.full_like(targets, IGNORE)
+        yield batch._replace(targets=torch.full_like(batch.targets, IGNORE))

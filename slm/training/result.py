@@ -46,6 +46,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "flops_per_token_exact": plan.token_flops,
         "train_tokens": tokens,
         "tokens_trained": tokens - trunk_tokens,
+        **({} if journal.scored_tokens is None else {"scored_tokens": journal.scored_tokens}),
         "branched_from": journal.branched_from,
         "distill": plan.teacher.record(plan.sequence_length) if plan.teacher else None,
         "init_from": plan.initial.record if plan.initial else None,

@@ -16,6 +16,7 @@ from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
 from slm.composition.resolvers import in_multirun
 from slm.data.corpus import Corpus, prepare
+from slm.data.packing import ConversationStream
 from slm.data.tokenizer import LOSSY_NOTE
 from slm.runtime.files import write_atomically
 from slm.runtime.machine import explain_compiler_error, reset_peak_memory
@@ -24,7 +25,7 @@ from slm.runtime.system import keep_freed_memory
 from slm.tracking import Tracker, open_trackers
 from slm.training.checkpointing import LAST, checkpoint_step, newest_intact
 from slm.training.initial import load_initial, tokenizer_source
-from slm.training.journal import COLUMNS, Journal
+from slm.training.journal import COLUMNS, SCORED_COLUMNS, Journal
 from slm.training.module import LOSSES, LanguageModel
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, Stop, is_first_process, say
@@ -73,6 +74,8 @@ def train(plan: Plan) -> dict[str, Any]:
     corpus_facts = {**fingerprints, "left_out": corpus.left_out}  # `left_out`: numbers of documents, by reason
     if plan.initial is not None:
         corpus_facts["init_from"] = plan.initial.record
+    if corpus.holds_conversations:
+        corpus_facts["documents"] = corpus.documents_fingerprint
     lock = plan.folder.lock(plan.settings, corpus_facts) if is_first_process() else nullcontext()
     with _explain_failures(plan), lock:
         result = _fit(plan, corpus)
@@ -83,7 +86,8 @@ def train(plan: Plan) -> dict[str, Any]:
 
 def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     checkpoint, start_step, branched_from = _find_start(plan)
-    module = LanguageModel(plan, separator=corpus.tokenizer.separator_id if plan.document_masking else None)
+    separator = corpus.tokenizer.separator_id if plan.document_masking else None
+    module = LanguageModel(plan, separator, counts_scored=corpus.holds_conversations)
     if plan.initial is not None and checkpoint is None:
         say(*load_initial(module.decoder, plan.settings, corpus.tokenizer))
     peak_flops_per_second = 0.0  # a placeholder if there are several processes: `RankSpeeds` sets the journal's value
@@ -93,7 +97,7 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     trackers: list[Tracker] = []
     if is_first_process():
         config = {**plan.settings, **parameter_counts(plan), "train_tokens": plan.train_tokens, "steps": plan.steps}
-        columns = (*COLUMNS, *LOSSES[1:]) if plan.teacher else COLUMNS
+        columns = (*COLUMNS, *(SCORED_COLUMNS if corpus.holds_conversations else ()), *(LOSSES[1:] if plan.teacher else ()))
         trackers = open_trackers(plan.folder.path, config, columns=columns, resume_step=start_step)
     progress = Progress("step", plan.steps, file=sys.stdout, shown=is_first_process())
     result: dict[str, Any] = {}  # stays empty if the run fails
@@ -151,6 +155,7 @@ def check_corpus(plan: Plan, corpus: Corpus) -> None:
     if num_ids > vocab_size:
         raise ValueError(f"model.vocab_size={vocab_size} must be at least {num_ids}, the number of the tokenizer's ids")
     num_sequences = corpus.train.num_windows(plan.sequence_length)
+    notes = [*corpus.notes, *_conversation_notes(plan, corpus)]
     if num_sequences == 0 or corpus.val.num_tokens < 2:
         raise ValueError(
             f"data={corpus.name} has {corpus.train.num_tokens} training and {corpus.val.num_tokens} validation tokens, "
@@ -162,10 +167,23 @@ def check_corpus(plan: Plan, corpus: Corpus) -> None:
     say(
         f"data         {corpus.name} {corpus.fingerprint}: {corpus.train.num_tokens:,} training tokens{epochs_text}; "
         f"{corpus.val.num_tokens:,} for validation; {num_ids:,} ids{vocab_text}",
-        *(f"             {note}" for note in corpus.notes),
+        *(f"             {note}" for note in notes),
     )
     if not corpus.keeps_text:
         say(f"tokenizer    {LOSSY_NOTE}")
+
+
+def _conversation_notes(plan: Plan, corpus: Corpus) -> Iterator[str]:
+    """Yield what is scored in each split of conversations. Raises `ValueError` for a split with nothing to score."""
+    for split, stream in (("training", corpus.train), ("validation", corpus.val)):
+        if not isinstance(stream, ConversationStream):
+            continue
+        if stream.num_windows(plan.sequence_length) == 0:
+            raise ValueError(
+                f"data={corpus.name}: in no {split} conversation does the assistant say something within the first "
+                f"{plan.sequence_length + 1} tokens: raise train.sequence_length"
+            )
+        yield f"{split}: {stream.note(plan.sequence_length)}"
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import Tensor
 
 from slm.data.corpus import Corpus
-from slm.data.loader import train_loader
+from slm.data.loader import Batch, train_loader
 from slm.runtime.machine import has_mps
 from slm.training.checkpointing import write_checkpoint
 from slm.training.hardware import Hardware
@@ -187,7 +187,7 @@ class RandomState(L.Callback):
 
 
 class Batches:
-    """Micro-batches (micro_batch_size, sequence_length + 1) of token ids: this process's share of each step.
+    """The micro-batches of `train_loader`: this process's share of each step.
 
     They begin at `start_step`, but `len` counts the passes of the whole run, as Lightning expects in a continued run.
     Without a length, Lightning would fetch one batch ahead, and a continued run would lose that batch.
@@ -211,5 +211,5 @@ class Batches:
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Tensor | Batch]:
         return iter(self.loader)

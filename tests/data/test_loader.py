@@ -165,7 +165,7 @@ def test_a_stream_shorter_than_a_window_is_refused(stream_of):
 def test_validation_scores_every_token_but_the_first_once(stream_of, num_tokens, sequence_length, batch_size):
     stream = stream_of(range(num_tokens), shard_tokens=17)
     scored = []
-    for inputs, targets in val_batches(stream, sequence_length=sequence_length, batch_size=batch_size):
+    for inputs, targets, *_ in val_batches(stream, sequence_length=sequence_length, batch_size=batch_size):
         assert inputs.shape == targets.shape
         assert inputs.shape[1] == sequence_length
         real = targets != -100
@@ -188,7 +188,7 @@ def test_max_tokens_scores_whole_windows_spread_evenly_over_the_stream(stream_of
 
 
 def test_all_validation_batches_have_one_shape(stream_of):
-    shapes = {inputs.shape for inputs, _ in val_batches(stream_of(range(150)), sequence_length=16, batch_size=4)}
+    shapes = {inputs.shape for inputs, *_ in val_batches(stream_of(range(150)), sequence_length=16, batch_size=4)}
     assert shapes == {(4, 16)}
 
 

@@ -1,0 +1,38 @@
+"""Source `chat`: conversations in the user's files, one in each row (JSON lines, Parquet)."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from slm.data import local
+from slm.data.conversations import conversation, template_of
+from slm.data.readers import ROW_SUFFIXES, read_rows
+from slm.data.sources import Document
+
+holds_conversations = True
+
+
+def key(data: Mapping[str, Any]) -> Any:
+    """Return paths, sizes and times of the files. Raises ValueError for wrong paths, and a template without a file."""
+    template_of(data, None)
+    return local.identities(data, ROW_SUFFIXES)
+
+
+def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a copy of the config for each group of files, as `local.parts` does."""
+    return local.parts(data, ROW_SUFFIXES)
+
+
+size = local.size
+
+
+def notes(data: Mapping[str, Any]) -> list[str]:
+    """Return, for each option that names several files, a sentence on how many are read."""
+    return local.notes(data, ROW_SUFFIXES)
+
+
+def documents(part: Mapping[str, Any]) -> Iterator[Document]:
+    """Yield the conversations of one of `parts` in the order of files and rows, with their split."""
+    for file in map(Path, part["files"]):
+        for place, row in read_rows(file, key=f"data.{part['option']}"):
+            yield conversation(row, f"data.{part['option']}: {file} {place}"), part["split"]
