@@ -62,7 +62,8 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "data.paths": kinds.PATHS,
     "data.val_paths": kinds.or_null(kinds.PATHS),
     "data.val_fraction": kinds.or_null(kinds.SHARE),
-    "data.text_column": kinds.NAME,
+    **dict.fromkeys(("data.text_column", "data.repo", "data.split"), kinds.NAME),
+    **dict.fromkeys(("data.config", "data.revision", "data.val_split", "data.test_split"), kinds.or_null(kinds.NAME)),
     **{f"data.max_{key}": kinds.or_null(kinds.COUNT) for key in ("document_bytes", "documents", "bytes")},
     "tokenizer.vocab_size": kinds.COUNT,
     "tokenizer.train_bytes": kinds.or_null(kinds.COUNT),
@@ -87,6 +88,12 @@ REQUIRED_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise `ValueError` for the first value that is missing or of a wrong kind in a train config."""
     kinds.check_kinds(settings, KINDS, OPTIONAL_KINDS)
+    data_kinds = {key: kind for key, kind in OPTIONAL_KINDS.items() if key.startswith("data.")}
+    for name, source in (settings["data"].get("sources") or {}).items():
+        try:
+            kinds.check_kinds({"data": source}, {}, data_kinds)
+        except ValueError as error:
+            raise ValueError(f"data.sources.{name}: {error}") from None
     for group, choices in REQUIRED_KEYS.items():
         name = settings[group]["name"]
         for key in choices.get(name, ()):

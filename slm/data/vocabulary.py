@@ -40,6 +40,7 @@ class Plan:
     name: str
     key: Any
     make: Callable[[Texts], Tokenizer]
+    is_trained: bool = False  # whether the texts affect the tokenizer
 
 
 def plan_tokenizer(config: Mapping[str, Any]) -> Plan:
@@ -71,6 +72,7 @@ def _plan_bpe(vocab_size: int, train_bytes: int | None) -> Plan:
         name=f"bpe-{vocab_size}",
         key=["bpe", vocab_size, train_bytes, _SPLIT, tokenizers.__version__],
         make=lambda texts: _train_bpe(texts(), vocab_size, train_bytes),
+        is_trained=True,
     )
 
 

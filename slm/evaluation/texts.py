@@ -104,14 +104,15 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
 
 def _rows(data: Mapping[str, Any], split: str, cache_dir: Path) -> tuple[str, ...]:
     """Return the rows of the split; if each row is a document, at most `max_documents` rows and `max_bytes` bytes."""
-    options = {name: data[name] for name in ("path", "subset", "revision", "text_column", "document_start")}
+    options = {"path": data["repo"], "subset": data["config"]}  # names under which older versions cached texts
+    options |= {name: data[name] for name in ("revision", "text_column", "document_start")}
     limits: dict[str, Any] = {}
     if data["document_start"] is None:
         limits = {name: data[name] for name in ("max_documents", "max_bytes")}
     folder = cache_dir / "evaluation" / f"{data['name']}-{digest([options, limits, split])}"
 
     def build(build_folder: Path) -> dict[str, Any]:
-        hub.require_network(f"data={data['name']} must download {data['path']}")
+        hub.require_network(f"data={data['name']} must download {data['repo']}")
         rows = hub.limited(hub.rows(data, split), limits.get("max_documents"), limits.get("max_bytes"))
         return write_split(build_folder, split, rows)
 
