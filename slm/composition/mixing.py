@@ -53,7 +53,9 @@ def _expanded(key: str, source: Any) -> dict[str, Any]:
         raise ValueError(f"{key} has {name}, which is no key of data={given[CHOICE]}{did_you_mean(name, chosen)}")
     merged = {**chosen, **changes}
     if missing := [name for name, value in merged.items() if value == "???"]:
-        raise ValueError(f"{key}.{missing[0]} must be set, as in '{key}={{data: {given[CHOICE]}, {missing[0]}: VALUE}}'")
+        raise ValueError(
+            f"{key}.{missing[0]} must be set, as in '{key}={{data: {given[CHOICE]}, {missing[0]}: VALUE}}'"
+        )
     return merged
 
 

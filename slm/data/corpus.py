@@ -139,7 +139,9 @@ def _plan_for_mix(
             with _naming_source(name):
                 documents, _ = prepare_documents(source, cache_dir=cache_dir)
             share = None if train_bytes is None else max(1, round(shares[name] * train_bytes))
-            yield from ([text] for text in limited(chain.from_iterable(read_documents(documents, "train")), None, share))
+            yield from (
+                [text] for text in limited(chain.from_iterable(read_documents(documents, "train")), None, share)
+            )
 
     def build(partial_folder: Path) -> dict[str, Any]:
         plan.make(texts).save(partial_folder)

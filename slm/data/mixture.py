@@ -53,7 +53,9 @@ class Mixture:
         """The share of each source in the tokens of a whole run, by name."""
         ends = [*(phase.at for phase in self.phases[1:]), Fraction(1)]
         lengths = [float(end - phase.at) for phase, end in zip(self.phases, ends, strict=True)]
-        by_phase = [[length * share for share in phase.shares] for length, phase in zip(lengths, self.phases, strict=True)]
+        by_phase = [
+            [length * share for share in phase.shares] for length, phase in zip(lengths, self.phases, strict=True)
+        ]
         return dict(zip(self.names, map(sum, zip(*by_phase, strict=True)), strict=True))
 
     @property
@@ -62,7 +64,7 @@ class Mixture:
         return [[str(phase.at), list(phase.weights)] for phase in self.phases]
 
     def first_steps(self, steps: int) -> list[int]:
-        """Return the step at which each phase begins in a run of `steps` steps. Raises ValueError if one has no step."""
+        """Return the step at which each phase begins in a run of `steps` steps; ValueError if one has no step."""
         first_steps = [math.ceil(phase.at * steps) for phase in self.phases]
         for number, (before, first) in enumerate(pairwise([*first_steps, steps])):
             if first <= before:
@@ -97,7 +99,7 @@ def count_windows(weights: Sequence[int], num_windows: int) -> list[int]:
 
 
 def windows_in_order(weights: Sequence[int], first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sources of the windows [first, end) of a phase, and each window's number in its source (both int64)."""
+    """Return the source of each window in [first, end) of a phase, and its number in its source, both as int64."""
     ranges = list(zip(count_windows(weights, first), count_windows(weights, end), strict=True))
     numbers = np.concatenate([np.arange(*pair, dtype=np.int64) for pair in ranges])
     sources = np.repeat(np.arange(len(weights)), [stop - start for start, stop in ranges])
