@@ -71,7 +71,7 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
 }
 """Kinds of the keys that only some choices of a group have, or that configs of older runs lack."""
 
-LEGACY_VALUES: dict[str, Any] = {"train.document_masking": False, "train.val_tokens": None}
+LEGACY_VALUES: dict[str, Any] = {"train.document_masking": False, "train.val_tokens": None, "data.split": "train"}
 """Key that was added later -> the value at which runs do what runs did before the key existed."""
 
 REQUIRED_KEYS: dict[str, dict[str, tuple[str, ...]]] = {

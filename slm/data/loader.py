@@ -78,7 +78,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 @lru_cache
 def _sorted_shuffles(seed: int, num_windows: int) -> Callable[[int], np.ndarray]:
-    """Return `_sorted_shuffle` as a function of the epoch that keeps two orders, because a batch may span two epochs."""
+    """Return `_sorted_shuffle` by epoch, keeping the last two orders, because a batch may span two epochs."""
     return lru_cache(maxsize=2)(partial(_sorted_shuffle, seed, num_windows))
 
 
@@ -86,10 +86,6 @@ def _sorted_shuffle(seed: int, num_windows: int, epoch: int) -> np.ndarray:
     # NEP 19 guarantees the same raw bits in all versions of numpy, but not the same `Generator.permutation`.
     raw = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_windows)
     return np.argsort(raw, kind="stable")
-
-
-def _starts_of_step(seed: int, batch_size: int, num_windows: int, sequence_length: int, step: int) -> np.ndarray:
-    return window_ids(seed, step, batch_size, num_windows) * sequence_length
 
 
 class MixedOrder:
@@ -147,11 +143,13 @@ class _MicroBatches(Dataset[Tensor]):
 
     stream: TokenStream
     sequence_length: int
-    starts_of_step: Callable[[int], np.ndarray]
+    batch_size: int
+    seed: int
     steps: range
     rank_rows: range
     micro_batch_size: int
     micro_batches_per_step: int
+    order: MixedOrder | None
 
     def __len__(self) -> int:
         return len(self.steps) * self.micro_batches_per_step
@@ -159,7 +157,12 @@ class _MicroBatches(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         step_index, part_index = divmod(index, self.micro_batches_per_step)
         rows = _part(self.rank_rows, part_index, self.micro_batches_per_step)
-        starts = self.starts_of_step(self.steps[step_index])
+        step = self.steps[step_index]
+        if self.order:
+            starts = self.order.starts(step)
+        else:
+            num_windows = self.stream.num_windows(self.sequence_length)
+            starts = window_ids(self.seed, step, self.batch_size, num_windows) * self.sequence_length
         batch = np.full((self.micro_batch_size, self.sequence_length + 1), IGNORED, dtype=np.int64)
         for row, start in enumerate(starts[rows.start : rows.stop].tolist()):
             batch[row] = self.stream.read(start, start + self.sequence_length + 1)
@@ -197,13 +200,13 @@ def train_loader(
             f"data: the training text has {stream.num_tokens} tokens, but one window of "
             f"train.sequence_length={sequence_length} needs {sequence_length + 1}; add text or shorten the sequence"
         )
-    num_windows = stream.num_windows(sequence_length)
-    starts_of_step = order.starts if order else partial(_starts_of_step, seed, batch_size, num_windows, sequence_length)
     steps = range(start_step, end_step)
     rows = _part(range(batch_size), rank, world_size)
     micro_batches_per_step = num_micro_batches_per_step(batch_size, world_size, micro_batch_size)
     return DataLoader(
-        _MicroBatches(stream, sequence_length, starts_of_step, steps, rows, micro_batch_size, micro_batches_per_step),
+        _MicroBatches(
+            stream, sequence_length, batch_size, seed, steps, rows, micro_batch_size, micro_batches_per_step, order
+        ),
         batch_size=None,  # an item of the data set is a micro-batch
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),

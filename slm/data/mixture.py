@@ -74,6 +74,14 @@ class Mixture:
                 )
         return first_steps
 
+    def describe(self, steps: int) -> list[str]:
+        """Return the shares of each phase in words, such as `from step 80 web 50.0%, code 50.0%`."""
+        texts = []
+        for first, phase in zip(self.first_steps(steps), self.phases, strict=True):
+            shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(self.names, phase.shares, strict=True))
+            texts.append(f"from step {first} {shares}" if first else shares)
+        return texts
+
     def drawn(self, num_windows: int, first_windows: Sequence[int]) -> list[int]:
         """Return how many of the first `num_windows` windows of a run come from each source.
 
@@ -121,6 +129,11 @@ def read_mixture(data: Mapping[str, Any]) -> Mixture:
             raise ValueError(f"data.sources has the name {name!r}, which must consist of letters, digits, _, - and .")
         if isinstance(source, Mapping) and source.get("source") == MIX:
             raise ValueError(f"data.sources.{name} is itself a mix: list its sources in data.sources instead")
+        if isinstance(source, Mapping) and source.get("source") == "chat":
+            raise ValueError(
+                f"data.sources.{name} holds conversations, whose windows are packed by another rule: train on the text "
+                "first and on data=chat afterwards"
+            )
     names = tuple(map(str, sources))
     phases = [Phase(Fraction(0), _read_weights(data["weights"], names, "data.weights"))]
     schedule = data["schedule"] or []
@@ -138,6 +151,15 @@ def read_mixture(data: Mapping[str, Any]) -> Mixture:
         if not any(phase.weights[index] for phase in phases):
             raise ValueError(f"data.sources.{name} has the weight 0 throughout: give it a weight, or leave it out")
     return Mixture(names, tuple(phases))
+
+
+def count_common_steps(data: Mapping[str, Any], steps: int, other_steps: int) -> int:
+    """Return at how many of their first steps two runs on `data`, of `steps` and `other_steps` steps, see the same text."""
+    if data["source"] != MIX:
+        return min(steps, other_steps)
+    mixture = read_mixture(data)
+    changes = zip(mixture.first_steps(steps), mixture.first_steps(other_steps), strict=True)
+    return min([steps, other_steps, *(min(pair) for pair in changes if pair[0] != pair[1])])
 
 
 def check_phases(data: Mapping[str, Any], steps: int) -> None:
