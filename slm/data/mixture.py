@@ -154,7 +154,7 @@ def read_mixture(data: Mapping[str, Any]) -> Mixture:
 
 
 def count_common_steps(data: Mapping[str, Any], steps: int, other_steps: int) -> int:
-    """Return at how many of their first steps two runs on `data`, of `steps` and `other_steps` steps, see the same text."""
+    """Return at how many of their first steps two runs on `data`, of so many steps, see the same text."""
     if data["source"] != MIX:
         return min(steps, other_steps)
     mixture = read_mixture(data)
