@@ -12,10 +12,10 @@ import pandas as pd
 COLUMNS = (
     "run_id", "trunk", "family", "name", "seed", "status", "params_total", "params_non_embedding", "tokens", "flops",
     "flops_6n", "width", "depth", "lr", "batch_tokens", "sequence_length", "document_masking", "steps", "optimizer",
-    "ema_decay", "schedule", "parametrization", "data_fingerprint", "tokenizer_fingerprint",
+    "ema_decay", "schedule", "parametrization", "data_fingerprint", "epochs", "tokenizer_fingerprint",
     "vocab_size", "precision", "loss", "bits_per_byte", "perplexity", "val_tokens", "val_bytes", "tokens_per_second",
-    "peak_memory_bytes", "wall_seconds", "device", "versions", "git_commit", "init_from", "distill", "budget", "lr_rule", "lr_at_end",
-    "lr_tried",
+    "peak_memory_bytes", "wall_seconds", "device", "versions", "git_commit", "init_from", "distill",
+    "budget", "lr_rule", "lr_at_end", "lr_tried",
 )  # fmt: skip
 """The columns of a sweep's table before any cell has a result. A branch is a run that continues from a checkpoint of
 another run, its `trunk`. Only tuned learning rates have `lr_at_end` and `lr_tried`."""
@@ -27,8 +27,8 @@ def collect_runs(directory: str | Path) -> pd.DataFrame:
     """One row per run found at any depth under `directory` (a folder of run directories, such as `multirun/DATE`).
 
     `loss` is in nats per token, at the last step; only completed runs have one. `flops` are exact training FLOPs,
-    `depth` counts distinct blocks, and `run_id` is the run's folder relative to `directory`. Raises `ValueError` if
-    there is no run or a result cannot be read.
+    `depth` counts distinct blocks, `epochs` counts how often the training text was seen, and `run_id` is the run's
+    folder relative to `directory`. Raises `ValueError` if there is no run or a result cannot be read.
     """
     root = Path(directory)
     if not root.is_dir():
@@ -108,6 +108,7 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
         "schedule": _schedule_text(result["schedule"]),
         "parametrization": result["parametrization"],
         "data_fingerprint": result["data"]["fingerprint"],
+        "epochs": result["data"].get("epochs"),  # unknown for older runs; of a mix, of its most repeated source
         "tokenizer_fingerprint": result["tokenizer"]["fingerprint"],
         "vocab_size": result["tokenizer"]["vocab_size"],
         "precision": result["precision"],
@@ -123,6 +124,8 @@ def _measurements(result: Mapping[str, Any]) -> dict[str, Any]:
     versions = ", ".join(f"{package} {number}" for package, number in (result.get("versions") or {}).items())
     origin = {"versions": versions or None, "git_commit": result.get("git_commit")}  # older runs have neither
     origin |= {"init_from": _weights_text(result.get("init_from")), "distill": _teacher_text(result.get("distill"))}
+    for source, score in (val.get("by_source") or {}).items():
+        scores |= {f"val_{source}_{name}": score[name] for name in ("loss", "bits_per_byte")}
     return scores | {"val_tokens": val.get("tokens"), "val_bytes": val.get("bytes")} | speed | origin
 
 

@@ -21,6 +21,7 @@ import yaml
 from hydra.errors import ConfigCompositionException
 
 from slm.model.config import ModelConfig
+from slm.runtime.settings import RENAMED_KEYS
 
 CONF = Path(__file__).parents[2] / "conf"
 SCRIPTS = ("train", "evaluate", "sweep")
@@ -89,6 +90,8 @@ def explain_unknown_keys(script: str) -> Iterator[None]:
 
 def _refusal(key: str, quoted: str, script: str, config: Mapping[str, Any] = MappingProxyType({})) -> str:
     """Why `script` does not read `key`, and what to do; `quoted` is the override that set the key, without its `+`."""
+    if key in RENAMED_KEYS:
+        return f"{quoted} has another name now: give {RENAMED_KEYS[key]}{quoted.removeprefix(key)}"
     readers = [name for name in SCRIPTS if key in dotted_keys(_keys_read_by(name, {}))]
     if script in readers:
         group = key.partition(".")[0]
@@ -129,6 +132,8 @@ def _keys_read_by(script: str, config: Mapping[str, Any]) -> Tree:
             if matching or group == "data":
                 choices = matching
         tree[group] = _merged([*choices, tree.get(group) or {}])
+        if group == "data":  # the names of the sources of a mix are the user's own
+            tree[group] = dict.fromkeys(tree[group])
     return tree
 
 

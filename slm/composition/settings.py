@@ -63,7 +63,8 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "data.paths": kinds.PATHS,
     "data.val_paths": kinds.or_null(kinds.PATHS),
     "data.val_fraction": kinds.or_null(kinds.SHARE),
-    "data.text_column": kinds.NAME,
+    **dict.fromkeys(("data.text_column", "data.repo", "data.split"), kinds.NAME),
+    **dict.fromkeys(("data.config", "data.revision", "data.val_split", "data.test_split"), kinds.or_null(kinds.NAME)),
     "data.template": kinds.or_null(kinds.NAME),
     "data.document_masking": kinds.SWITCH,
     **{f"data.max_{key}": kinds.or_null(kinds.COUNT) for key in ("document_bytes", "documents", "bytes")},
@@ -88,6 +89,7 @@ DISTILL_KINDS: dict[str, kinds.Kind] = {
 LEGACY_VALUES: dict[str, Any] = {
     "train.document_masking": False,
     "train.val_tokens": None,
+    "data.split": "train",
     "init_from": None,
     "init_vocab": "same",
 }
@@ -109,6 +111,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     kinds.check_kinds(settings, KINDS, OPTIONAL_KINDS)
     if settings.get("distill") is not None:
         kinds.check_kinds(settings, DISTILL_KINDS)
+    data_kinds = {key: kind for key, kind in OPTIONAL_KINDS.items() if key.startswith("data.")}
+    for name, source in (settings["data"].get("sources") or {}).items():
+        try:
+            kinds.check_kinds({"data": source}, {}, data_kinds)
+        except ValueError as error:
+            raise ValueError(f"data.sources.{name}: {error}") from None
     for group, choices in REQUIRED_KEYS.items():
         name = settings[group]["name"]
         for key in choices.get(name, ()):

@@ -1,11 +1,15 @@
 """`prepare` opens the corpus that a data config and a tokenizer config describe, and builds it if it is not cached.
 
 Each corpus has two folders in the cache. The first holds the documents of both splits, which are independent of the
-tokenizer. The second holds their tokens and the tokenizer.
+tokenizer. The second holds their tokens and the tokenizer. A mix has the folders of its sources, and one for the
+tokenizer that is trained on all of them.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -24,6 +28,8 @@ from slm.data.documents import (
     text_bytes,
     write_documents,
 )
+from slm.data.hub import limited
+from slm.data.mixture import MIX, Mixture, read_mixture
 from slm.data.packing import NUM_MARKS, ConversationStream
 from slm.data.parts import Part, build_parts
 from slm.data.sources import source_of
@@ -57,6 +63,10 @@ class Corpus:
     """For each reason (`documents.LEFT_OUT`), how many documents are in neither split."""
     notes: tuple[str, ...]
     """Sentences on what was read and what was left out."""
+    mixture: Mixture | None = None
+    """The shares of the sources of a mix, whose `train` and `val` are the streams of its sources, one after another."""
+    sources: Mapping[str, "Corpus"] = field(default_factory=dict)
+    """The corpus of each source of a mix; empty for other data."""
 
     @property
     def holds_conversations(self) -> bool:
@@ -71,6 +81,12 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
     options, raises ValueError that names the config key.
     """
     plan = plan_tokenizer(tokenizer)
+    if data["source"] == MIX:
+        return _prepare_mix(data, plan, tokenizer.get("train_bytes"), cache_dir)
+    return _prepare(data, plan, cache_dir)
+
+
+def _prepare(data: Mapping[str, Any], plan: Plan, cache_dir: Path) -> Corpus:
     name = data["name"]
     template = template_of(data, plan.chat_template) if source_of(data).holds_conversations else None
     key = [_TOKENS_SCHEMA, _documents_key(data), plan.key, *([] if template is None else [_CHAT_SCHEMA, template])]
@@ -97,9 +113,79 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
     )
 
 
+def _prepare_mix(data: Mapping[str, Any], plan: Plan, train_bytes: int | None, cache_dir: Path) -> Corpus:
+    """Open or build the corpus of each source, with one tokenizer. `train_bytes` is `tokenizer.train_bytes`."""
+    mixture = read_mixture(data)
+    if plan.is_trained:
+        plan = _plan_for_mix(data, mixture, plan, train_bytes, cache_dir)
+    sources = {}
+    for name in mixture.names:
+        with _naming_source(name):
+            sources[name] = _prepare(data["sources"][name], plan, cache_dir)
+    corpora = list(sources.values())
+    identity = [mixture.identity, [[name, corpus.fingerprint] for name, corpus in sources.items()]]
+    left_out = {reason: sum(corpus.left_out[reason] for corpus in corpora) for reason in corpora[0].left_out}
+    return Corpus(
+        name=data["name"],
+        fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
+        train=TokenStream.joined([corpus.train for corpus in corpora]),
+        val=TokenStream.joined([corpus.val for corpus in corpora]),
+        val_bytes=corpora[0].tokenizer.token_bytes.astype(np.float64),  # a source has a scale of its own
+        keeps_text=all(corpus.keeps_text for corpus in corpora),
+        tokenizer=corpora[0].tokenizer,
+        left_out=left_out,
+        notes=tuple(f"{name}: {note}" for name, corpus in sources.items() for note in corpus.notes),
+        mixture=mixture,
+        sources=sources,
+    )
+
+
+def _plan_for_mix(
+    data: Mapping[str, Any], mixture: Mixture, plan: Plan, train_bytes: int | None, cache_dir: Path
+) -> Plan:
+    """Return a plan whose tokenizer is trained on all sources: on `train_bytes` of text, divided by their shares."""
+    sources = {name: data["sources"][name] for name in mixture.names}
+    shares = {name: round(share, 9) for name, share in mixture.shares.items()}
+    key = [plan.key, [[name, _documents_key(source), shares[name]] for name, source in sources.items()]]
+    folder = cache_dir / "tokenizers" / f"{data['name']}-{digest(key)}"
+
+    def texts() -> Iterator[list[str]]:
+        for name, source in sources.items():
+            with _naming_source(name):
+                documents, _ = prepare_documents(source, cache_dir=cache_dir)
+            share = None if train_bytes is None else max(1, round(shares[name] * train_bytes))
+            yield from (
+                [text] for text in limited(chain.from_iterable(read_documents(documents, "train")), None, share)
+            )
+
+    def build(partial_folder: Path) -> dict[str, Any]:
+        plan.make(texts).save(partial_folder)
+        return {}
+
+    def make(texts_of_source: object) -> Tokenizer:
+        cached(folder, build, what=f"the tokenizer of {data['name']}")
+        return load_tokenizer(folder, name=plan.name)
+
+    return replace(plan, key=key, make=make)
+
+
+@contextmanager
+def _naming_source(name: str) -> Iterator[None]:
+    """Let a ValueError in this context say which source of a mix it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"data.sources.{name}: {error}") from None
+
+
 def check_sources(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> None:
     """Raise the ValueError that `prepare` would raise for wrong options and paths. Quick, and downloads nothing."""
-    _documents_key(data)  # raises ValueError for wrong options
+    if data["source"] == MIX:
+        for name in read_mixture(data).names:
+            with _naming_source(name):
+                _documents_key(data["sources"][name])
+    else:
+        _documents_key(data)  # raises ValueError for wrong options
     if not is_on_hub(tokenizer):
         plan_tokenizer(tokenizer)
 

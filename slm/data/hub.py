@@ -9,7 +9,7 @@ from slm.data.sources import Document
 
 _TIMEOUT_SECONDS = 5.0  # for the first answer of the hub
 _MAX_PARTS = 1024
-_OPTIONS = ("path", "subset", "revision", "val_split", "text_column", "document_start", "max_documents", "max_bytes")
+_OPTIONS = ("revision", "val_split", "text_column", "document_start", "max_documents", "max_bytes")
 
 
 def key(data: Mapping[str, Any]) -> Any:
@@ -17,7 +17,9 @@ def key(data: Mapping[str, Any]) -> Any:
     for name in ("max_documents", "max_bytes"):
         if data[name] is not None and data[name] < 1:
             raise ValueError(f"data.{name}={data[name]} must be positive, or null for no limit")
-    return {name: data[name] for name in _OPTIONS}
+    options = {"path": data["repo"], "subset": data["config"], **{name: data[name] for name in _OPTIONS}}
+    # With these names, and without the usual split, keys are those of corpora that older versions cached.
+    return options if data["split"] == "train" else {**options, "split": data["split"]}
 
 
 def size(part: Mapping[str, Any]) -> int | None:
@@ -32,11 +34,11 @@ def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     shards). A table is one shard if `document_start`, `max_documents` or `max_bytes` is given, because these count from
     the table's first row. Raises ValueError without delay if the hub cannot be reached.
     """
-    require_network(f"data={data['name']} must download {data['path']}")
+    require_network(f"data={data['name']} must download {data['repo']}")
     is_undivided = any(data[name] is not None for name in ("document_start", "max_documents", "max_bytes"))
-    split_by_table: dict[str, str | None] = {"train": None}
+    split_by_table: dict[str, str | None] = {data["split"]: None}
     if data["val_split"] is not None:
-        split_by_table = {data["val_split"]: "val", "train": "train"}
+        split_by_table = {data["val_split"]: "val", data["split"]: "train"}
     shards: list[dict[str, Any]] = []
     for table, split in split_by_table.items():
         num_shards = 1 if is_undivided else min(_MAX_PARTS, _table(data, table).num_shards)
@@ -92,31 +94,34 @@ def limited(texts: Iterable[str], max_documents: int | None, max_bytes: int | No
 def rows(data: Mapping[str, Any], split: str, index: int = 0, num_shards: int = 1) -> Iterator[str]:
     """Yield the text column of a split, or of one of `num_shards` shards of the split, cleaned by `readers.clean`.
 
-    A null becomes "". Raises ValueError for an unknown data set, subset, split or column, and for rows that hold no
+    A null becomes "". Raises ValueError for an unknown data set, config, split or column, and for rows that hold no
     text or cannot be read.
     """
-    path, column = data["path"], data["text_column"]
+    repo, column = data["repo"], data["text_column"]
     table = _table(data, split)
     if num_shards > 1:
         table = table.shard(num_shards=num_shards, index=index)
     if table.column_names is not None and column not in table.column_names:
-        raise ValueError(f"data.text_column={column!r} is not in {path}, which has {', '.join(table.column_names)}")
-    return _texts(table, column, path)
+        raise ValueError(f"data.text_column={column!r} is not in {repo}, which has {', '.join(table.column_names)}")
+    return _texts(table, column, repo)
 
 
 def _table(data: Mapping[str, Any], split: str) -> Any:
     from datasets import load_dataset
 
-    path = data["path"]
+    repo = data["repo"]
     try:
-        return load_dataset(path, data["subset"], split=split, revision=data["revision"], streaming=True)
-    except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f"data.path={path!r} cannot be read from the hub: {first_line(error)}") from None
+        return load_dataset(repo, data["config"], split=split, revision=data["revision"], streaming=True)
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        advice = ""
+        if "scripts are no longer supported" in str(error):
+            advice = "; data.revision=refs/convert/parquet data.config=null reads the hub's own copy, if there is one"
+        raise ValueError(f"data.repo={repo!r} cannot be read from the hub: {first_line(error)}{advice}") from None
 
 
-def _texts(table: Iterable[Mapping[str, Any]], column: str, path: str) -> Iterator[str]:
+def _texts(table: Iterable[Mapping[str, Any]], column: str, repo: str) -> Iterator[str]:
     try:
         for number, row in enumerate(table, start=1):
             yield "".join(clean([text_of(row.get(column), column, f"row {number}")]))
     except Exception as error:  # the class depends on the file type and on the library that downloads the files
-        raise ValueError(f"data.path={path!r} cannot be read: {first_line(error)}") from None
+        raise ValueError(f"data.repo={repo!r} cannot be read: {first_line(error)}") from None

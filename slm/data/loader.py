@@ -5,11 +5,12 @@ Axes: B sequences, T tokens per sequence. A window is a sequence together with i
 The windows of conversations are those of `slm.data.packing`.
 """
 
+import hashlib
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from slm.data.mixture import Mixture, windows_in_order
 from slm.data.packing import ConversationStream
 from slm.data.stream import TokenStream
 
@@ -44,9 +46,12 @@ def window_ids(seed: int, step: int, batch_size: int, num_windows: int) -> np.nd
     The samples of a run are numbered. Sample i is entry i % num_windows of the permutation for epoch i // num_windows.
     So each epoch has every window once, in an order of its own, and a batch may span epochs.
     """
-    samples = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+    return _windows_of_samples(seed, np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64), num_windows)
+
+
+def _windows_of_samples(seed: int, samples: np.ndarray, num_windows: int) -> np.ndarray:
     epochs, positions = samples // num_windows, samples % num_windows
-    ids = np.empty(batch_size, dtype=np.int64)
+    ids = np.empty(len(samples), dtype=np.int64)
     for epoch in np.unique(epochs):
         in_epoch = epochs == epoch
         ids[in_epoch] = _permuted(seed, int(epoch), num_windows, positions[in_epoch])
@@ -56,7 +61,7 @@ def window_ids(seed: int, step: int, batch_size: int, num_windows: int) -> np.nd
 def _permuted(seed: int, epoch: int, num_windows: int, positions: np.ndarray) -> np.ndarray:
     """Return the entries at `positions` of a permutation of range(num_windows) that seed and epoch determine."""
     if num_windows <= MAX_SORTED_WINDOWS:
-        return _sorted_shuffle(seed, epoch, num_windows)[positions]
+        return _sorted_shuffles(seed, num_windows)(epoch)[positions]
     return _feistel_shuffle(seed, epoch, num_windows, positions)
 
 
@@ -87,11 +92,65 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-@lru_cache(maxsize=2)  # a batch may span two epochs
-def _sorted_shuffle(seed: int, epoch: int, num_windows: int) -> np.ndarray:
+@lru_cache
+def _sorted_shuffles(seed: int, num_windows: int) -> Callable[[int], np.ndarray]:
+    """Return `_sorted_shuffle` by epoch, keeping the last two orders, because a batch may span two epochs."""
+    return lru_cache(maxsize=2)(partial(_sorted_shuffle, seed, num_windows))
+
+
+def _sorted_shuffle(seed: int, num_windows: int, epoch: int) -> np.ndarray:
     # NEP 19 guarantees the same raw bits in all versions of numpy, but not the same `Generator.permutation`.
     raw = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_windows)
     return np.argsort(raw, kind="stable")
+
+
+class MixedOrder:
+    """The windows of each step of a run on a mix, whose streams are joined in the order of the mixture's names.
+
+    Every source has windows of its own, and an order of its own that depends on the seed and the source's name alone.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        streams: Mapping[str, TokenStream],
+        *,
+        seed: int,
+        steps: int,
+        batch_size: int,
+        sequence_length: int,
+    ) -> None:
+        """Prepare the order of a run of `steps` steps; `streams` has the training text of each source."""
+        self.mixture, self.batch_size, self.sequence_length = mixture, batch_size, sequence_length
+        self.first_windows = [step * batch_size for step in mixture.first_steps(steps)]
+        self.num_windows = [streams[name].num_windows(sequence_length) for name in mixture.names]
+        self._offsets = np.cumsum([0, *(streams[name].num_tokens for name in mixture.names)])
+        digests = [hashlib.sha256(f"{seed} {name}".encode()).digest() for name in mixture.names]
+        self._seeds = [int.from_bytes(digest[:8], "big") for digest in digests]
+
+    def starts(self, step: int) -> np.ndarray:
+        """Return the tokens of the joined stream with which the windows of a step begin: int64, (batch_size,)."""
+        first = step * self.batch_size
+        phase = sum(start <= first for start in self.first_windows) - 1
+        phase_first = self.first_windows[phase]
+        drawn_before = self.mixture.drawn(phase_first, self.first_windows)
+        in_phase = first - phase_first
+        weights = self.mixture.phases[phase].weights
+        sources, numbers = windows_in_order(weights, in_phase, in_phase + self.batch_size)
+        starts = np.empty(self.batch_size, dtype=np.int64)
+        for source in np.unique(sources).tolist():
+            is_own = sources == source
+            samples = numbers[is_own] + drawn_before[source]
+            ids = _windows_of_samples(self._seeds[source], samples, self.num_windows[source])
+            starts[is_own] = self._offsets[source] + ids * self.sequence_length
+        return starts
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """Return how often the training text of each source was seen in the first `step` steps."""
+        drawn = self.mixture.drawn(step * self.batch_size, self.first_windows)
+        return {
+            name: count / size for name, count, size in zip(self.mixture.names, drawn, self.num_windows, strict=True)
+        }
 
 
 @dataclass(frozen=True)
@@ -106,6 +165,7 @@ class _MicroBatches(Dataset[Tensor | Batch]):
     rank_rows: range
     micro_batch_size: int
     micro_batches_per_step: int
+    order: MixedOrder | None
 
     def __len__(self) -> int:
         return len(self.steps) * self.micro_batches_per_step
@@ -113,17 +173,20 @@ class _MicroBatches(Dataset[Tensor | Batch]):
     def __getitem__(self, index: int) -> Tensor | Batch:
         step_index, part_index = divmod(index, self.micro_batches_per_step)
         rows = _part(self.rank_rows, part_index, self.micro_batches_per_step)
-        num_windows = self.stream.num_windows(self.sequence_length)
-        batch_ids = window_ids(self.seed, self.steps[step_index], self.batch_size, num_windows)
-        if isinstance(self.stream, ConversationStream):
-            num_scored = self.stream.packing(self.sequence_length).num_scored[batch_ids].sum()
-            batch_of_windows = _windows(
-                self.stream, batch_ids[rows.start : rows.stop], self.sequence_length, self.micro_batch_size
-            )
-            return batch_of_windows._replace(num_scored=torch.tensor(num_scored))
+        step = self.steps[step_index]
+        if self.order:
+            starts = self.order.starts(step)
+        else:
+            num_windows = self.stream.num_windows(self.sequence_length)
+            batch_ids = window_ids(self.seed, step, self.batch_size, num_windows)
+            if isinstance(self.stream, ConversationStream):
+                num_scored = self.stream.packing(self.sequence_length).num_scored[batch_ids].sum()
+                own_ids = batch_ids[rows.start : rows.stop]
+                windows = _windows(self.stream, own_ids, self.sequence_length, self.micro_batch_size)
+                return windows._replace(num_scored=torch.tensor(num_scored))
+            starts = batch_ids * self.sequence_length
         batch = np.full((self.micro_batch_size, self.sequence_length + 1), IGNORED, dtype=np.int64)
-        for row, window in enumerate(batch_ids[rows.start : rows.stop].tolist()):
-            start = window * self.sequence_length
+        for row, start in enumerate(starts[rows.start : rows.stop].tolist()):
             batch[row] = self.stream.read(start, start + self.sequence_length + 1)
         return torch.from_numpy(batch)
 
@@ -154,13 +217,15 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    order: MixedOrder | None = None,
 ) -> DataLoader[Tensor | Batch]:
     """Return a loader of the micro-batches of one rank: int64, shape (micro_batch_size, sequence_length + 1).
 
     The loader yields the micro-batches of the steps `start_step` to `end_step` - 1. The `batch_size` sequences of a
     step are divided evenly among the ranks, and the sequences of a rank among its micro-batches. All ranks have the
     same number of micro-batches; a micro-batch with fewer sequences is padded with rows of -100. Micro-batches of
-    conversations are `Batch`es, padded with targets of -100. Raises ValueError if the stream has no window.
+    conversations are `Batch`es, padded with targets of -100. The `stream` of a mix has an `order`, in place of that of
+    `window_ids`. Raises ValueError if the stream has no window.
     """
     if stream.num_windows(sequence_length) == 0:
         raise ValueError(
@@ -171,7 +236,9 @@ def train_loader(
     rows = _part(range(batch_size), rank, world_size)
     micro_batches_per_step = num_micro_batches_per_step(batch_size, world_size, micro_batch_size)
     return DataLoader(
-        _MicroBatches(stream, sequence_length, batch_size, seed, steps, rows, micro_batch_size, micro_batches_per_step),
+        _MicroBatches(
+            stream, sequence_length, batch_size, seed, steps, rows, micro_batch_size, micro_batches_per_step, order
+        ),
         batch_size=None,  # an item of the data set is a micro-batch
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),

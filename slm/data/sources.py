@@ -48,6 +48,8 @@ def register_source(name: str, source: Source) -> None:
 def source_of(data: Mapping[str, Any]) -> Source:
     """Return the source that `data.source` names; raises ValueError if there is none."""
     source = SOURCES.get(str(data["source"]))
+    if data["source"] == "mix":
+        raise ValueError(f"data={data['name']} is a mix of sources: give one of them here, as in data=local")
     if source is None:
         known = ", ".join(SOURCES)
         raise ValueError(f"data.source={data['source']!r} is not one of {known}; extensions=[FILE] can add your own")

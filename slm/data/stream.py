@@ -1,12 +1,13 @@
 """Read a split of a corpus, stored in shards of bounded size, as one long array of tokens."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 SHARD_TOKENS = 100_000_000  # 200 MB of uint16: easy to copy, and 10B tokens need only 100 files
+_TOTALS = ("tokens", "bytes", "documents")
 MAX_OPEN_SHARDS = 256  # each takes a file descriptor, and many systems allow a process only 1,024
 
 
@@ -26,6 +27,15 @@ class TokenStream:
         self._paths = [folder / shard["file"] for shard in facts["shards"]]
         self._shard_bounds = np.cumsum([0] + [shard["tokens"] for shard in facts["shards"]])  # all starts, then the end
         self._open_shards: dict[int, np.memmap] = {}
+
+    @classmethod
+    def joined(cls, streams: Sequence["TokenStream"]) -> "TokenStream":
+        """Return the streams, which have one tokenizer, as one: the tokens of each follow those of the one before."""
+        totals = {name: sum(getattr(stream, f"num_{name}") for stream in streams) for name in _TOTALS}
+        joined = cls(Path(), {**totals, "dtype": streams[0]._dtype, "shards": []})
+        joined._paths = [path for stream in streams for path in stream._paths]
+        joined._shard_bounds = np.cumsum([0, *(size for stream in streams for size in np.diff(stream._shard_bounds))])
+        return joined
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return tokens [start, stop) as a new array of the stored dtype. Raises IndexError outside the stream."""

@@ -41,6 +41,7 @@ class Plan:
     name: str
     key: Any
     make: Callable[[Texts], Tokenizer]
+    is_trained: bool = False  # whether the texts affect the tokenizer
     chat_template: str | None = None
     """The template that comes with a released tokenizer."""
 
@@ -74,6 +75,7 @@ def _plan_bpe(vocab_size: int, train_bytes: int | None) -> Plan:
         name=f"bpe-{vocab_size}",
         key=["bpe", vocab_size, train_bytes, _SPLIT, tokenizers.__version__],
         make=lambda texts: _train_bpe(texts(), vocab_size, train_bytes),
+        is_trained=True,
     )
 
 

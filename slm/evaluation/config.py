@@ -30,6 +30,7 @@ def _integer(minimum: int) -> kinds.Kind:
 KINDS = {
     "checkpoint": kinds.or_null(kinds.Kind("a path or hub id", kinds.NAME.accepts)),
     "checkpoints": kinds.or_null(kinds.list_of(kinds.NAME, "paths and hub ids, as in checkpoints=[a,b]")),
+    "source": kinds.or_null(kinds.NAME),
     "revision": kinds.or_null(kinds.TEXT),
     **dict.fromkeys(("output_dir", "cache_dir"), kinds.Kind("a folder", kinds.NAME.accepts)),
     # The harness seeds numpy's global generator with this number, so it must fit into 32 bits.
@@ -112,6 +113,10 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["unroll_sharing"] and config["export"] is None:
         raise ValueError("unroll_sharing=true needs export=FOLDER")
     perplexity = config["perplexity"]
+    if config.get("data") is not None and config["source"] is not None:
+        raise ValueError(
+            f"source={config['source']} selects from a run's own text, which data=... replaces: leave one out"
+        )
     for key, default in (("bos", "auto"), ("document_start", None)):
         if config.get("data") is None and perplexity[key] != default:
             raise ValueError(

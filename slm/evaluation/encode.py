@@ -7,7 +7,7 @@ Notable:
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from slm.data.mixture import MIX, read_mixture
 from slm.data.tokenizer import LOSSY_NOTE, Tokenizer
-from slm.evaluation.texts import Text, document_of, read_run, validation_documents
+from slm.evaluation.texts import Text, document_of, read_run, sources_of_run, validation_documents
 from slm.runtime.progress import progress
 
 DOCUMENTS_PER_CALL = 1024  # number of documents that the tokenizer encodes in one call
@@ -38,6 +39,7 @@ class Stream:
     notes: tuple[str, ...]  # caveats for the report, as sentences
     in_training: float | None = None  # share of the bytes that the checkpoint was trained on; None if unknown
     separator: int | None = None  # id of the token that begins a document; None if documents attend to each other
+    weights: np.ndarray | None = None  # float64: weight of each token in means; None if all count the same
 
     @property
     def num_scored(self) -> int:
@@ -77,11 +79,15 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
     return replace(stream, notes=(*text.notes, *stream.notes, *notes))
 
 
-def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: int | None = None) -> Stream:
+def run_stream(
+    run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: int | None = None, source: str | None = None
+) -> Stream:
     """Return the validation stream of a run of train.py, with the tokens and masks of the run's own validation.
 
-    `tokenizer` is the tokenizer that the run saved. `max_tokens` limits the stream, begin and end tokens included.
-    Raises ValueError if the documents (`validation_documents`) or the tokenizer have changed since the run.
+    `tokenizer` is the tokenizer that the run saved. `max_tokens` limits the stream, begin and end tokens included. The
+    sources of a mix follow each other, with equal parts of `max_tokens`, and their tokens are weighted by the mix's
+    shares, as in training; `source` selects one source. Raises ValueError if the documents (`validation_documents`) or
+    the tokenizer have changed since the run, or if it has no such source.
     """
     config, fingerprints = read_run(run)
     if fingerprints["tokenizer"] != tokenizer.fingerprint:
@@ -89,17 +95,49 @@ def run_stream(run: Path, tokenizer: Tokenizer, *, cache_dir: Path, max_tokens: 
             f"{run}: the given tokenizer has fingerprint {tokenizer.fingerprint}, but the run was trained with "
             f"{fingerprints['tokenizer']}; use the tokenizer in {run / 'model'}"
         )
-    try:
-        groups = validation_documents(config, fingerprints["data"], cache_dir)
-    except ValueError as error:
-        raise ValueError(f"the validation text of {run} is no longer available: {error}") from error
-    stream = _encode_documents(config["data"]["name"], fingerprints["data"], groups, tokenizer, max_tokens)
+    sources = sources_of_run(config, fingerprints, source)
+    if max_tokens is not None and len(sources) > 1:
+        max_tokens = max(2, max_tokens // len(sources))
+    streams = {}
+    for name, (source_config, fingerprint) in sources.items():
+        try:
+            groups = validation_documents(source_config, fingerprint, cache_dir)
+        except ValueError as error:
+            raise ValueError(f"the validation text of {run} is no longer available: {error}") from error
+        streams[name] = _encode_documents(name, fingerprint, groups, tokenizer, max_tokens)
     notes = ["This is the validation text of the run, framed and counted as in training."]
+    if config["data"]["source"] != MIX or source is not None:
+        (stream,) = streams.values()
+    else:
+        mixture = read_mixture(config["data"])
+        stream = _mixed_stream(config["data"]["name"], fingerprints["data"], streams, mixture.shares)
+        notes.append("Its sources are weighted by their shares of the training tokens.")
     separator = None
     if config["train"].get("document_masking"):  # older runs lack the key
         notes.append("Tokens attend only to their own document, as in training.")
         separator = tokenizer.separator_id
     return replace(stream, notes=(*notes, *stream.notes), separator=separator)
+
+
+def _mixed_stream(name: str, fingerprint: str, streams: Mapping[str, Stream], shares: Mapping[str, float]) -> Stream:
+    """Join the streams of the sources of a mix. Their weights sum to the number of scored tokens."""
+    num_scored = sum(stream.num_scored for stream in streams.values())
+    documents, weights, num_documents = [], [], 0
+    for source, stream in streams.items():
+        documents.append(stream.document + num_documents)
+        num_documents += int(stream.document[-1]) + 1
+        weights.append(np.full(len(stream.tokens), shares[source] * num_scored / stream.num_scored))
+    return Stream(
+        name=name,
+        fingerprint=fingerprint,
+        tokens=np.concatenate([stream.tokens for stream in streams.values()]),
+        is_scored=np.concatenate([stream.is_scored for stream in streams.values()]),
+        token_bytes=np.concatenate([stream.token_bytes for stream in streams.values()]),
+        document=np.concatenate(documents),
+        words=None,
+        notes=tuple(dict.fromkeys(note for stream in streams.values() for note in stream.notes)),
+        weights=np.concatenate(weights),
+    )
 
 
 def _encode_running_text(text: Text, tokenizer: Tokenizer, bos: str, max_tokens: int | None) -> Stream:

@@ -19,7 +19,7 @@ from slm.runtime.files import locked, write_atomically
 
 Entry = dict[str, Any]
 
-FIXED_SETTINGS = ("data", "device", "dtype", "seed", "perplexity", "speed", "task_limit", "task_shots")
+FIXED_SETTINGS = ("source", "data", "device", "dtype", "seed", "perplexity", "speed", "task_limit", "task_shots")
 """An evaluation is continued only if these settings are unchanged; checkpoints and tasks may be added."""
 IDENTITY_FIELDS = ("revision", "fingerprint", "dtype", "autocast", "device")
 """An entry keeps its results only if these fields are unchanged; the name of the checkpoint may change."""

@@ -17,7 +17,7 @@ from slm.evaluation.perplexity import Protocol, perplexity
 from slm.evaluation.speed import check_speed, measure_speed
 from slm.evaluation.tasks.local import files_of_task, question_texts, read_records
 from slm.evaluation.tasks.run import run_task
-from slm.evaluation.texts import Text, read_text, training_documents
+from slm.evaluation.texts import Text, read_run, read_text, sources_of_run, training_documents
 from slm.runtime.machine import has_mps, native_bfloat16, why_no_gpu
 from slm.runtime.progress import progress
 
@@ -152,6 +152,8 @@ def _perplexities(settings: Mapping[str, Any], provenance: Provenance, text: Tex
             f"checkpoint={provenance.checkpoint} is not a run of train.py, so it has no validation text: give a "
             "text, such as data=wikitext2, data=local data.paths=FILE or data=pydocs, or perplexity.protocols=[]"
         )
+    if names and text is None and provenance.run is not None:
+        sources_of_run(*read_run(provenance.run), settings["source"])  # raises for an unknown source
     protocols = [_protocol(name, settings["perplexity"], provenance) for name in names]
     return [_perplexity(protocol, settings, provenance.run, text) for protocol in protocols]
 
@@ -189,7 +191,9 @@ def _stream(checkpoint: Checkpoint, settings: Mapping[str, Any], run: Path | Non
     cache_dir = Path(settings["cache_dir"])
     if text is None:
         assert run is not None  # `_perplexities` raises if both are None
-        return run_stream(run, checkpoint.tokenizer, cache_dir=cache_dir, max_tokens=max_tokens)
+        return run_stream(
+            run, checkpoint.tokenizer, cache_dir=cache_dir, max_tokens=max_tokens, source=settings["source"]
+        )
     training = training_documents(run, cache_dir)
     seen_share = None if training is None else training.share_of_bytes(text.documents)
     return replace(encode(text, checkpoint.tokenizer, bos=bos, max_tokens=max_tokens), in_training=seen_share)

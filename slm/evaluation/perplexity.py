@@ -154,7 +154,10 @@ def _losses(
 def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[Window]) -> dict[str, Any]:
     """Return an entry of `perplexity_results`; `nats` are the losses of all positions, 0 if not scored."""
     nats_N, bytes_N = nats[stream.is_scored], stream.token_bytes[stream.is_scored]
-    num_tokens, num_bytes = len(nats_N), int(bytes_N.sum())
+    weights_N = None if stream.weights is None else stream.weights[stream.is_scored]
+    if weights_N is not None:
+        nats_N, bytes_N = nats_N * weights_N, bytes_N * weights_N
+    num_tokens, num_bytes = len(nats_N), round(bytes_N.sum())
     total_nats = float(nats_N.sum())
     notes = list(stream.notes)
     if len(windows) == 1:
@@ -165,7 +168,7 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
         notes.append(f"The loss of {num_bad:,} of {num_tokens:,} tokens is not finite, so no results can be given.")
     block_N, description = make_blocks(stream.document[stream.is_scored])
     nats_K = np.bincount(block_N, nats_N)
-    sizes_KM = np.column_stack([np.bincount(block_N), np.bincount(block_N, bytes_N)])
+    sizes_KM = np.column_stack([np.bincount(block_N, weights_N), np.bincount(block_N, bytes_N)])
     loss_error, nats_per_byte_error = ratio_errors(nats_K, sizes_KM).tolist()
     return {
         "data": stream.name,

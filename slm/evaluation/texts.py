@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,8 +34,10 @@ from slm.data import hub, local
 from slm.data.cache import cached, digest
 from slm.data.corpus import prepare_documents
 from slm.data.documents import left_out_notes, read_documents, text_hash, training_hashes, write_split
+from slm.data.mixture import MIX
 from slm.data.readers import ROW_SUFFIXES, pieces, suffix_of
 from slm.data.sources import source_of
+from slm.runtime.settings import RENAMED_KEYS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +106,15 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
 
 def _rows(data: Mapping[str, Any], split: str, cache_dir: Path) -> tuple[str, ...]:
     """Return the rows of the split; if each row is a document, at most `max_documents` rows and `max_bytes` bytes."""
-    options = {name: data[name] for name in ("path", "subset", "revision", "text_column", "document_start")}
+    options = {"path": data["repo"], "subset": data["config"]}  # names under which older versions cached texts
+    options |= {name: data[name] for name in ("revision", "text_column", "document_start")}
     limits: dict[str, Any] = {}
     if data["document_start"] is None:
         limits = {name: data[name] for name in ("max_documents", "max_bytes")}
     folder = cache_dir / "evaluation" / f"{data['name']}-{digest([options, limits, split])}"
 
     def build(build_folder: Path) -> dict[str, Any]:
-        hub.require_network(f"data={data['name']} must download {data['path']}")
+        hub.require_network(f"data={data['name']} must download {data['repo']}")
         rows = hub.limited(hub.rows(data, split), limits.get("max_documents"), limits.get("max_bytes"))
         return write_split(build_folder, split, rows)
 
@@ -125,12 +128,35 @@ def read_run(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
 
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        old_names = {f"data.{key}": value for key, value in config["data"].items()}
+        config["data"] = {"split": "train"} | {
+            RENAMED_KEYS.get(key, key).removeprefix("data."): value for key, value in old_names.items()
+        }
         return config, json.loads((run / "corpus.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{run} is not a run directory whose config.yaml and corpus.json can be read ({type(error).__name__}); "
             "give the output_dir of a run of train.py"
         ) from None
+
+
+def sources_of_run(
+    config: Mapping[str, Any], fingerprints: Mapping[str, Any], source: str | None = None
+) -> dict[str, tuple[dict[str, Any], str]]:
+    """Return the run's config and the fingerprint of its text, for each source of a mix or only for `source`.
+
+    In each config, `data` is that of the source. Other data count as one source. Raises ValueError if a run has no such
+    source.
+    """
+    data = config["data"]
+    known = data["sources"] if data["source"] == MIX else {}
+    if source is not None and source not in known:
+        has = f"has the sources {', '.join(known)}" if known else "is no mix"
+        raise ValueError(f"source={source}: the text of the run, data={data['name']}, {has}")
+    if not known:
+        return {data["name"]: (dict(config), fingerprints["data"])}
+    names = known if source is None else [source]
+    return {name: ({**config, "data": known[name]}, fingerprints["sources"][name]) for name in names}
 
 
 def cached_folder(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Path | None:
@@ -166,35 +192,46 @@ def validation_documents(config: Mapping[str, Any], fingerprint: str, cache_dir:
 class TrainingDocuments:
     """The training documents of a run, as hashes."""
 
-    hashes: Sequence[np.ndarray]  # `text_hash` of every document, one array per file of the cache
-    max_bytes: int | None  # longer documents were cut into pieces of this size; None if documents were not cut
+    sources: Sequence[tuple[Sequence[np.ndarray], int | None]]
+    """For each source of a mix, or for the only one: `text_hash` of every document, one array per file of the cache,
+    and the size of the pieces into which longer documents were cut (None if documents were not cut)."""
 
-    def share_of_bytes(self, texts: Iterable[str]) -> float:
-        """Return the share of the bytes of `texts` that are in training documents."""
-        cut_texts = [piece for text in texts for piece in pieces([text.encode()], self.max_bytes)]
+    def share_of_bytes(self, texts: Sequence[str]) -> float:
+        """Return the share of the bytes of `texts` that are in training documents; of a mix, of the one source that has
+        most of them."""
+        return max(self._share_of_bytes(texts, *source) for source in self.sources)
+
+    def _share_of_bytes(self, texts: Sequence[str], hashes: Sequence[np.ndarray], max_bytes: int | None) -> float:
+        cut_texts = [piece for text in texts for piece in pieces([text.encode()], max_bytes)]
         byte_counts = np.array([len(piece) for piece in cut_texts])
-        was_trained_on = self._contains([piece.decode() for piece in cut_texts])
+        was_trained_on = self._contains([piece.decode() for piece in cut_texts], hashes)
         return float(byte_counts[was_trained_on].sum() / byte_counts.sum())
 
     def share_of_questions(self, questions: Sequence[Sequence[str]]) -> float:
         """Return the share of questions with a text that is a training document. A question is a list of texts."""
         texts = [text for question in questions for text in question]
-        was_trained_on = dict(zip(texts, self._contains(texts), strict=True))
+        all_hashes = [file_hashes for hashes, _ in self.sources for file_hashes in hashes]
+        was_trained_on = dict(zip(texts, self._contains(texts, all_hashes), strict=True))
         return sum(any(was_trained_on[text] for text in question) for question in questions) / len(questions)
 
-    def _contains(self, texts: Sequence[str]) -> np.ndarray:
+    @staticmethod
+    def _contains(texts: Sequence[str], hashes: Sequence[np.ndarray]) -> np.ndarray:
         text_hashes = np.array([text_hash(text) for text in texts], dtype=np.uint64)
-        return np.logical_or.reduce([np.isin(text_hashes, file_hashes) for file_hashes in self.hashes])
+        return np.logical_or.reduce([np.isin(text_hashes, file_hashes) for file_hashes in hashes])
 
 
 def training_documents(run: Path | None, cache_dir: Path) -> TrainingDocuments | None:
     """Return the training documents of a run; None without a run, or if no cache has its documents any more."""
     if run is None:
         return None
-    config, fingerprints = read_run(run)
-    folder = cached_folder(config, fingerprints["data"], cache_dir)
-    hashes = [] if folder is None else list(training_hashes(folder))
-    return TrainingDocuments(hashes, config["data"].get("max_document_bytes")) if hashes else None
+    sources = []
+    for config, fingerprint in sources_of_run(*read_run(run)).values():
+        folder = cached_folder(config, fingerprint, cache_dir)
+        hashes = [] if folder is None else list(training_hashes(folder))
+        if not hashes:
+            return None
+        sources.append((hashes, config["data"].get("max_document_bytes")))
+    return TrainingDocuments(sources)
 
 
 def document_of(text: str, token_bytes_n: np.ndarray, document_start: str | None) -> np.ndarray:

@@ -71,6 +71,10 @@ BETAS = Kind(
 SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}  # refused: 2k may be 2,000 or 2,048
 
 
+RENAMED_KEYS = {"data.path": "data.repo", "data.subset": "data.config"}
+"""Old name of a key -> its name since 2026-11-29. Runs from before have the old names in config.yaml."""
+
+
 def check_kinds(settings: Mapping[str, Any], kinds: Mapping[str, Kind], optional: Mapping[str, Kind] = {}) -> None:
     """Raise `ValueError` if a value is missing or not of its kind. Keys are dotted; `optional` keys may be absent."""
     for key, kind in {**kinds, **optional}.items():

@@ -196,11 +196,13 @@ def _overview(
     primary: Entry = {"law": law, "in_N": selection.is_in_size(fitted[law]), "target": target, "size": size}
     primary |= {"loss": loss, "level": settings.level}
     primary |= {"column": settings.target, "kind": settings.target_kind, "chance": settings.chance}
+    has_epochs = "epochs" in frame and frame["epochs"].dtype.kind in "if" and frame["epochs"].notna().any()
     has_tokens = "tokens" in frame and not frame["tokens"].isna().any()
     return {
         "table": table.name,
         "families": families,
         "tokens": [float(frame["tokens"].min()), float(frame["tokens"].max())] if has_tokens else None,
+        "epochs": float(frame["epochs"].max()) if has_epochs else None,
         "n_rows": len(frame),
         "n_runs": frame["cluster"].nunique(),
         "n_cells": frame["cell"].nunique(),

@@ -25,6 +25,8 @@ MAX_LEVEL_SENTENCES = 3  # maximum number of pairs whose difference of level get
 
 FEW_SIZES, NARROW_SPAN = 5, 10
 """With fewer sizes, or over a smaller factor, a family's exponent is hardly bounded."""
+REPEATED_EPOCHS, FADING_EPOCHS = 1.05, 4
+"""Text counts as repeated if it was seen more often than the first; from the second on, repeats are worth ever less."""
 NOT_CONTROLLED = "The comparison is NOT CONTROLLED: the audit names what differs or is not recorded."
 
 
@@ -185,7 +187,7 @@ def not_compared(case: Case, pairs: Sequence[Entry]) -> list[str]:
 
 def limits(case: Case) -> list[str]:
     """Sentences on what limits the exponents and intervals: tokens, fit of the law, seeds, number and span of sizes."""
-    sentences = [*_tokens(case), *_misfit(case)]
+    sentences = [*_tokens(case), *_repeats(case), *_misfit(case)]
     fewest = min(map(num_sizes, case.fits))
     if fewest < FEW_SIZES:
         sentences.append(f"The smallest family has {plural(fewest, 'size')}; intervals are exact only if the law is.")
@@ -222,6 +224,22 @@ def _tokens(case: Case) -> list[str]:
         return [f"All runs saw {count(low)} tokens; with more or fewer tokens the exponents of N may differ."]
     variation = f"Tokens vary from {count(low)} to {count(high)}, and the law has no term for them"
     return [f"{variation}. Its exponent includes their effect, and holds only for this choice of tokens."]
+
+
+def _repeats(case: Case) -> list[str]:
+    """A sentence on text that was seen several times. Its value: Muennighoff et al. 2023 (arXiv:2305.16264)."""
+    epochs = case.comparison.get("epochs")  # older analyses lack it
+    if epochs is None or epochs <= REPEATED_EPOCHS:
+        return []
+    seen = f"Training text was seen up to {format_number(epochs, 2)} times"
+    if epochs <= FADING_EPOCHS:
+        return [
+            f"{seen}. Up to about {FADING_EPOCHS} times, it is almost worth as much as new text (arXiv:2305.16264)."
+        ]
+    return [
+        f"{seen}: from about {FADING_EPOCHS} times on, repeated text is worth ever less than new text "
+        "(arXiv:2305.16264), so these runs have higher losses, and gain less from more tokens, than runs on new text."
+    ]
 
 
 def _misfit(case: Case) -> list[str]:

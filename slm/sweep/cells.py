@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slm.data.mixture import count_common_steps
 from slm.sweep.ledger import read_outcome, read_progress
 
 if TYPE_CHECKING:
@@ -118,6 +119,9 @@ def share_trunks(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[Cel
         for cell in group:
             num_steps = cell.tokens // batch_tokens
             branch_step = math.floor((1 - decay_fraction) * num_steps)
+            branch_step = min(
+                branch_step, count_common_steps(settings["data"], num_steps, trunk.tokens // batch_tokens)
+            )
             if cell.tokens < trunk.tokens and branch_step > 0:
                 shared = branch_step * batch_tokens
                 changed[cell.name] = replace(cell, trunk=trunk.name, branch_step=branch_step, shared_tokens=shared)

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from slm.composition.budget import check_parametrization, count_steps
 from slm.composition.schedules import check_schedule
 from slm.composition.settings import check_settings
+from slm.data.mixture import check_phases
 from slm.model.counts import flops_per_token, num_params
 from slm.runtime.command_line import one_sentence
 from slm.runtime.words import join_names, plural
@@ -180,6 +181,7 @@ def _cells_of_shape(
         try:
             steps = count_steps({**settings["train"], design.budget_key: budget}, shape.model)
             check_schedule(settings["schedule"], steps)
+            check_phases(settings["data"], steps)
         except ValueError as error:
             yield _impossible_cell(recipe, request, label, error)
             continue

@@ -15,13 +15,15 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from slm.composition.budget import IDENTITY_KEYS, LATER_KEYS, check_family, model_config
 from slm.composition.keys import CONF, check_keys, explain_unknown_keys
+from slm.composition.mixing import expand_sources, searchpath_overrides
 from slm.composition.settings import LEGACY_VALUES
+from slm.data.corpus import check_sources
 from slm.data.local import text_files
+from slm.data.mixture import MIX
 from slm.data.vocabulary import is_on_hub, plan_tokenizer
 from slm.model.config import ModelConfig
 from slm.runtime.command_line import in_quotes
@@ -68,7 +70,7 @@ class Recipe:
         config = self.config.copy()
         for key, value in changes.items():
             OmegaConf.update(config, key, value)
-        return plain_settings(config)
+        return expand_sources(plain_settings(config))
 
 
 def run_key(settings: Mapping[str, Any]) -> str:
@@ -96,6 +98,12 @@ def digest(data: Any) -> str:
 
 def check_inputs(config: DictConfig, setting: str) -> None:
     """Raise `ValueError` for texts or a tokenizer of `config` that do not exist; the message begins with `setting`."""
+    if OmegaConf.select(config, "data.source") == MIX:
+        data: Any = OmegaConf.to_container(config.data, resolve=True)
+        try:
+            check_sources(expand_sources({"data": data})["data"], {"kind": "bytes"})  # the tokenizer is checked below
+        except ValueError as error:
+            raise ValueError(f"{setting}: {error}") from None
     for key in ("paths", "val_paths"):
         if paths := OmegaConf.select(config, f"data.{key}", throw_on_missing=False):
             text_files(paths if isinstance(paths, str) else list(paths), f"{setting}: data.{key}")
@@ -122,10 +130,4 @@ def inherited_overrides() -> list[str]:
     """Overrides that give a job the extensions and config folders of this process (--config-dir, hydra.searchpath)."""
     paths = [in_quotes(Path(name)) for name in loaded_extensions()]
     extensions = [f"extensions=[{','.join(paths)}]"] if paths else []
-    if not HydraConfig.initialized():
-        return extensions
-    sources = HydraConfig.get().runtime.config_sources
-    added = [source.path for source in sources if source.schema == "file" and source.provider not in ("main", "hydra")]
-    folders = [Path(path).resolve() for path in dict.fromkeys(added)]
-    searchpath = [f"hydra.searchpath=[{','.join(map(in_quotes, folders))}]"] if folders else []
-    return [*searchpath, *extensions]
+    return [*searchpath_overrides(), *extensions]

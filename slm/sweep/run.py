@@ -98,7 +98,7 @@ def run_sweep(config: Mapping[str, Any], plan: Plan | None = None) -> int:
 def _check_sweep(config: Mapping[str, Any], plan: Plan | None = None) -> Sweep:
     design = check_design(config["sweep"])
     check_analysis(config)
-    check_column_names(config, COLUMNS, prefixes=[f"{name}_" for name in design.evaluations])
+    check_column_names(config, COLUMNS, prefixes=["val_", *(f"{name}_" for name in design.evaluations)])
     plan = plan or make_plan(design)
     key = digest(sorted(cell.key for cell in plan.cells))[:8]
     folder = Path(config["output_dir"] or f"sweeps/{design.name}-{key}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from slm.composition.budget import BUDGETS, IDENTITY_KEYS, shape_and_steps
 from slm.composition.schedules import count_common_steps
+from slm.data.mixture import count_common_steps as count_text_steps
 from slm.training.checkpointing import checkpoint_step, first_intact, resumable_checkpoints, step_checkpoints
 from slm.training.run_directory import EXTENSION, RunDirectory, differences
 
@@ -74,7 +75,8 @@ def _count_shared_steps(trunk: Mapping[str, Any], settings: Mapping[str, Any], s
     trunk_settings = {**settings, "train": train, "schedule": trunk["schedule"], "checkpoint": {}}
     _, trunk_steps = shape_and_steps(trunk_settings, devices=devices)
     steps_with_equal_rate = count_common_steps(trunk["schedule"], trunk_steps, settings["schedule"], steps)
-    return min(steps_with_equal_rate, trunk_steps - 1, steps - 1)
+    steps_with_equal_text = count_text_steps(settings["data"], trunk_steps, steps)
+    return min(steps_with_equal_rate, steps_with_equal_text, trunk_steps - 1, steps - 1)
 
 
 def _refusal(path: Path, shared_steps: int, step: int | None) -> str:

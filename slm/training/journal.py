@@ -249,7 +249,7 @@ class Journal(L.Callback):
         if not is_last:  # the last validation scores other tokens, so its loss is not comparable with earlier losses
             self.best_loss = min(self.best_loss, val.loss)
         self._row_started += time.perf_counter() - paused_at  # validation is not training time
-        return {f"val/{name}": value for name, value in val.metrics().items()}
+        return val.row()
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
         for tracker in self.trackers:

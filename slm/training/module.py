@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -228,6 +228,10 @@ def _gather_policy(block: Any, precision: str) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
+SOURCE_METRICS = ("loss", "bits_per_byte")
+"""Metrics of each source of a mix, in the columns `val/SOURCE/METRIC`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """Loss of a model on a text."""
@@ -237,6 +241,8 @@ class Score:
     tokens: int
     bytes: int
     """UTF-8 bytes of the text that was scored."""
+    by_source: Mapping[str, Score] = field(default_factory=dict)
+    """The score of each source of a mix."""
 
     def metrics(self) -> dict[str, float]:
         """Return the loss in nats per token, in bits per byte (comparable across tokenizers), and as a perplexity."""
@@ -244,12 +250,38 @@ class Score:
         perplexity = math.exp(min(self.loss, 700.0))  # exp(710) overflows
         return {"loss": self.loss, "bits_per_byte": bits_per_byte, "perplexity": perplexity}
 
+    def row(self) -> dict[str, float]:
+        """Return the metrics under the names of their columns in metrics.csv."""
+        row = {f"val/{name}": value for name, value in self.metrics().items()}
+        sources = self.by_source.items()
+        return row | {f"val/{source}/{name}": one.metrics()[name] for source, one in sources for name in SOURCE_METRICS}
 
-@torch.no_grad()
+
+def source_columns(corpus: Corpus) -> list[str]:
+    """Return the columns of metrics.csv for the sources of a mix."""
+    return [f"val/{source}/{name}" for source in corpus.sources for name in SOURCE_METRICS]
+
+
 def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = None) -> Score:
     """Score every validation token except the first, or `max_tokens` tokens spread evenly over the validation set.
 
-    Of conversations, only what the assistant says is scored.
+    Each source of a mix is scored on an equal part of `max_tokens`. The loss of a mix is the mean over its sources,
+    weighted by their shares of the run's training tokens; `bytes` are those that `tokens` tokens in these shares have.
+    """
+    if corpus.mixture is None:
+        return _score(module, corpus, max_tokens)
+    part = None if max_tokens is None else max(1, max_tokens // len(corpus.sources))
+    by_source = {name: _score(module, source, part) for name, source in corpus.sources.items()}
+    shares = corpus.mixture.shares
+    tokens = sum(one.tokens for one in by_source.values())
+    bytes_per_token = sum(shares[name] * one.bytes / one.tokens for name, one in by_source.items())
+    loss = sum(shares[name] * one.loss for name, one in by_source.items())
+    return Score(loss=loss, tokens=tokens, bytes=round(tokens * bytes_per_token), by_source=by_source)
+
+
+@torch.no_grad()
+def _score(module: LanguageModel, corpus: Corpus, max_tokens: int | None) -> Score:
+    """Score the validation text of one corpus that is no mix. Of conversations, only what the assistant says is scored.
 
     Each process scores its share. Blocks run in the precision of training but uncompiled, so that the loss does not
     depend on compilation.

@@ -13,6 +13,7 @@ import torch
 
 from slm.composition.budget import shape_and_steps
 from slm.data.loader import num_micro_batches_per_step
+from slm.data.mixture import MIX, read_mixture
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, kv_cache_bytes, mixers_of_blocks, num_params
 from slm.model.counts import state_bytes as decoding_state_bytes
@@ -205,6 +206,9 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{settings['schedule']['name']}",
         f"hardware     {devices}, {hardware.precision}, {_compilation(plan)}, {hardware.device_name}",
     ]
+    if settings["data"]["source"] == MIX:
+        mixture = read_mixture(settings["data"])
+        lines.insert(4, f"mix          {'; '.join(mixture.describe(plan.steps))}")
     if hardware.accelerator == "cpu" and settings["trainer"]["accelerator"] == "auto" and (why := why_no_gpu()):
         lines.append(f"WARNING      the run is on the CPU, but {why}")
     if plan.teacher:

@@ -18,6 +18,7 @@ from slm.training.journal import Journal
 from slm.training.module import Score
 from slm.training.plan import Plan
 from slm.training.speed import datasheet_peak
+from slm.training.trainer import epochs_by_source
 
 SCHEMA = 1  # version of the contents of result.json
 
@@ -32,7 +33,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
     """
     tokens = step * plan.batch_tokens
     trunk_tokens = journal.branched_from["step"] * plan.batch_tokens if journal.branched_from else 0
-    val = Score(**journal.val) if journal.val else None
+    val = _val(journal.val) if journal.val else None
     return {
         "schema": SCHEMA,
         "status": journal.outcome(step),
@@ -54,14 +55,14 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "planned_steps": plan.steps,
         "skipped_steps": journal.skipped_steps,
         **_recipe(plan),
-        "data": {"name": corpus.name, "fingerprint": corpus.fingerprint},
+        "data": _data(plan, corpus, step),
         "tokenizer": {
             "name": corpus.tokenizer.name,
             "fingerprint": corpus.tokenizer.fingerprint,
             "vocab_size": corpus.tokenizer.vocab_size,
             "keeps_text": corpus.keeps_text,  # whether decoding gives back the text exactly
         },
-        "val": {**val.metrics(), "tokens": val.tokens, "bytes": val.bytes} if val else None,
+        "val": val,
         "train_loss_final": journal.train_loss,
         **_speed(plan, journal, tokens),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -71,6 +72,32 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def _val(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics and sizes of a validation with the `fields` of its `Score`, and those of each source."""
+    score = Score(**fields)
+    by_source = {name: _val(source) for name, source in score.by_source.items()}  # type: ignore[arg-type]
+    facts = {**score.metrics(), "tokens": score.tokens, "bytes": score.bytes}
+    return {**facts, "by_source": by_source} if by_source else facts
+
+
+def _data(plan: Plan, corpus: Corpus, step: int) -> dict[str, Any]:
+    """Return what the run was trained on, with the number of times that it has seen the text of its sources."""
+    epochs = epochs_by_source(plan, corpus, step)
+    facts = {"name": corpus.name, "fingerprint": corpus.fingerprint, "epochs": max(epochs.values())}
+    if corpus.mixture is None:
+        return facts
+    sources = {
+        name: {
+            "name": source.name,
+            "fingerprint": source.fingerprint,
+            "share": corpus.mixture.shares[name],
+            "epochs": epochs[name],
+        }
+        for name, source in corpus.sources.items()
+    }
+    return {**facts, "sources": sources}
 
 
 def _recipe(plan: Plan) -> dict[str, Any]:

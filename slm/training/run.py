@@ -26,12 +26,12 @@ from slm.tracking import Tracker, open_trackers
 from slm.training.checkpointing import LAST, checkpoint_step, newest_intact
 from slm.training.initial import load_initial, tokenizer_source
 from slm.training.journal import COLUMNS, SCORED_COLUMNS, Journal
-from slm.training.module import LOSSES, LanguageModel
+from slm.training.module import LOSSES, LanguageModel, source_columns
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, Stop, is_first_process, say
 from slm.training.result import ending_lines, make_result, parameter_counts
 from slm.training.speed import RankSpeeds, measure_run
-from slm.training.trainer import Batches, make_trainer
+from slm.training.trainer import Batches, epochs_by_source, make_trainer
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
 """What torch's plain RuntimeErrors say if memory runs out: on a CPU, on a CPU under Windows, on MPS."""
@@ -76,6 +76,8 @@ def train(plan: Plan) -> dict[str, Any]:
         corpus_facts["init_from"] = plan.initial.record
     if corpus.holds_conversations:
         corpus_facts["documents"] = corpus.documents_fingerprint
+    if corpus.sources:
+        corpus_facts["sources"] = {name: source.fingerprint for name, source in corpus.sources.items()}
     lock = plan.folder.lock(plan.settings, corpus_facts) if is_first_process() else nullcontext()
     with _explain_failures(plan), lock:
         result = _fit(plan, corpus)
@@ -97,7 +99,8 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     trackers: list[Tracker] = []
     if is_first_process():
         config = {**plan.settings, **parameter_counts(plan), "train_tokens": plan.train_tokens, "steps": plan.steps}
-        columns = (*COLUMNS, *(SCORED_COLUMNS if corpus.holds_conversations else ()), *(LOSSES[1:] if plan.teacher else ()))
+        columns = [*COLUMNS, *source_columns(corpus), *(SCORED_COLUMNS if corpus.holds_conversations else ())]
+        columns += LOSSES[1:] if plan.teacher else ()
         trackers = open_trackers(plan.folder.path, config, columns=columns, resume_step=start_step)
     progress = Progress("step", plan.steps, file=sys.stdout, shown=is_first_process())
     result: dict[str, Any] = {}  # stays empty if the run fails
@@ -154,21 +157,17 @@ def check_corpus(plan: Plan, corpus: Corpus) -> None:
     num_ids, vocab_size = corpus.tokenizer.vocab_size, plan.model.vocab_size
     if num_ids > vocab_size:
         raise ValueError(f"model.vocab_size={vocab_size} must be at least {num_ids}, the number of the tokenizer's ids")
-    num_sequences = corpus.train.num_windows(plan.sequence_length)
-    notes = [*corpus.notes, *_conversation_notes(plan, corpus)]
-    if num_sequences == 0 or corpus.val.num_tokens < 2:
-        raise ValueError(
-            f"data={corpus.name} has {corpus.train.num_tokens} training and {corpus.val.num_tokens} validation tokens, "
-            f"too few for one sequence of train.sequence_length={plan.sequence_length}: give more text"
-        )
-    epochs = plan.steps * plan.batch_size / num_sequences
-    epochs_text = f", so each token is seen {epochs:.1f} times" if epochs > 1.5 else ""
-    vocab_text = f" of the model's {vocab_size:,}" if num_ids < vocab_size else ""
-    say(
-        f"data         {corpus.name} {corpus.fingerprint}: {corpus.train.num_tokens:,} training tokens{epochs_text}; "
-        f"{corpus.val.num_tokens:,} for validation; {num_ids:,} ids{vocab_text}",
-        *(f"             {note}" for note in notes),
-    )
+    for given, part in [(f"data.sources.{name}", part) for name, part in corpus.sources.items()] or [
+        (f"data={corpus.name}", corpus)
+    ]:
+        notes = [*corpus.notes, *_conversation_notes(plan, part)]
+        if part.train.num_windows(plan.sequence_length) == 0 or part.val.num_tokens < 2:
+            raise ValueError(
+                f"{given} has {part.train.num_tokens} training and {part.val.num_tokens} validation tokens, "
+                f"too few for one sequence of train.sequence_length={plan.sequence_length}: give more text"
+            )
+    vocab_text = f"; {num_ids:,} ids" + (f" of the model's {vocab_size:,}" if num_ids < vocab_size else "")
+    say(*_size_lines(plan, corpus, vocab_text), *(f"             {note}" for note in notes))
     if not corpus.keeps_text:
         say(f"tokenizer    {LOSSY_NOTE}")
 
@@ -184,6 +183,20 @@ def _conversation_notes(plan: Plan, corpus: Corpus) -> Iterator[str]:
                 f"{plan.sequence_length + 1} tokens: raise train.sequence_length"
             )
         yield f"{split}: {stream.note(plan.sequence_length)}"
+def _size_lines(plan: Plan, corpus: Corpus, vocab_text: str) -> list[str]:
+    """Return the lines that tell the tokens of a corpus, and of each source of a mix with its share of the run."""
+    epochs = epochs_by_source(plan, corpus, plan.steps)
+
+    def sizes(part: Corpus, times: float) -> str:
+        epochs_text = f", so each token is seen {times:.1f} times" if times > 1.5 else ""
+        tokens = f"{part.train.num_tokens:,} training tokens{epochs_text}; {part.val.num_tokens:,} for validation"
+        return f"{part.fingerprint}: {tokens}"
+
+    lines = [f"data         {corpus.name} {sizes(corpus, epochs.get(corpus.name, 0))}{vocab_text}"]
+    shares = corpus.mixture.shares if corpus.mixture else {}
+    for name, source in corpus.sources.items():
+        lines.append(f"             {shares[name]:.1%} {name} {sizes(source, epochs[name])}")
+    return lines
 
 
 @contextmanager

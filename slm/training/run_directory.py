@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from slm.composition.budget import BUDGETS, IDENTITY_KEYS
 from slm.composition.settings import LEGACY_VALUES
 from slm.runtime.files import locked, read_json_object, write_atomically, write_json
+from slm.runtime.settings import RENAMED_KEYS
 
 CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard")
 """What a run writes besides config.yaml. A directory with one of these but without config.yaml is refused."""
@@ -119,4 +120,4 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            yield RENAMED_KEYS.get(f"{prefix}{key}", f"{prefix}{key}"), value

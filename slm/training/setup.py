@@ -14,8 +14,10 @@ from omegaconf import DictConfig
 
 from slm.composition.budget import shape_and_steps
 from slm.composition.keys import check_keys
+from slm.composition.mixing import expand_sources
 from slm.composition.settings import check_settings
 from slm.data.corpus import check_sources
+from slm.data.mixture import check_phases
 from slm.runtime.extensions import load_extensions
 from slm.runtime.settings import plain_settings
 from slm.tracking import check_logger
@@ -36,6 +38,7 @@ def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[
     settings = plain_settings(config)
     check_keys(settings, "train", overrides)
     settings["extensions"] = load_extensions(settings)
+    settings = expand_sources(settings)
     check_settings(settings)
     tokenizer = settings["tokenizer"]
     if settings.get("init_from") is not None:  # older configs lack the key
@@ -45,10 +48,11 @@ def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[
         tokenizer = tokenizer_source(settings)
     elif tokenizer["kind"] == "checkpoint":
         raise ValueError("tokenizer=checkpoint is the tokenizer of the initial weights: set init_from=CHECKPOINT too")
-    shape_and_steps(settings)  # raises `ValueError` for shapes and budgets that do not fit together
+    _, steps = shape_and_steps(settings)  # raises `ValueError` for shapes and budgets that do not fit together
     check_logger(settings["logger"])
     RunDirectory(settings["output_dir"]).check(settings)
     check_sources(settings["data"], tokenizer)
+    check_phases(settings["data"], steps)
     return settings
 
 

@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import Tensor
 
 from slm.data.corpus import Corpus
-from slm.data.loader import Batch, train_loader
+from slm.data.loader import Batch, MixedOrder, train_loader
 from slm.runtime.machine import has_mps
 from slm.training.checkpointing import write_checkpoint
 from slm.training.hardware import Hardware
@@ -186,6 +186,27 @@ class RandomState(L.Callback):
             torch.mps.set_rng_state(state_dict["mps"])
 
 
+def mixed_order(plan: Plan, corpus: Corpus) -> MixedOrder | None:
+    """Return the order of a run on a mix; None for other data. Raises ValueError if the run is too short for it."""
+    if corpus.mixture is None:
+        return None
+    return MixedOrder(
+        corpus.mixture,
+        {name: source.train for name, source in corpus.sources.items()},
+        seed=plan.settings["seed"],
+        steps=plan.steps,
+        batch_size=plan.batch_size,
+        sequence_length=plan.sequence_length,
+    )
+
+
+def epochs_by_source(plan: Plan, corpus: Corpus, step: int) -> dict[str, float]:
+    """Return how often the training text was seen in the first `step` steps, for each source of a mix or in all."""
+    if order := mixed_order(plan, corpus):
+        return order.epochs(step)
+    return {corpus.name: step * plan.batch_size / corpus.train.num_windows(plan.sequence_length)}
+
+
 class Batches:
     """The micro-batches of `train_loader`: this process's share of each step.
 
@@ -206,6 +227,7 @@ class Batches:
             rank=rank,
             world_size=plan.hardware.world_size,
             num_workers=plan.hardware.num_workers,
+            order=mixed_order(plan, corpus),
         )
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ def test_no_network_is_said_within_seconds(preparing, tmp_path, config, choice):
     process = preparing(data, config("tokenizer", "bytes"), tmp_path, **UNREACHABLE)
     message, errors = process.communicate(timeout=60)
     assert time.monotonic() - start < 15
-    assert message.startswith(f"data={choice} must download {data['path']}, but http://127.0.0.1:9 cannot be reached")
+    assert message.startswith(f"data={choice} must download {data['repo']}, but http://127.0.0.1:9 cannot be reached")
     assert message.count("\n") == 1, errors
 
 
@@ -56,7 +56,7 @@ def data_set(tmp_path, config, monkeypatch):
     folder.mkdir()
     for split, texts in {"train": ["one", "two", "three"], "validation": ["four", "five"]}.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return config("data", "tinystories", path=str(folder))
+    return config("data", "tinystories", repo=str(folder))
 
 
 def documents(data):
@@ -84,7 +84,7 @@ def test_files_of_a_data_set_are_parts_unless_a_limit_counts_over_them(data_set,
 def test_a_column_or_a_split_that_is_not_there_is_named(data_set):
     with pytest.raises(ValueError, match=r"^data\.text_column='story' is not in .* which has text"):
         documents({**data_set, "text_column": "story"})
-    with pytest.raises(ValueError, match=r"^data\.path=.* cannot be read from the hub: .*dev"):
+    with pytest.raises(ValueError, match=r"^data\.repo=.* cannot be read from the hub: .*dev"):
         documents({**data_set, "val_split": "dev"})
 
 
@@ -102,7 +102,7 @@ LISTS = ('{"text": ["one"]}\n', "row 1 has a value of type list in 'text', which
 def test_rows_without_text_and_damaged_files_are_one_sentence(data_set, tmp_path, content, said):
     for split in ("train", "validation"):
         (tmp_path / "set" / f"{split}.jsonl").write_text(content)
-    with pytest.raises(ValueError, match=rf"^data\.path=.* cannot be read: {said}") as caught:
+    with pytest.raises(ValueError, match=rf"^data\.repo=.* cannot be read: {said}") as caught:
         documents(data_set)
     assert "\n" not in str(caught.value)
 

@@ -119,28 +119,28 @@ def data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_wikitext_is_its_test_split_with_rows_joined_by_a_blank_line(data_set: Path, tmp_path: Path) -> None:
-    data = config("wikitext2", path=str(data_set), subset=None, max_documents=1)
+    data = config("wikitext2", repo=str(data_set), config=None, max_documents=1)
     text = read_text(data, cache_dir=tmp_path)
     assert text.documents == ("\n\n".join(ARTICLES),)
     assert (text.name, text.separate, text.document_start) == ("wikitext2", False, data["document_start"])
 
 
 def test_a_split_is_fetched_once(data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = config("wikitext2", path=str(data_set), subset=None)
+    data = config("wikitext2", repo=str(data_set), config=None)
     first = read_text(data, cache_dir=tmp_path)
     monkeypatch.setattr(hub, "rows", None)
     assert read_text(data, cache_dir=tmp_path) == first
 
 
 def test_a_set_of_documents_is_its_validation_split_within_its_limits(data_set: Path, tmp_path: Path) -> None:
-    data = config("tinystories", path=str(data_set))
+    data = config("tinystories", repo=str(data_set))
     whole = read_text(data, cache_dir=tmp_path)
     assert (whole.documents, whole.separate) == (("known", "held"), True)
     assert read_text({**data, "max_documents": 1}, cache_dir=tmp_path).documents == ("known",)
 
 
 def test_without_a_split_it_is_what_training_keeps_for_validation(data_set: Path, tmp_path: Path) -> None:
-    data = config("fineweb_edu", path=str(data_set), subset=None, val_fraction=0.5)
+    data = config("fineweb_edu", repo=str(data_set), config=None, val_fraction=0.5)
     kept = [text for text in ("seen", "again") if hashlib.sha256(text.encode()).digest()[0] < 128]
     assert read_text(data, cache_dir=tmp_path).documents == tuple(kept)
 
