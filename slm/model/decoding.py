@@ -22,21 +22,22 @@ import torch
 from torch import Tensor
 
 from slm.model.decoder import Block, Decoder, KVCache, block_kinds, configure_compiler
+from slm.model.interface import CausalLM
 from slm.model.layers import linear
 from slm.model.mixers.base import Memory
 
-NextLogits = Callable[[Tensor, KVCache], Tensor]
-"""Takes tokens (1, T) and a cache, to which the tokens are added; returns the logits (V,) of the token that follows."""
+NextLogits = Callable[[Tensor, Any], Tensor]
+"""Takes tokens (1, T) and a cache of the model, to which they are added; returns the logits (V,) of the next token."""
 
 
-def eager_logits(decoder: Decoder) -> NextLogits:
-    """Return `NextLogits` that run the decoder uncompiled. Only the last token goes through the head."""
+def eager_logits(model: CausalLM) -> NextLogits:
+    """Return `NextLogits` that run any model uncompiled. Only the last token goes through the head."""
 
-    def next_logits(tokens_1T: Tensor, cache: KVCache) -> Tensor:
+    def next_logits(tokens_1T: Tensor, cache: Any) -> Tensor:
         # Compiled blocks would be compiled again for each token, because the cache grows. If nothing has been compiled,
         # importing the compiler would delay the first token by seconds.
         with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
-            return linear(decoder.hidden(tokens_1T, cache)[0, -1], decoder.head_weight)
+            return model.head(model.hidden(tokens_1T, cache)[0, -1])
 
     return next_logits
 
@@ -196,7 +197,7 @@ def _head(decoder: Decoder, x_D: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    decoder: Decoder,
+    model: CausalLM,
     prompt: list[int],
     *,
     max_new_tokens: int = 128,
@@ -219,16 +220,14 @@ def generate(
     tokens, give `compiled_logits(decoder)`. A `cache` holds the first tokens of the prompt, but not all of them; all
     ids but the last one are added to it.
     """
-    weight = decoder.embed_tokens.weight
-    rng = torch.Generator(device=weight.device).manual_seed(seed)
-    context = decoder.config.max_position_embeddings
+    rng = torch.Generator(device=model.device).manual_seed(seed)
+    context = model.config.max_position_embeddings
+    ids = torch.tensor(prompt, device=model.device)
+    new_tokens = ids[None, cache.length if cache else 0 :]
     if cache is None:
-        max_length = min(context, len(prompt) + max_new_tokens)
-        cache = KVCache(decoder.config, batch_size=1, max_length=max_length, device=weight.device, dtype=weight.dtype)
-    next_logits = next_logits or eager_logits(decoder)
+        cache = model.make_cache(1, min(context, len(prompt) + max_new_tokens))
+    next_logits = next_logits or eager_logits(model)
     stop_ids = stop_id if isinstance(stop_id, Collection) else (stop_id,)
-    ids = torch.tensor(prompt, device=weight.device)
-    new_tokens = ids[None, cache.length :]
     for _ in range(min(max_new_tokens, context - len(prompt))):
         logits = next_logits(new_tokens, cache)[:num_ids].float()
         if not logits.isfinite().all():  # the model diverged
