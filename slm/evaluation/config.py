@@ -62,6 +62,7 @@ KINDS = {
     ),
     "task_limit": kinds.or_null(_integer(1)),
     "task_shots": kinds.or_null(_integer(0)),
+    "task_log_samples": kinds.SWITCH,
     "prompt": kinds.or_null(kinds.TEXT),
     "generation.max_new_tokens": _integer(1),
     "generation.temperature": kinds.NOT_NEGATIVE,
