@@ -12,7 +12,7 @@ from slm.runtime.settings import COUNT, as_typed
 
 IDENTITY_KEYS = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
 """Config groups that determine the result of a run. Devices, logging and checkpoint intervals may change in a run."""
-LATER_KEYS = {"train": ("val_tokens",)}
+LATER_KEYS = {"train": ("val_tokens", "eval_tasks", "eval_task_limit")}
 """Group -> keys that were added to it later. The hashes that name the cells of older sweeps do not include them."""
 BUDGETS = ("tokens", "tokens_per_param", "flops")
 """Keys of the group `train` that set the budget; a run uses one of them."""

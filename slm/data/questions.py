@@ -48,6 +48,11 @@ def read_records(name: str, path: str, setting: str = "task_files") -> list[dict
     return records
 
 
+def read_tasks(files: Mapping[str, str] | None, setting: str, limit: int | None) -> dict[str, list[dict[str, Any]]]:
+    """Return the first `limit` records (None: all) of the tasks in a setting of names and files; null has no tasks."""
+    return {name: read_records(name, path, setting)[:limit] for name, path in (files or {}).items()}
+
+
 def question_texts(record: Mapping[str, Any]) -> list[str]:
     """Return a question with its answer and, if it has choices, without. If training had either, it was seen."""
     if "choices" in record:

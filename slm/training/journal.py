@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from slm.data.corpus import Corpus
-from slm.model.decoding import generate
 from slm.runtime.progress import Progress
 from slm.tracking import Tracker
 from slm.training.checkpointing import BEST, LAST, link_last, step_checkpoint_name
@@ -25,6 +24,7 @@ from slm.training.module import LanguageModel, score
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, Stop, is_first_process
 from slm.training.trainer import Votes
+from slm.training.validation import EvalTask, sample_text, score_tasks, task_columns
 
 COLUMNS = (
     "tokens",
@@ -64,6 +64,7 @@ class Journal(L.Callback):
     interrupt: Interrupt
     peak_flops_per_second: float
     """Measured matmul peak of one device; the mean over the devices if there are several."""
+    tasks: Sequence[EvalTask] = ()
     branched_from: Mapping[str, Any] | None = None
     """`name` of the trunk and `step` at which this run left it; None for a run that started at step 0."""
 
@@ -72,6 +73,8 @@ class Journal(L.Callback):
     """The signal that interrupted the run, received by any of its processes."""
     val: dict[str, Any] | None = None
     """The newest validation: the fields of `Score`."""
+    task_results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Task -> result of the newest validation."""
     train_loss: float | None = None
     """Mean training loss of the newest row."""
     sample: str = ""
@@ -94,7 +97,16 @@ class Journal(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores of this journal."""
-        names = ("val", "train_loss", "skipped_steps", "sample", "best_loss", "branched_from", "_hopeless_rows")
+        names = (
+            "val",
+            "task_results",
+            "train_loss",
+            "skipped_steps",
+            "sample",
+            "best_loss",
+            "branched_from",
+            "_hopeless_rows",
+        )
         train_seconds = self.train_seconds + time.perf_counter() - self._row_started
         times = {"seconds": self.total_seconds(), "train_seconds": train_seconds}
         return times | {name: getattr(self, name) for name in names}
@@ -225,6 +237,7 @@ class Journal(L.Callback):
         max_tokens = train.get("val_tokens") if is_last else train["eval_tokens"]  # None means all tokens
         with module.evaluation_weights():
             val = score(module, self.corpus, max_tokens=None if max_tokens is None else int(max_tokens))
+            self.task_results = score_tasks(module, self.tasks)
             if is_first_process():
                 self.sample = sample_text(module, self.corpus, train)
         if self.sample:
@@ -234,7 +247,7 @@ class Journal(L.Callback):
         if not is_last:  # the last validation scores other tokens, so its loss is not comparable with earlier losses
             self.best_loss = min(self.best_loss, val.loss)
         self._row_started += time.perf_counter() - paused_at  # validation is not training time
-        return {f"val/{name}": value for name, value in val.metrics().items()}
+        return {f"val/{name}": value for name, value in val.metrics().items()} | task_columns(self.task_results)
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
         for tracker in self.trackers:
@@ -278,22 +291,6 @@ class Journal(L.Callback):
                 link_last(folder, name)
         self._saved_at, self._is_late = time.perf_counter(), False
         self._row_started += self._saved_at - paused_at  # saving is not training time
-
-
-def sample_text(module: LanguageModel, corpus: Corpus, train: Mapping[str, Any]) -> str:
-    """Generate a continuation of `train.sample_prompt`; "" if weights are sharded or `train.sample_tokens` is 0."""
-    is_sharded = any(hasattr(p, "full_tensor") for p in module.decoder.parameters())
-    if is_sharded or not train["sample_tokens"]:
-        return ""
-    tokenizer = corpus.tokenizer
-    ids = generate(
-        module.decoder,
-        [tokenizer.separator_id, *tokenizer.encode(train["sample_prompt"])],
-        max_new_tokens=train["sample_tokens"],
-        stop_id=tokenizer.eos_id,
-        num_ids=tokenizer.vocab_size,
-    )
-    return tokenizer.decode(list(ids))
 
 
 def _sum_over_ranks(trainer: L.Trainer, value: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from slm.composition.budget import shape_and_steps
 from slm.composition.keys import check_keys
 from slm.composition.settings import check_settings
 from slm.data.corpus import check_sources
+from slm.data.questions import read_tasks
 from slm.runtime.extensions import load_extensions
 from slm.runtime.settings import plain_settings
 from slm.tracking import check_logger
@@ -40,6 +41,8 @@ def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[
     check_logger(settings["logger"])
     RunDirectory(settings["output_dir"]).check(settings)
     check_sources(settings["data"], settings["tokenizer"])
+    train = settings["train"]
+    read_tasks(train.get("eval_tasks"), "train.eval_tasks", train.get("eval_task_limit"))  # raises for bad files
     return settings
 
 
