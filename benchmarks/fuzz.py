@@ -38,9 +38,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from slm.checkpoints import export_model, load
 from slm.data import load_tokenizer, prepare
+from slm.data.questions import read_records
 from slm.data.readers import SUFFIXES
 from slm.data.vocabulary import plan_tokenizer
-from slm.evaluation.tasks.local import read_records
 from slm.evaluation.texts import read_text
 from slm.model import Decoder, ModelConfig
 from slm.runtime.command_line import MISTAKES, one_sentence

@@ -56,7 +56,7 @@ def compare(name: str, path: str, ours: Any, theirs: Any, limit: int) -> bool:
         with quiet():
             loaded = load_task(name, path)
             timed = Timed(model)
-            results.append(evaluate_task(timed, loaded, limit=limit, num_fewshot=0, seed=0)[name])
+            results.append(evaluate_task(timed, loaded, limit=limit, num_fewshot=0, seed=0)[0][name])
         instances = loaded["tasks"][name].instances
         likelihoods.append(torch.tensor([instance.resps[0][0] for instance in instances], dtype=torch.float64))
         seconds.append(timed.seconds)

@@ -120,6 +120,9 @@ def _measurements(result: Mapping[str, Any]) -> dict[str, Any]:
     if result["status"] == "completed":
         val = result["val"] or {}
     scores = {name: val.get(name) for name in ("loss", "bits_per_byte", "perplexity")}
+    for name, task in (result.get("tasks") or {}).items() if val else ():  # of `train.eval_tasks`, as in results.csv
+        scores[f"tasks/{name}"] = task["value"]
+        scores |= {f"tasks/{name}/{metric}": measured["value"] for metric, measured in task["also"].items()}
     speed = {name: result[name] for name in ("tokens_per_second", "peak_memory_bytes", "wall_seconds", "device")}
     versions = ", ".join(f"{package} {number}" for package, number in (result.get("versions") or {}).items())
     origin = {"versions": versions or None, "git_commit": result.get("git_commit")}  # older runs have neither

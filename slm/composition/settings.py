@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,16 @@ from slm.runtime.extensions import EXTENSIONS
 
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true", "64-true")
+
+TASK_FILES = kinds.Kind(
+    "a mapping of names (letters, digits, _ and -) to files, as in '{piqa: piqa.jsonl}'",
+    lambda value: (
+        isinstance(value, Mapping)
+        and all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", str(name)) for name in value)
+        and all(map(kinds.NAME.accepts, value.values()))
+    ),
+)
+"""A name is part of the names of columns in metrics.csv, such as `tasks/piqa/bits_per_byte`."""
 
 KINDS: dict[str, kinds.Kind] = {
     **dict.fromkeys(("name", "output_dir", "cache_dir"), kinds.NAME),
@@ -51,6 +62,8 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "extensions": EXTENSIONS,
     "train.document_masking": kinds.SWITCH,
     "train.val_tokens": kinds.or_null(kinds.COUNT),
+    "train.eval_tasks": kinds.or_null(TASK_FILES),
+    "train.eval_task_limit": kinds.or_null(kinds.COUNT),
     "checkpoint.keep_steps": kinds.COUNTS,
     "trainer.activation_checkpointing": kinds.AUTO_SWITCH,
     "trainer.deterministic": kinds.SWITCH,
@@ -89,6 +102,8 @@ DISTILL_KINDS: dict[str, kinds.Kind] = {
 LEGACY_VALUES: dict[str, Any] = {
     "train.document_masking": False,
     "train.val_tokens": None,
+    "train.eval_tasks": None,
+    "train.eval_task_limit": 200,  # has no effect without tasks
     "data.split": "train",
     "init_from": None,
     "init_vocab": "same",

@@ -64,6 +64,7 @@ KINDS = {
     ),
     "task_limit": kinds.or_null(_integer(1)),
     "task_shots": kinds.or_null(_integer(0)),
+    "task_log_samples": kinds.SWITCH,
     "prompt": kinds.or_null(kinds.TEXT),
     "prompt_file": kinds.or_null(kinds.NAME),
     "chat": kinds.Kind("true, false or text", lambda value: isinstance(value, bool) or value == "text"),

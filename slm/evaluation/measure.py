@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 
 from slm.checkpoints import Checkpoint, Provenance
+from slm.data.questions import files_of_task, question_texts, read_records
 from slm.evaluation.encode import Stream, encode, run_stream
 from slm.evaluation.ledger import Entry
 from slm.evaluation.perplexity import Protocol, perplexity
 from slm.evaluation.speed import check_speed, measure_speed
-from slm.evaluation.tasks.local import files_of_task, question_texts, read_records
+from slm.evaluation.tasks.items import samples_file
 from slm.evaluation.tasks.run import run_task
 from slm.evaluation.texts import Text, read_run, read_text, sources_of_run, training_documents
 from slm.runtime.machine import has_mps, native_bfloat16, why_no_gpu
@@ -115,8 +116,15 @@ def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Mea
     if file:
         content = b"".join(path.read_bytes() for path in files_of_task(name, file))
         fingerprint = hashlib.sha256(content).hexdigest()[:16]
+    log_samples, folder = settings["task_log_samples"], Path(settings["output_dir"])
 
     def measure(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
+        written: list[str] = []  # a harness group has a file for each of its tasks
+
+        def file_for(task: str) -> Path:
+            written.append(samples_file(task, provenance.checkpoint, provenance.fingerprint))
+            return folder / written[-1]
+
         results = run_task(
             checkpoint.decoder,
             checkpoint.tokenizer,
@@ -127,18 +135,26 @@ def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Mea
             batch_tokens=settings["batch_tokens"],
             autocast=precision.autocast,
             seed=settings["seed"],
+            samples_file=file_for if log_samples else None,
         )
         training = training_documents(provenance.run, Path(settings["cache_dir"])) if file else None
         seen_share = None
         if training is not None:
             seen_share = training.share_of_questions([question_texts(record) for record in read_records(name, file)])
-        origin = {"asked_as": name, "file_fingerprint": fingerprint, "in_training": seen_share}
+        origin: dict[str, Any] = {"asked_as": name, "file_fingerprint": fingerprint, "in_training": seen_share}
+        if log_samples:
+            origin["samples"] = written
         # A harness group gives several results under the names of its tasks, and all have the group as `asked_as`.
         others = {task: result for task, result in entry["tasks"].items() if result["asked_as"] != name}
         entry["tasks"] = others | {task: {**result, **origin} for task, result in results.items()}
 
     def is_done(entry: Entry) -> bool:
         results = [result for result in entry["tasks"].values() if result["asked_as"] == name]
+        has_samples = all(
+            result.get("samples") and all((folder / file).exists() for file in result["samples"]) for result in results
+        )
+        if log_samples and not has_samples:
+            return False
         # A failed task is tried again.
         return bool(results) and all("error" not in r and r["file_fingerprint"] == fingerprint for r in results)
 

@@ -16,7 +16,7 @@ from slm.checkpoints.weights import dtype_name
 from slm.evaluation.config import address_of
 from slm.evaluation.ledger import Entry, Ledger
 from slm.evaluation.measure import Measurement, Precision, plan_measurements, resolve_precision, shared_text
-from slm.evaluation.report.results import Results
+from slm.evaluation.report.results import Results, task_metric
 from slm.evaluation.report.rows import rows
 from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
@@ -30,7 +30,9 @@ from slm.tracking import check_logger, record_directory
 SKIPPED_TASKS = 3  # exit code if everything was measured except tasks whose data was not available
 SCHEMA = 1
 SUMMARY_COLUMNS = ("perplexity", "bits_per_byte", "decode_tokens_per_second")  # logged to the summary of a W&B run
-TASK_COLUMNS = ("model", "task", "metric", "value", "se", "n", "num_fewshot", "error")
+TASK_MEASURES = ("bits_per_byte", "margin")
+TASK_COLUMNS = ("model", "task", "metric", "value", "se", "chance", "n", "num_fewshot",
+                *(f"{name}{end}" for name in TASK_MEASURES for end in ("", "_se")), "error")  # fmt: skip
 
 
 def evaluate(settings: Mapping[str, Any]) -> int:
@@ -146,7 +148,11 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
     """
     results = Results(entries)
     checkpoint_rows = rows(results)
-    task_rows = [{"model": e["name"], "task": task, **row} for e in results.entries for task, row in e["tasks"].items()]
+    task_rows = [
+        {"model": entry["name"], "task": task, **result, **_task_measures(result)}
+        for entry in results.entries
+        for task, result in entry["tasks"].items()
+    ]
 
     def key(*parts: str) -> str:
         return "/".join(part.replace("/", "_") for part in parts)
@@ -157,6 +163,8 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
     for row in task_rows:
         if is_number(row.get("value")):
             summary[key(row["model"], "task", row["task"])] = row["value"]
+        if is_number(row.get("bits_per_byte")):
+            summary[key(row["model"], "task", row["task"], "bits_per_byte")] = row["bits_per_byte"]
     record_directory(
         folder,
         kind="evaluation",
@@ -170,6 +178,13 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
         summary=summary,
         files=[folder / "results.json", *files],
     )
+
+
+def _task_measures(result: Entry) -> dict[str, Any]:
+    """Return bits per byte and margin of the right answer of a task, and their errors, as columns of a table."""
+    measured = {name: task_metric(result, name) for name in TASK_MEASURES}
+    ends = {"": "value", "_se": "se"}
+    return {f"{name}{end}": measured[name].get(key) for name in TASK_MEASURES for end, key in ends.items()}
 
 
 def _export(settings: Mapping[str, Any]) -> int:

@@ -73,7 +73,7 @@ def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs_folder:
 
     The first protocol has the columns `NAME_loss`, `NAME_perplexity`, `NAME_bits_per_byte` and
     `NAME_eval_data_fingerprint`; further protocols have `NAME_PROTOCOL_loss` and so on. A task has `NAME_TASK` and
-    `NAME_TASK_se`.
+    `NAME_TASK_se`, and if it is multiple-choice `NAME_TASK_bits_per_byte` and its `_se`, of the right answer.
     """
     import pandas as pd
 
@@ -123,4 +123,6 @@ def _scores_by_column(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         row |= {f"{prefix}_{FINGERPRINT}": score["data_fingerprint"]}
     for task, score in entry.get("tasks", {}).items():
         row |= {f"{name}_{task}": score["value"], f"{name}_{task}_se": score["se"]}
+        if bits := score.get("also", {}).get("bits_per_byte"):  # of the right answer
+            row |= {f"{name}_{task}_bits_per_byte": bits["value"], f"{name}_{task}_bits_per_byte_se": bits["se"]}
     return row

@@ -25,6 +25,7 @@ from slm.training.plan import Plan
 from slm.training.process import Interrupt, Stop, is_first_process
 from slm.training.sample import sample_text
 from slm.training.trainer import Votes
+from slm.training.validation import EvalTask, score_tasks, task_columns
 
 COLUMNS = (
     "tokens",
@@ -66,6 +67,7 @@ class Journal(L.Callback):
     interrupt: Interrupt
     peak_flops_per_second: float
     """Measured matmul peak of one device; the mean over the devices if there are several."""
+    tasks: Sequence[EvalTask] = ()
     branched_from: Mapping[str, Any] | None = None
     """`name` of the trunk and `step` at which this run left it; None for a run that started at step 0."""
 
@@ -74,6 +76,8 @@ class Journal(L.Callback):
     """The signal that interrupted the run, received by any of its processes."""
     val: dict[str, Any] | None = None
     """The newest validation: the fields of `Score`."""
+    task_results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Task -> result of the newest validation."""
     train_loss: float | None = None
     """Mean training loss of the newest row."""
     sample: str = ""
@@ -100,6 +104,7 @@ class Journal(L.Callback):
         """Return what a checkpoint stores of this journal."""
         names = (
             "val",
+            "task_results",
             "train_loss",
             "skipped_steps",
             "scored_tokens",
@@ -240,6 +245,7 @@ class Journal(L.Callback):
         max_tokens = train.get("val_tokens") if is_last else train["eval_tokens"]  # None means all tokens
         with module.evaluation_weights():
             val = score(module, self.corpus, max_tokens=None if max_tokens is None else int(max_tokens))
+            self.task_results = score_tasks(module, self.tasks)
             if is_first_process():
                 self.sample = sample_text(module, self.corpus, train)
         if self.sample:
@@ -249,7 +255,7 @@ class Journal(L.Callback):
         if not is_last:  # the last validation scores other tokens, so its loss is not comparable with earlier losses
             self.best_loss = min(self.best_loss, val.loss)
         self._row_started += time.perf_counter() - paused_at  # validation is not training time
-        return val.row()
+        return val.row() | task_columns(self.task_results)
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
         for tracker in self.trackers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,10 +15,12 @@ import torch
 from slm.composition.budget import shape_and_steps
 from slm.data.loader import num_micro_batches_per_step
 from slm.data.mixture import MIX, read_mixture
+from slm.data.questions import read_tasks, scored_pairs
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, kv_cache_bytes, mixers_of_blocks, num_params
 from slm.model.counts import state_bytes as decoding_state_bytes
 from slm.runtime.machine import available_bytes, why_no_gpu, why_not_compiled
+from slm.runtime.words import join_names
 from slm.training import memory
 from slm.training.branching import Branch, find_branch
 from slm.training.distillation import TeacherPlan, find_teacher
@@ -25,6 +28,9 @@ from slm.training.hardware import Hardware
 from slm.training.initial import Initial, find_initial
 from slm.training.parametrization import Rules, make_rules, with_multipliers
 from slm.training.run_directory import RunDirectory
+
+BYTES_PER_TOKEN = 3.5  # of English text in vocabularies of a few thousand ids: a round figure for an estimate of cost
+TRAINING_FORWARDS = 3  # FLOPs of a training step in forward passes: the backward pass costs two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +215,8 @@ def plan_lines(plan: Plan) -> list[str]:
     if settings["data"]["source"] == MIX:
         mixture = read_mixture(settings["data"])
         lines.insert(4, f"mix          {'; '.join(mixture.describe(plan.steps))}")
+    if settings["train"].get("eval_tasks"):
+        lines.append(f"tasks        {_task_cost(plan)}")
     if hardware.accelerator == "cpu" and settings["trainer"]["accelerator"] == "auto" and (why := why_no_gpu()):
         lines.append(f"WARNING      the run is on the CPU, but {why}")
     if plan.teacher:
@@ -241,6 +249,22 @@ def _cache_sizes(model: ModelConfig) -> str:
     if constant_bytes := decoding_state_bytes(model):
         texts.append(f"{constant_bytes:,} bytes of state, constant (float32)")
     return " and ".join(texts)
+
+
+def _task_cost(plan: Plan) -> str:
+    """Describe the questions of `train.eval_tasks`, and estimate what scoring them costs beside the training."""
+    train = plan.settings["train"]
+    tasks = read_tasks(train["eval_tasks"], "train.eval_tasks", train.get("eval_task_limit"))
+    counts = join_names([f"{len(records):,} of {name}" for name, records in tasks.items()])
+    pairs = [pair for records in tasks.values() for record in records for pair in scored_pairs(record)]
+    num_bytes = sum(len(text.encode()) for pair in pairs for text in pair)
+    num_tokens = num_bytes / (1 if plan.settings["tokenizer"]["kind"] == "bytes" else BYTES_PER_TOKEN)
+    validations = math.ceil(plan.steps / train["eval_every"])
+    share = validations * num_tokens / TRAINING_FORWARDS / plan.train_tokens
+    return (
+        f"{counts}: questions at each of {validations:,} validations, about {num_tokens * validations:,.0f} tokens "
+        f"forward, {share:.1%} of the training's FLOPs"
+    )
 
 
 def _matrix_lr(plan: Plan) -> str:

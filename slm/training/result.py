@@ -63,6 +63,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
             "keeps_text": corpus.keeps_text,  # whether decoding gives back the text exactly
         },
         "val": val,
+        **({"tasks": journal.task_results} if journal.tasks else {}),
         "train_loss_final": journal.train_loss,
         **_speed(plan, journal, tokens),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -146,6 +147,11 @@ def ending_lines(result: Mapping[str, Any], folder: Path, sample: str, *, is_mul
         lines.append(
             f"validation   loss {val['loss']:.4f} nats/token, {val['bits_per_byte']:.4f} bits/byte, "
             f"perplexity {val['perplexity']:.2f} on {val['tokens']:,} tokens"
+        )
+    for name, task in result.get("tasks", {}).items():
+        lines.append(
+            f"tasks        {name}: {task['metric']} {task['value']:.3f} (chance {task['chance']:.3f}), right answer "
+            f"{task['also']['bits_per_byte']['value']:.4f} bits/byte, on {task['n']:,} questions"
         )
     if sample:
         lines.append(f"sample       {sample}")

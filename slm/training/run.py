@@ -32,6 +32,7 @@ from slm.training.process import Interrupt, Stop, is_first_process, say
 from slm.training.result import ending_lines, make_result, parameter_counts
 from slm.training.speed import RankSpeeds, measure_run
 from slm.training.trainer import Batches, epochs_by_source, make_trainer
+from slm.training.validation import EvalTask, column_names, encode_tasks
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
 """What torch's plain RuntimeErrors say if memory runs out: on a CPU, on a CPU under Windows, on MPS."""
@@ -65,6 +66,8 @@ def train(plan: Plan) -> dict[str, Any]:
         return earlier_result
     corpus = prepare(plan.settings["data"], tokenizer_source(plan.settings), cache_dir=plan.cache_dir)
     check_corpus(plan, corpus)
+    tasks = encode_tasks(plan, corpus.tokenizer)
+    say(*(f"tasks        {task.note}" for task in tasks if task.note))
     fingerprints = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
     if plan.teacher is not None:
         plan.teacher.check_tokenizer(corpus.tokenizer.fingerprint)
@@ -80,13 +83,13 @@ def train(plan: Plan) -> dict[str, Any]:
         corpus_facts["sources"] = {name: source.fingerprint for name, source in corpus.sources.items()}
     lock = plan.folder.lock(plan.settings, corpus_facts) if is_first_process() else nullcontext()
     with _explain_failures(plan), lock:
-        result = _fit(plan, corpus)
+        result = _fit(plan, corpus, tasks)
     if dist.is_initialized():
         dist.barrier()  # if another process ended first, Lightning would kill the first process while it is writing
     return result
 
 
-def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
+def _fit(plan: Plan, corpus: Corpus, tasks: list[EvalTask]) -> dict[str, Any]:
     checkpoint, start_step, branched_from = _find_start(plan)
     separator = corpus.tokenizer.separator_id if plan.document_masking else None
     module = LanguageModel(plan, separator, counts_scored=corpus.holds_conversations)
@@ -100,13 +103,13 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     if is_first_process():
         config = {**plan.settings, **parameter_counts(plan), "train_tokens": plan.train_tokens, "steps": plan.steps}
         columns = [*COLUMNS, *source_columns(corpus), *(SCORED_COLUMNS if corpus.holds_conversations else ())]
-        columns += LOSSES[1:] if plan.teacher else ()
+        columns += [*(LOSSES[1:] if plan.teacher else ()), *column_names(plan.settings["train"])]
         trackers = open_trackers(plan.folder.path, config, columns=columns, resume_step=start_step)
     progress = Progress("step", plan.steps, file=sys.stdout, shown=is_first_process())
     result: dict[str, Any] = {}  # stays empty if the run fails
     try:
         with Interrupt() as interrupt:
-            journal = Journal(plan, corpus, trackers, progress, interrupt, peak_flops_per_second, branched_from)
+            journal = Journal(plan, corpus, trackers, progress, interrupt, peak_flops_per_second, tasks, branched_from)
             rank_speeds = [RankSpeeds(journal, start_step)] if plan.hardware.world_size > 1 else []
             trainer = make_trainer(plan, callbacks=[journal, *rank_speeds])
             try:

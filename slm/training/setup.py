@@ -18,6 +18,7 @@ from slm.composition.mixing import expand_sources
 from slm.composition.settings import check_settings
 from slm.data.corpus import check_sources
 from slm.data.mixture import check_phases
+from slm.data.questions import read_tasks
 from slm.runtime.extensions import load_extensions
 from slm.runtime.settings import plain_settings
 from slm.tracking import check_logger
@@ -53,6 +54,8 @@ def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[
     RunDirectory(settings["output_dir"]).check(settings)
     check_sources(settings["data"], tokenizer)
     check_phases(settings["data"], steps)
+    train = settings["train"]
+    read_tasks(train.get("eval_tasks"), "train.eval_tasks", train.get("eval_task_limit"))  # raises for bad files
     return settings
 
 

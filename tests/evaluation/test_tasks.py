@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import socket
+import statistics
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -18,9 +19,10 @@ import huggingface_hub.constants
 import pandas as pd
 import torch
 
+from slm.data.questions import read_records
 from slm.data.vocabulary import plan_tokenizer
 from slm.evaluation.tasks import MOBILELLM, check_tasks, task_manager
-from slm.evaluation.tasks.local import make_task, read_records
+from slm.evaluation.tasks.local import make_task
 from slm.evaluation.tasks.run import _entries, run_task
 from tests.evaluation.toys import random_decoder
 
@@ -56,25 +58,36 @@ def log_likelihood(model: tuple, context: str, continuation: str) -> float:
     return logits.gather(1, torch.tensor(scored)[:, None]).sum().item()
 
 
+def bits_per_byte(nats: float, continuation: str) -> float:
+    return -nats / math.log(2) / len(continuation.encode())
+
+
 def best(scores: list[float]) -> int:
     return max(range(len(scores)), key=scores.__getitem__)
 
 
 def test_choices_are_scored_after_the_query_and_one_space(model: tuple, tmp_path: Path) -> None:
     results = run_task(*model, "mine", file=write(tmp_path / "a.jsonl", CHOICES), **QUICK)
-    right, right_by_length = [], []
+    right, right_by_length, bits, margins = [], [], [], []
     for record in CHOICES:
         # Spaces at the end of a query are scored with the choice; byte tokens make no other difference.
         query = record["query"].rstrip()
         space = record["query"][len(query) :] + " "
         scores = [log_likelihood(model, query, space + choice) for choice in record["choices"]]
         right.append(best(scores) == record["gold"])
+        of_choices = [bits_per_byte(*pair) for pair in zip(scores, [f" {c}" for c in record["choices"]], strict=True)]
+        bits.append(of_choices.pop(record["gold"]))
+        margins.append(min(of_choices) - bits[-1])
         by_length = [score / len(choice) for score, choice in zip(scores, record["choices"], strict=True)]
         right_by_length.append(best(by_length) == record["gold"])
     result = results["mine"]
     assert (result["metric"], result["n"], result["num_fewshot"]) == ("acc_norm", 3, 0)
     assert result["value"] == pytest.approx(sum(right_by_length) / 3)
     assert result["also"]["acc"]["value"] == pytest.approx(sum(right) / 3)
+    for name, values in (("bits_per_byte", bits), ("margin", margins)):
+        assert result["also"][name]["value"] == pytest.approx(statistics.mean(values), rel=1e-5)
+        assert result["also"][name]["se"] == pytest.approx(statistics.stdev(values) / 3**0.5, rel=1e-4)
+    assert result["chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 2) / 3)
     p = result["value"]
     assert result["se"] == pytest.approx((p * (1 - p) / 2) ** 0.5)  # sample standard deviation / sqrt(n), n = 3
     assert "a.jsonl" in result["notes"][0]
@@ -82,11 +95,14 @@ def test_choices_are_scored_after_the_query_and_one_space(model: tuple, tmp_path
 
 def test_a_continuation_is_scored_after_each_context(model: tuple, tmp_path: Path) -> None:
     results = run_task(*model, "wino", file=write(tmp_path / "w.jsonl", CONTEXTS), **QUICK)
-    right = []
+    right, margins = [], []
     for record in CONTEXTS:
         scores = [log_likelihood(model, option, " " + record["continuation"]) for option in record["context_options"]]
         right.append(best(scores) == record["gold"])
-    assert (results["wino"]["metric"], results["wino"]["also"]) == ("acc", {})
+        right_nats = scores.pop(record["gold"])
+        margins.append(bits_per_byte(scores[0] - right_nats, " " + record["continuation"]))
+    assert results["wino"]["metric"] == "acc"
+    assert results["wino"]["also"]["margin"]["value"] == pytest.approx(statistics.mean(margins), rel=1e-5)
     assert results["wino"]["value"] == pytest.approx(sum(right) / 2)
 
 

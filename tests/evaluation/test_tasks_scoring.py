@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.evaluation.tasks.scoring import Group, Request, Scorer, make_batches, make_request, plan, share_prefixes
+from slm.data.questions import Request, make_request
+from slm.evaluation.tasks.scoring import Group, Scorer, make_batches, plan, share_prefixes
 from slm.model import Decoder
 from tests.evaluation.toys import random_decoder
 
@@ -72,7 +73,8 @@ def test_a_group_saves_tokens_by_the_prefix_that_all_of_it_begins_with(items: li
         assert {item.inputs[: group.prefix_length] for item in group.requests} == {
             group.requests[0].inputs[: group.prefix_length]
         }
-        assert all(2 * group.prefix_length >= len(item.inputs) for item in group.requests[1:])
+        if len(group.requests) > 1:  # a request that joined earlier may have shared a longer prefix
+            assert 2 * group.prefix_length >= len(group.requests[-1].inputs)
 
 
 def counting_decoder() -> tuple[Decoder, list[int]]:

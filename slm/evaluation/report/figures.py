@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from slm.evaluation.report.quality import target_error
-from slm.evaluation.report.results import Entry, Results, average, common_tasks, number, tasks_of, unique_labels
+from slm.evaluation.report.results import (
+    Entry,
+    Results,
+    average,
+    common_tasks,
+    number,
+    task_metric,
+    tasks_of,
+    unique_labels,
+)
 from slm.evaluation.report.scaling import Gain, gains
 from slm.evaluation.report.speed import conditions, usual_conditions
 from slm.evaluation.report.study import published_points
@@ -184,29 +194,39 @@ def _scale_gains(axis: Axes, all_gains: Sequence[Gain], law_gains: Sequence[floa
     axis.axhline(0, color=INK, lw=0.8)
 
 
-def tasks_figure(results: Results) -> Figure | None:
-    """Draw one panel per task with one row per checkpoint, and a panel for the average of the common tasks."""
+def tasks_figure(results: Results, metric: str = "value") -> Figure | None:
+    """Draw one panel per task with one row per checkpoint, and a panel for the average of the common tasks.
+
+    `metric` is "value", or a metric in `also`. None if no task has it. A dotted line marks chance.
+    """
     entries = [entry for entry in results.entries if tasks_of(entry)]
-    if not entries:
-        return None
-    common = common_tasks(entries)
+    common = common_tasks(entries, metric)
     panel_values: dict[str, dict[str, tuple[float, float | None]]] = {}
+    chances: dict[str, float | None] = {}
     for entry in entries:
         for task, result in tasks_of(entry).items():
-            panel_values.setdefault(task, {})[entry["name"]] = (float(result["value"]), number(result, "se"))
+            if measured := task_metric(result, metric):
+                panel_values.setdefault(task, {})[entry["name"]] = (float(measured["value"]), number(measured, "se"))
+                chances[task] = number(result, "chance") if metric == "value" else None
+    if not panel_values:
+        return None
     if len(common) > 1:
-        panel_values[f"average of {len(common)}"] = {entry["name"]: average(entry, common) for entry in entries}
+        title = f"average of {len(common)}"
+        panel_values[title] = {entry["name"]: average(entry, common, metric) for entry in entries}
     names = [results.labels[entry["name"]] for entry in entries]
     left = 0.25 + 0.075 * max(map(len, names))
+    measure = "values" if metric == "value" else "bits per byte of the right answer"
     figure, axes = panels(
         len(panel_values),
-        f"Tasks: values with 2 standard errors, {plural(len(names), 'checkpoint')}",
+        f"Tasks: {measure} with 2 standard errors, {plural(len(names), 'checkpoint')}",
         ncols=NUM_TASK_COLUMNS,
         width=left + 2.0,
         height=0.8 + 0.19 * len(names),
         margins=Margins(left=left, top=0.25, bottom=0.37),
     )
     for axis, (title, values) in zip(axes, panel_values.items(), strict=True):
+        if (chance := chances.get(title)) is not None:
+            axis.axvline(chance, color=GREY, lw=1, ls=":", zorder=1)
         _draw_task(axis, title, names, [values.get(entry["name"]) for entry in entries])
     return figure
 
@@ -228,4 +248,10 @@ def _draw_task(axis: Axes, title: str, names: list[str], values: list[tuple[floa
     axis.grid(False, axis="y")
 
 
-FIGURES = {"size": size_figure, "pareto": pareto_figure, "doubling": doubling_figure, "tasks": tasks_figure}
+FIGURES: dict[str, Callable[[Results], Figure | None]] = {
+    "size": size_figure,
+    "pareto": pareto_figure,
+    "doubling": doubling_figure,
+    "tasks": tasks_figure,
+    "task_bits": partial(tasks_figure, metric="bits_per_byte"),
+}

@@ -165,19 +165,25 @@ def family_of(entry: Entry) -> str:
     return without_size if without_size not in ("", name) else UNNAMED
 
 
-def common_tasks(entries: Sequence[Entry]) -> list[str]:
-    """Return the tasks for which every checkpoint has a value, ignoring checkpoints without any task results."""
+def task_metric(result: Entry, metric: str) -> Entry:
+    """Return `value` and `se` of a metric of a task result ("value" is the main one); empty if it lacks the metric."""
+    measured = result if metric == "value" else (result.get("also") or {}).get(metric, {})
+    return measured if is_number(measured.get("value")) else {}
+
+
+def common_tasks(entries: Sequence[Entry], metric: str = "value") -> list[str]:
+    """Return the tasks for which every checkpoint has the metric, ignoring checkpoints without any task results."""
     tasks_by_entry = [tasks for entry in entries if (tasks := tasks_of(entry))]
     first_tasks = tasks_by_entry[0] if tasks_by_entry else {}
-    return [name for name in first_tasks if all(name in tasks for tasks in tasks_by_entry)]
+    return [name for name in first_tasks if all(task_metric(t.get(name, {}), metric) for t in tasks_by_entry)]
 
 
-def average(entry: Entry, tasks: Sequence[str]) -> tuple[float, float | None]:
+def average(entry: Entry, tasks: Sequence[str], metric: str = "value") -> tuple[float, float | None]:
     """Return the unweighted mean over k tasks and its standard error, sqrt(sum se^2) / k (None if a task has no error).
 
     Tasks have independent items. The error covers the sampling of items within these tasks, not the choice of tasks.
     """
-    results = [tasks_of(entry)[name] for name in tasks]
+    results = [task_metric(tasks_of(entry)[name], metric) for name in tasks]
     mean = sum(result["value"] for result in results) / len(results)
     errors = [error for result in results if (error := number(result, "se")) is not None]
     if len(errors) < len(results):

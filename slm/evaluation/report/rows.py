@@ -117,11 +117,14 @@ def _task_columns(entry: Entry, results: Results) -> Entry:
     columns: Entry = {}
     for name, result in entry["tasks"].items():
         columns[f"tasks/{name}"] = result.get("value")
-        columns |= {f"tasks/{name}/{key}": result.get(key) for key in ("se", "n", "metric", "num_fewshot")}
+        columns |= {f"tasks/{name}/{key}": result.get(key) for key in ("se", "n", "chance", "metric", "num_fewshot")}
         for metric, other in (result.get("also") or {}).items():
             columns |= {f"tasks/{name}/{metric}": other.get("value"), f"tasks/{name}/{metric}/se": other.get("se")}
     common = common_tasks(results.entries)
     if common and tasks_of(entry):
         value, se = average(entry, common)
         columns |= {"tasks/average": value, "tasks/average/se": se, "tasks/average/num_tasks": len(common)}
+        if common_tasks(results.entries, "bits_per_byte") == common:
+            value, se = average(entry, common, "bits_per_byte")
+            columns |= {"tasks/average/bits_per_byte": value, "tasks/average/bits_per_byte/se": se}
     return columns

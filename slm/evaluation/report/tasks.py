@@ -1,25 +1,46 @@
-"""Report section on tasks: values with standard errors, reasons for skipped tasks, and averages of common tasks."""
+"""Report section on tasks: values with standard errors, reasons for skipped tasks, and averages of common tasks.
+
+Notable: differences between checkpoints that answered the same items have *paired* errors, as losses on one text do
+(`quality.py`). What makes an item hard for both then cancels.
+"""
 
 from __future__ import annotations
 
-from itertools import combinations
+import math
+from collections.abc import Sequence
+from itertools import combinations, pairwise
 
+import numpy as np
+
+from slm.evaluation.bootstrap import influence_error, influences
+from slm.evaluation.report.quality import MAX_CHECKPOINTS, Difference, Error, significance_texts
 from slm.evaluation.report.results import (
     Entry,
     Results,
     average,
     common_tasks,
-    differ_significantly,
+    difference_error,
     name_of,
     number,
+    task_metric,
     tasks_of,
     training_caveats,
 )
 from slm.report.markdown import Section, bullets, figure, table
-from slm.runtime.words import NO_VALUE, escape_markdown, join_names, plural, shortlist, with_error
+from slm.runtime.words import NO_VALUE, escape_markdown, format_number, join_names, plural, with_error
 
 Averages = dict[str, tuple[float, float | None]]  # checkpoint -> (mean over the common tasks, standard error)
-MAX_PAIRS = 10  # maximum number of pairs of checkpoints that a sentence names
+MEASURES = {"bits_per_byte": "bits per byte", "margin": "margin"}
+"""Metric of the right answer -> its words in a table."""
+MEASURES_NOTE = (
+    "**Bits per byte of the right answer**, lower is better, and its *margin* over the most probable wrong answer, in "
+    "bits per byte: above zero if the right answer is the most probable one per byte. Both change with the size of "
+    "small models whose accuracies are all near chance, the value of a random guess."
+)
+PAIRED_NOTE = (
+    "Errors are *paired* item by item if both checkpoints answered the same items, else *independent*, which is too "
+    "large if both find the same items hard."
+)
 ITEMS_PER_TASK = {"arc_easy": 2376, "arc_challenge": 1172, "boolq": 3270, "piqa": 1838, "social_iqa": 1954,
                   "hellaswag": 10042, "openbookqa": 500, "winogrande": 1267}  # fmt: skip
 """Number of items that lm-evaluation-harness 0.4 scores for each of the MobileLLM paper's eight tasks."""
@@ -48,8 +69,10 @@ def tasks_section(results: Results) -> Section | None:
         _average_note(entries, common),
         "Not evaluated:" if errors else "",
         bullets(errors),
-        _indistinguishable_pairs(averages),
-        figure(results.folder, "tasks", "Bars are 2 standard errors."),
+        _measures_table(entries),
+        _differences_table(entries, common),
+        figure(results.folder, "tasks", "Bars are 2 standard errors. Dotted lines are chance."),
+        figure(results.folder, "task_bits", "Bars are 2 standard errors. Further left is better."),
     )
 
 
@@ -87,8 +110,10 @@ def _table(entries: list[Entry], common: list[str], averages: Averages) -> str:
     rows = [_row(name, entries) for name in names]
     if averages:
         values = [with_error(*averages[name]) if name in averages else NO_VALUE for name in checkpoints]
-        rows.append([f"**average of {len(common)}**", NO_VALUE, NO_VALUE, NO_VALUE, *values])
-    return table(["task", "metric", "items", "shots", *checkpoints], rows)
+        chances = [number(tasks_of(e)[name], "chance") for e in entries[:1] for name in common if tasks_of(e)]
+        chance = NO_VALUE if None in chances or not chances else format_number(np.mean(chances), 3)  # type: ignore[arg-type]
+        rows.append([f"**average of {len(common)}**", NO_VALUE, NO_VALUE, NO_VALUE, chance, *values])
+    return table(["task", "metric", "items", "shots", "chance", *checkpoints], rows)
 
 
 def _row(name: str, entries: list[Entry]) -> list[str]:
@@ -97,6 +122,8 @@ def _row(name: str, entries: list[Entry]) -> list[str]:
     for key in ("metric", "n", "num_fewshot"):
         distinct_values = dict.fromkeys(str(result[key]) for result in results if result.get(key) is not None)
         cells.append(escape_markdown(join_names(list(distinct_values))) or NO_VALUE)
+    chances = dict.fromkeys(format_number(result.get("chance"), 3) for result in results if result.get("chance"))
+    cells.append(join_names(list(chances)) or NO_VALUE)
     return cells + [with_error(result["value"], result.get("se")) if result else NO_VALUE for result in results]
 
 
@@ -111,14 +138,79 @@ def _average_note(entries: list[Entry], common: list[str]) -> str:
     )
 
 
-def _indistinguishable_pairs(averages: Averages) -> str:
-    pairs = []
-    for (name, mean_and_error), (other_name, other_mean_and_error) in combinations(averages.items(), 2):
-        if differ_significantly(mean_and_error, other_mean_and_error) is False:
-            pairs.append(f"{name} and {other_name}")
-    if not pairs:
+def _measures_table(entries: list[Entry]) -> str:
+    """Return a table of bits per byte of the right answer and its margin; empty if no task has them."""
+    rows = []
+    names = dict.fromkeys(name for entry in entries for name in tasks_of(entry))
+    for name in names:
+        for metric, metric_words in MEASURES.items():
+            measured = [task_metric(tasks_of(entry).get(name, {}), metric) for entry in entries]
+            if any(measured):
+                values = [with_error(of.get("value"), of.get("se")) for of in measured]
+                rows.append([escape_markdown(name), metric_words, *values])
+    for metric, metric_words in MEASURES.items():
+        common = common_tasks(entries, metric)
+        if len(common) > 1:
+            values = [with_error(*average(e, common, metric)) if tasks_of(e) else NO_VALUE for e in entries]
+            rows.append([f"**average of {len(common)}**", metric_words, *values])
+    return f"{MEASURES_NOTE}\n\n{table(['task', 'measure', *map(name_of, entries)], rows)}" if rows else ""
+
+
+def compare_tasks(first: Entry, second: Entry, tasks: Sequence[str], metric: str = "value") -> Difference:
+    """Return the difference, first minus second, of the averages of two checkpoints over tasks that both have.
+
+    Its error is sqrt(sum of squared errors) / number of tasks. The error of a task is paired if both answered the same
+    items. If this is not so for every task, `error.reason` says why not.
+    """
+    differences, errors, num_blocks, reason = [], [], 0, ""
+    for name in tasks:
+        results = [tasks_of(entry)[name] for entry in (first, second)]
+        measured = [task_metric(result, metric) for result in results]
+        differences.append(measured[0]["value"] - measured[1]["value"])
+        error = _paired_error(results[0], results[1], metric)
+        if error.num_blocks is None:
+            error = error._replace(se=difference_error(number(measured[0], "se"), number(measured[1], "se")))
+            reason = error.reason
+        errors.append(error.se)
+        num_blocks += error.num_blocks or 0
+    known = [se for se in errors if se is not None]
+    se = math.hypot(*known) / len(tasks) if len(known) == len(tasks) else None
+    return Difference(sum(differences) / len(tasks), Error(se, None if reason else num_blocks, reason))
+
+
+def _paired_error(first: Entry, second: Entry, metric: str) -> Error:
+    """Return the error of the difference of two results of a task. If it cannot be paired, it has a reason, no `se`."""
+    items = [result.get("items") or {} for result in (first, second)]
+    if not all(metric in of.get("blocks", {}) for of in items):
+        return Error(None, None, "no items stored")
+    if items[0]["fingerprint"] != items[1]["fingerprint"]:
+        return Error(None, None, "different items")
+    blocks = [{key: np.asarray(sums, float) for key, sums in of["blocks"].items()} for of in items]
+    first_K, second_K = (influences(of[metric], of["count"]) for of in blocks)
+    se = influence_error(first_K - second_K)
+    return Error(se, len(first_K)) if math.isfinite(se) else Error(None, None, "a single item")
+
+
+def _differences_table(entries: list[Entry], common: list[str]) -> str:
+    """Return a table of pairs of checkpoints, the better one first; empty if they share no task."""
+    metric = "bits_per_byte" if common and common_tasks(entries, "bits_per_byte") == common else "value"
+    with_tasks = [entry for entry in entries if tasks_of(entry)]
+    if not common or len(with_tasks) < 2:
         return ""
-    return (
-        f"- Averages less than 2 standard errors apart: {shortlist(pairs, MAX_PAIRS, '; ', max_characters=200)}. "
-        "All checkpoints answered the same items, so a paired comparison item by item would be more sensitive."
-    )
+    sign = 1 if metric == "bits_per_byte" else -1
+    ranking = sorted(with_tasks, key=lambda entry: sign * average(entry, common, metric)[0])
+    pairs = list(combinations(ranking, 2) if len(ranking) <= MAX_CHECKPOINTS else pairwise(ranking))
+    title = f"**Differences**, A - B. A has the {'lower bits per byte' if sign > 0 else 'higher value'}."
+    if len(ranking) > MAX_CHECKPOINTS:
+        title += " Neighbours in rank only."
+    of_tasks = escape_markdown(common[0]) if len(common) == 1 else f"average of {len(common)}"
+    columns = [[name_of(a) for a, _ in pairs], [name_of(b) for _, b in pairs]]
+    header = ["A", "B"]
+    for name, name_words in (("value", of_tasks), ("bits_per_byte", f"bits per byte, {of_tasks}")):
+        if name in ("value", metric):
+            differences = [compare_tasks(a, b, common, name) for a, b in pairs]
+            columns.append([with_error(of.value, of.error.se, 2) for of in differences])
+            columns.append(significance_texts(differences))
+            header += [name_words, "beyond 2 se"]
+    columns.append([f"independent: {of.error.reason}" if of.error.reason else "paired" for of in differences])
+    return f"{title} {PAIRED_NOTE}\n\n{table([*header, 'error'], list(zip(*columns, strict=True)))}"

@@ -18,7 +18,6 @@ from slm.evaluation.report.results import (
     Results,
     average,
     common_tasks,
-    differ_significantly,
     family_of,
     has_same_extent,
     measure_of,
@@ -29,7 +28,7 @@ from slm.evaluation.report.rows import rows, to_csv
 from slm.evaluation.report.scaling import fit_laws, gain_section, scaling_section
 from slm.evaluation.report.speed import conditions, speed_section, usual_conditions
 from slm.evaluation.report.study import study_section
-from slm.evaluation.report.tasks import tasks_section
+from slm.evaluation.report.tasks import compare_tasks, tasks_section
 from slm.report.formulas import letters_apart_from
 from slm.report.html import html_page
 from slm.report.markdown import Columns, Section, bullets, table_by_column
@@ -165,10 +164,11 @@ def _highest_average(results: Results) -> str:
     common = common_tasks(entries)
     if len(common) < 2:
         return ""
-    averages = [(name_of(entry), average(entry, common)) for entry in entries]
-    name, highest = max(averages, key=lambda pair: pair[1][0])  # pair[1] is (mean, standard error)
-    similar = [other for other, mean in averages if other != name and differ_significantly(mean, highest) is False]
-    tail = _not_distinguishable(similar, "these standard errors")
+    best = max(entries, key=lambda entry: average(entry, common)[0])
+    name, highest = name_of(best), average(best, common)
+    others = [entry for entry in entries if entry is not best]
+    similar = [name_of(entry) for entry in others if compare_tasks(best, entry, common).is_significant is False]
+    tail = _not_distinguishable(similar, "the standard errors of the differences")
     lead = "Highest average" if len(entries) > 1 else "Average"
     return f"{lead} of {len(common)} common tasks: {name}, {with_error(*highest)}{tail}."
 

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
-from slm.evaluation.tasks.local import read_records
+from slm.data.questions import read_records
 
 MOBILELLM = ("arc_easy", "arc_challenge", "boolq", "piqa", "social_iqa", "hellaswag", "openbookqa", "winogrande")
 """The harness's names of the eight zero-shot tasks of MobileLLM (arXiv:2402.14905, table 3)."""

@@ -14,8 +14,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from slm.data.questions import Request, encode_pair, make_request
 from slm.data.tokenizer import Tokenizer
-from slm.evaluation.tasks.scoring import Request, Scorer, make_request
+from slm.evaluation.tasks.scoring import Scorer
 from slm.model.decoding import generate
 from slm.model.interface import CausalLM
 
@@ -66,6 +67,9 @@ class DecoderLM(TemplateLM):
         """Return the ids of a text, after BOS if the tokenizer adds it. "</s>" in a text is not a special token."""
         ids = self._tokenizer.encode(string)
         return ids if add_special_tokens is False else [*self._begin_ids, *ids]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        return encode_pair(self.tok_encode, context, continuation)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any

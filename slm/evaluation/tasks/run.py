@@ -12,7 +12,8 @@ import logging
 import math
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 from unittest.mock import patch
 
@@ -20,9 +21,11 @@ import numpy as np
 import torch
 
 from slm.data.hub import require_network
+from slm.data.questions import read_records
 from slm.data.tokenizer import Tokenizer
 from slm.evaluation.tasks import task_manager
-from slm.evaluation.tasks.local import make_task, read_records
+from slm.evaluation.tasks.items import Item, items_of, measures, write_samples
+from slm.evaluation.tasks.local import make_task
 from slm.model.interface import CausalLM
 from slm.runtime.progress import Progress, say
 from slm.runtime.words import is_number
@@ -43,13 +46,15 @@ def run_task(
     batch_tokens: int,
     autocast: torch.dtype | None,
     seed: int,
+    samples_file: Callable[[str], Path] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return task -> result: `metric`, `value`, `se`, `n`, `num_fewshot`, `also` (other metrics), `notes`.
 
     The questions come from `file`, or from the harness task if `file` is None. A task that cannot be run has only an
     `error`, one sentence. If `name` is a tag, or a group for which the harness computes no mean, each of its tasks has
     a result. `limit` is the maximum number of questions. `num_fewshot` is the number of examples before each question;
-    None takes the task's default, or 0 if it has none.
+    None takes the task's default, or 0 if it has none. A multiple-choice task also has `chance` and `items`
+    (`slm.evaluation.tasks.items.measures`). Each item of a task is written to `samples_file(task)`, if it is given.
     """
     from slm.evaluation.tasks.adapter import DecoderLM
 
@@ -61,7 +66,10 @@ def run_task(
         model = DecoderLM(decoder, tokenizer, batch_tokens=batch_tokens, autocast=autocast, seed=seed, progress=show)
         try:
             loaded = load_task(name, file)
-            results = evaluate_task(model, loaded, limit=limit, num_fewshot=num_fewshot, seed=seed)
+            results, items = evaluate_task(model, loaded, limit=limit, num_fewshot=num_fewshot, seed=seed)
+            if samples_file is not None:
+                for task in items:
+                    write_samples(samples_file(task), items[task])
         except Exception as error:  # a task's code or data may raise anything, and the other tasks must still run
             results = {name: {"error": _first_line(error)}}
     notes = []
@@ -101,8 +109,8 @@ def load_task(name: str, file: str | None) -> Any:
 
 def evaluate_task(
     model: Any, loaded: Any, *, limit: int | None, num_fewshot: int | None, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Evaluate loaded tasks with any harness model; return results as `run_task` does, but without notes."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[Item]]]:
+    """Evaluate loaded tasks with any harness model; return results as `run_task` does, but without notes, and items."""
     from lm_eval.evaluator import evaluate
 
     for task in loaded["tasks"].values():
@@ -115,7 +123,15 @@ def evaluate_task(
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return _entries(evaluate(model, loaded, limit=limit, bootstrap_iters=NUM_RESAMPLES, log_samples=False))
+    report = evaluate(model, loaded, limit=limit, bootstrap_iters=NUM_RESAMPLES, log_samples=True)
+    results, items = _entries(report), {}
+    for name, task in loaded["tasks"].items():
+        metric = results.get(name, {}).get("metric", "")  # a task of a group with a mean of its own has no result
+        items[name] = items_of(task, report["samples"][name], metric)
+        if metric:
+            measured = measures(items[name], metric)
+            results[name] |= measured | {"also": results[name]["also"] | measured.get("also", {})}
+    return results, items
 
 
 def _entries(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -154,7 +170,12 @@ def _summary(result: Mapping[str, Any]) -> str:
     if "error" in result:
         return f"skipped: {result['error']}"
     error_text = "" if result["se"] is None else f" +- {result['se']:.4f}"
-    return f"{result['metric']} {result['value']:.4f}{error_text} (n {result['n']}, {result['num_fewshot']}-shot)"
+    bits = result["also"].get("bits_per_byte")
+    bits_text = f", {bits['value']:.4f} bits per byte of the right answer" if bits else ""
+    return (
+        f"{result['metric']} {result['value']:.4f}{error_text}{bits_text} "
+        f"(n {result['n']}, {result['num_fewshot']}-shot)"
+    )
 
 
 def _first_line(error: Exception) -> str:

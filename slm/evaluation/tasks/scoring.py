@@ -20,19 +20,13 @@ import torch
 from torch import Tensor
 
 from slm.checkpoints.weights import dtype_name
+from slm.data.questions import Request
 from slm.model.interface import Cache, CausalLM
 
 PASS_TOKENS_CPU = 24  # fixed cost of a forward pass: the number of tokens computed in the same time (docs/tasks.md)
 PASS_TOKENS_GPU = 2048  # rough estimate of this cost on a GPU, which passes over fewer tokens leave mostly idle
 HEAD_ROWS = 256  # number of positions whose (V,) logits are in memory at the same time
 MIN_SHARED = 0.5  # a request joins a group only if it shares at least this part of its inputs with the group
-
-
-class Request(NamedTuple):
-    """One row of a forward pass: the last `len(targets)` positions of `inputs` predict the `targets`."""
-
-    inputs: tuple[int, ...]
-    targets: tuple[int, ...]
 
 
 class Group(NamedTuple):
@@ -47,19 +41,6 @@ class Score(NamedTuple):
 
     log_likelihood: float  # nats, summed over the tokens of the continuation
     is_greedy: bool  # whether each token is the most likely one given the tokens before it
-
-
-def make_request(context: Sequence[int], continuation: Sequence[int], max_length: int) -> Request:
-    """Return the pair as inputs and targets, truncated on the left to the model's context of `max_length` tokens.
-
-    `context` has at least one token. Raises `ValueError` if the continuation has no token, or more than `max_length`.
-    """
-    if not 1 <= len(continuation) <= max_length:
-        raise ValueError(
-            f"a continuation of {len(continuation)} tokens cannot be scored: it must have 1 to {max_length} tokens"
-        )
-    tokens = (*context, *continuation)[-(max_length + 1) :]
-    return Request(tokens[:-1], tuple(continuation))
 
 
 def plan(requests: Sequence[Request], batch_tokens: int, pass_tokens: int) -> list[list[Group]]:
