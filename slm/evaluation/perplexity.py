@@ -1,4 +1,4 @@
-"""Measure the perplexity of a decoder on a stream of tokens: cut the stream into windows, and score each token once.
+"""Measure the perplexity of a model on a stream of tokens: cut the stream into windows, and score each token once.
 
 Both protocols score every token but the first exactly once; they differ in how much context a token has. The inputs of
 a window are the tokens that the model reads; its last target is not an input. With L = max_length and S = stride:
@@ -30,9 +30,7 @@ from torch import Tensor
 from slm.data.loader import document_numbers
 from slm.evaluation.bootstrap import make_blocks, merge_blocks, ratio_errors
 from slm.evaluation.encode import Stream
-from slm.model import Decoder
-from slm.model.config import ModelConfig
-from slm.model.loss import token_losses
+from slm.model.interface import CausalLM, Shape
 
 
 class Window(NamedTuple):
@@ -58,7 +56,7 @@ class Protocol:
                 "with this stride the windows do not overlap, which is protocol non_overlapping"
             )
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, config: Shape) -> None:
         """Raise ValueError if the windows are longer than the context of the model."""
         if self.max_length > config.max_position_embeddings:
             raise ValueError(
@@ -84,7 +82,7 @@ class Protocol:
 
 
 def perplexity(
-    decoder: Decoder,
+    model: CausalLM,
     stream: Stream,
     protocol: Protocol,
     *,
@@ -96,10 +94,10 @@ def perplexity(
 
     A batch has at most `batch_tokens` tokens, but at least one window. `autocast` is the dtype of matmuls (None: the
     dtype of the weights). `progress` is called with the number of tokens scored since its last call. Values that are
-    not finite become null, with a note. Raises ValueError if windows or token ids do not fit the decoder.
+    not finite become null, with a note. Raises ValueError if windows or token ids do not fit the model.
     """
-    protocol.check(decoder.config)
-    largest_id, vocab_size = int(stream.tokens.max()), decoder.config.vocab_size
+    protocol.check(model.config)
+    largest_id, vocab_size = int(stream.tokens.max()), model.config.vocab_size
     if largest_id >= vocab_size:
         raise ValueError(
             f"the tokenizer gave id {largest_id} for {stream.name}, but the checkpoint's vocab_size is {vocab_size}: "
@@ -107,13 +105,12 @@ def perplexity(
         )
     windows = protocol.windows(len(stream.tokens))
     nats = np.zeros(len(stream.tokens))  # loss of each position
-    device = decoder.embed_tokens.weight.device
-    autocasting = torch.autocast(device.type, dtype=autocast, enabled=autocast is not None, cache_enabled=False)
+    autocasting = torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None, cache_enabled=False)
     with torch.inference_mode(), autocasting:
         for inputs_BT, positions_BT in _batches(stream, windows, max(1, batch_tokens // protocol.max_length)):
             is_scored_BT = positions_BT >= 0
             if is_scored_BT.any():
-                nats[positions_BT[is_scored_BT]] = _losses(decoder, stream, inputs_BT, positions_BT, is_scored_BT)
+                nats[positions_BT[is_scored_BT]] = _losses(model, stream, inputs_BT, positions_BT, is_scored_BT)
                 progress(int(is_scored_BT.sum()))
     return _entry(stream, protocol, nats, windows)
 
@@ -137,18 +134,18 @@ def _batches(stream: Stream, windows: list[Window], num_rows: int) -> Iterator[t
 
 
 def _losses(
-    decoder: Decoder, stream: Stream, inputs_BT: np.ndarray, positions_BT: np.ndarray, is_scored_BT: np.ndarray
+    model: CausalLM, stream: Stream, inputs_BT: np.ndarray, positions_BT: np.ndarray, is_scored_BT: np.ndarray
 ) -> np.ndarray:
     """Return the losses (N,) of the scored positions, in nats."""
 
     def on_device(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(decoder.embed_tokens.weight.device)
+        return torch.from_numpy(array).to(model.device)
 
     tokens_BT = on_device(inputs_BT)
     documents_BT = None if stream.separator is None else document_numbers(tokens_BT, stream.separator)
-    hidden_ND = decoder.hidden(tokens_BT, documents_BT=documents_BT)[on_device(is_scored_BT)]
+    hidden_ND = model.hidden(tokens_BT, documents_BT=documents_BT)[on_device(is_scored_BT)]
     targets_N = on_device(stream.tokens[positions_BT[is_scored_BT]])
-    return token_losses(hidden_ND, decoder.head_weight, targets_N).cpu().double().numpy()
+    return model.losses(hidden_ND, targets_N).cpu().double().numpy()
 
 
 def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[Window]) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from slm.checkpoints.weights import dtype_name
-from slm.model import Decoder, KVCache
-from slm.model.counts import kv_cache_bytes, state_bytes
+from slm.model import Decoder
 from slm.model.decoding import NextLogits, compiled_logits, eager_logits
+from slm.model.interface import Cache, CausalLM
 from slm.runtime import machine
 
 MAX_SECONDS = 120.0  # no repetition begins after this time, because a repetition without a cache can take minutes
@@ -30,7 +30,7 @@ MAX_SECONDS = 120.0  # no repetition begins after this time, because a repetitio
 @machine.explain_compiler_error("speed.compile")
 @torch.inference_mode()
 def measure_speed(
-    decoder: Decoder, settings: Mapping[str, Any], *, progress: Callable[[float], None] = lambda amount: None
+    model: CausalLM, settings: Mapping[str, Any], *, progress: Callable[[float], None] = lambda amount: None
 ) -> dict[str, Any]:
     """Return the `speed` entry of results.json; `settings` is `speed` of conf/evaluate.yaml.
 
@@ -38,11 +38,12 @@ def measure_speed(
     during the measurement (without Python, torch and the compiler); None if the system does not report memory.
     `progress` is called with the share of the work done since its last call.
     """
-    config, weight = decoder.config, decoder.head_weight
-    main_timer = _Timer(decoder, settings)
+    counts = model.counts()
+    main_timer = _Timer(model, settings)
     timers = [main_timer]
-    if config.layer_sharing != "none":
-        timers.append(_Timer(without_sharing(decoder), settings))
+    shares_blocks = isinstance(model, Decoder) and model.config.layer_sharing != "none"
+    if isinstance(model, Decoder) and shares_blocks:
+        timers.append(_Timer(without_sharing(model), settings))
     num_rounds = settings["repetitions"] + 1
     start = time.perf_counter()
     for round_index in range(num_rounds):
@@ -56,24 +57,20 @@ def measure_speed(
             break
     peak = machine.peak_memory_bytes()
     growth = None if peak is None or bytes_before is None else peak - bytes_before
-    model_bytes = sum(parameter.nbytes for parameter in decoder.parameters())
     return {
         **main_timer.medians(),
-        "without_sharing": timers[-1].medians() if config.layer_sharing != "none" else None,
+        "without_sharing": timers[-1].medians() if shares_blocks else None,
         "cache": settings["cache"],
         "compiled": main_timer.is_compiled,
-        "dtype": dtype_name(weight.dtype),
-        "device": weight.device.type,
-        "device_name": machine.device_name(weight.device.type),
+        "dtype": dtype_name(model.dtype),
+        "device": model.device.type,
+        "device_name": machine.device_name(model.device.type),
         "threads": torch.get_num_threads(),
         "prompt_tokens": settings["prompt_tokens"],
         "new_tokens": settings["new_tokens"],
         "repetitions": len(main_timer.seconds),
-        "peak_memory_bytes": None if growth is None else model_bytes + growth,
-        "model_bytes": model_bytes,
-        "kv_bytes_per_token": kv_cache_bytes(config, 1, bytes_per_value=weight.element_size()),
-        "kv_cache_bytes": kv_cache_bytes(config, config.max_position_embeddings, bytes_per_value=weight.element_size()),
-        "state_bytes": state_bytes(config, bytes_per_value=max(4, weight.element_size())),  # float32 or wider
+        "peak_memory_bytes": None if growth is None else counts.model_bytes + growth,
+        **{name: count for name, count in counts._asdict().items() if not name.startswith("params")},
     }
 
 
@@ -96,23 +93,25 @@ def without_sharing(decoder: Decoder) -> Decoder:
 
 
 class _Timer:
-    """Times a decoder. `seconds` holds the times (prefill, decoding) of each repetition that was kept."""
+    """Times a model. `seconds` holds the times (prefill, decoding) of each repetition that was kept."""
 
-    def __init__(self, decoder: Decoder, settings: Mapping[str, Any]) -> None:
-        self.decoder, self.settings = decoder, settings
+    def __init__(self, model: CausalLM, settings: Mapping[str, Any]) -> None:
+        self.model, self.settings = model, settings
         may_compile = settings["compile"]  # true, false or "auto"
         if may_compile == "auto":
-            may_compile = machine.can_compile(decoder.head_weight.device.type)
-        self.is_compiled = settings["cache"] and may_compile
-        self.next_logits: NextLogits = compiled_logits(decoder) if self.is_compiled else eager_logits(decoder)
+            may_compile = machine.can_compile(model.device.type)
+        self.is_compiled = False
+        self.next_logits: NextLogits = eager_logits(model)
+        if settings["cache"] and may_compile and isinstance(model, Decoder):  # other models have no compiled step
+            self.is_compiled, self.next_logits = True, compiled_logits(model)
         rng = torch.Generator().manual_seed(0)
-        prompt = torch.randint(decoder.config.vocab_size, (1, settings["prompt_tokens"]), generator=rng)
-        self.prompt_1T = prompt.to(decoder.head_weight.device)  # one row, T tokens
+        prompt = torch.randint(model.config.vocab_size, (1, settings["prompt_tokens"]), generator=rng)
+        self.prompt_1T = prompt.to(model.device)  # one row, T tokens
         self.seconds: list[tuple[float, float]] = []
 
     def repeat(self, *, keep: bool) -> None:
         """Prefill and decode once; store the seconds if `keep`."""
-        device = self.decoder.head_weight.device
+        device = self.model.device
         cache = self._cache(self.settings["prompt_tokens"] + self.settings["new_tokens"])
         if self.is_compiled:  # let a GPU capture the decoding step of this cache before the clock starts
             self.next_logits(self.prompt_1T[:, :1], cache)
@@ -126,13 +125,12 @@ class _Timer:
                 token = self.next_logits(token.view(1, 1), cache).argmax()
             else:
                 tokens_1T = torch.cat([tokens_1T, token.view(1, 1)], dim=1)
-                token = (self.decoder.hidden(tokens_1T)[:, -1] @ self.decoder.head_weight.T).argmax()
+                token = self.model.head(self.model.hidden(tokens_1T)[:, -1]).argmax()
         if keep:
             self.seconds.append((prefill_end - start, _now(device) - prefill_end))
 
-    def _cache(self, length: int) -> KVCache:
-        weight = self.decoder.head_weight
-        return KVCache(self.decoder.config, batch_size=1, max_length=length, device=weight.device, dtype=weight.dtype)
+    def _cache(self, length: int) -> Cache:
+        return self.model.make_cache(1, length)
 
     def medians(self) -> dict[str, Any]:
         """Return the median tokens/s of prefill and decoding, with the slowest and fastest repetition as spread."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slm.model.config import ModelConfig
-from slm.model.counts import mixers_of_blocks
+from slm.model.counts import kv_cache_bytes, mixers_of_blocks, num_params, state_bytes
+from slm.model.interface import Counts
 from slm.model.layers import FeedForward, linear, make_norm, scaled
 from slm.model.loss import ChunkLoss, chunk_loss, compute_dtype, cross_entropy, token_losses
 from slm.model.mixers.base import Memory, Mixer
@@ -141,6 +142,33 @@ class Decoder(nn.Module):
         """(V, D) weight of the head, tied or not."""
         return self.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.embed_tokens.weight.dtype
+
+    def make_cache(self, batch_size: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
+        """Return an empty cache for `max_length` tokens of each sequence."""
+        size = {"batch_size": batch_size, "max_length": max_length}
+        return KVCache(self.config, **size, device=self.device, dtype=dtype or self.dtype)
+
+    def counts(self) -> Counts:
+        """Count parameters and bytes; recurrent states are float32 or wider."""
+        config, size = self.config, self.dtype.itemsize
+        return Counts(
+            params_total=num_params(config),
+            params_non_embedding=num_params(config, non_embedding=True),
+            model_bytes=sum(parameter.nbytes for parameter in self.parameters()),
+            kv_bytes_per_token=kv_cache_bytes(config, 1, bytes_per_value=size),
+            kv_cache_bytes=kv_cache_bytes(config, config.max_position_embeddings, bytes_per_value=size),
+            state_bytes=state_bytes(config, bytes_per_value=max(4, size)),
+        )
+
     def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """Return the input of the head, (B, T, D). With a cache, the T tokens come after the cached tokens.
 
@@ -211,9 +239,17 @@ class Decoder(nn.Module):
         if length > max_length:
             raise ValueError(f"{length} tokens do not fit: the context or the cache ends at {max_length}")
 
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> logits (..., V)."""
+        return linear(hidden, self.head_weight)
+
+    def losses(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """Return the cross-entropy in nats of each target, (N,), without gradient; 0 where the target is -100."""
+        return token_losses(hidden_ND, self.head_weight, targets_N)
+
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """Return the logits (B, T, V)."""
-        return linear(self.hidden(tokens_BT, cache, documents_BT), self.head_weight)
+        return self.head(self.hidden(tokens_BT, cache, documents_BT))
 
     def loss(
         self,
@@ -229,7 +265,7 @@ class Decoder(nn.Module):
     def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Return the cross-entropy in nats of each token, (B, T), without gradient; 0 where the target is -100."""
         hidden_BTD = self.hidden(tokens_BT, documents_BT=documents_BT)
-        return token_losses(hidden_BTD.flatten(0, 1), self.head_weight, targets_BT.flatten()).view_as(targets_BT)
+        return self.losses(hidden_BTD.flatten(0, 1), targets_BT.flatten()).view_as(targets_BT)
 
     def compile_blocks(self, device: str | None = None) -> None:
         """Compile each block and the loss in place; names of parameters stay. Blocks of one kind are compiled once.

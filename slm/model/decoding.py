@@ -19,20 +19,21 @@ import torch
 from torch import Tensor
 
 from slm.model.decoder import Block, Decoder, KVCache, block_kinds, configure_compiler
+from slm.model.interface import CausalLM
 from slm.model.layers import linear
 from slm.model.mixers.base import Memory
 
-NextLogits = Callable[[Tensor, KVCache], Tensor]
-"""Takes tokens (1, T) and a cache, to which the tokens are added; returns the logits (V,) of the token that follows."""
+NextLogits = Callable[[Tensor, Any], Tensor]
+"""Takes tokens (1, T) and a cache of the model, to which they are added; returns the logits (V,) of the next token."""
 
 
-def eager_logits(decoder: Decoder) -> NextLogits:
-    """Return `NextLogits` that run the decoder uncompiled. Only the last token goes through the head."""
+def eager_logits(model: CausalLM) -> NextLogits:
+    """Return `NextLogits` that run any model uncompiled. Only the last token goes through the head."""
 
-    def next_logits(tokens_1T: Tensor, cache: KVCache) -> Tensor:
+    def next_logits(tokens_1T: Tensor, cache: Any) -> Tensor:
         # Compiled blocks would be compiled again for each token, because the cache grows.
         with torch.compiler.set_stance("force_eager"):
-            return linear(decoder.hidden(tokens_1T, cache)[0, -1], decoder.head_weight)
+            return model.head(model.hidden(tokens_1T, cache)[0, -1])
 
     return next_logits
 
@@ -192,7 +193,7 @@ def _head(decoder: Decoder, x_D: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    decoder: Decoder,
+    model: CausalLM,
     prompt: list[int],
     *,
     max_new_tokens: int,
@@ -210,13 +211,11 @@ def generate(
     (arXiv:1904.09751); `num_ids` excludes later ids, which only pad the vocabulary. Sampling has a random generator
     of its own (`seed`), so it does not disturb training. For many tokens, give `compiled_logits(decoder)`.
     """
-    weight = decoder.embed_tokens.weight
-    rng = torch.Generator(device=weight.device).manual_seed(seed)
-    context = decoder.config.max_position_embeddings
-    max_length = min(context, len(prompt) + max_new_tokens)
-    cache = KVCache(decoder.config, batch_size=1, max_length=max_length, device=weight.device, dtype=weight.dtype)
-    next_logits = next_logits or eager_logits(decoder)
-    new_tokens = torch.tensor([prompt], device=weight.device)
+    rng = torch.Generator(device=model.device).manual_seed(seed)
+    context = model.config.max_position_embeddings
+    cache = model.make_cache(1, min(context, len(prompt) + max_new_tokens))
+    next_logits = next_logits or eager_logits(model)
+    new_tokens = torch.tensor([prompt], device=model.device)
     for _ in range(min(max_new_tokens, context - len(prompt))):
         logits = next_logits(new_tokens, cache)[:num_ids].float()
         if not logits.isfinite().all():  # the model diverged
@@ -225,7 +224,7 @@ def generate(
         if token == stop_id:
             return
         yield token
-        new_tokens = torch.tensor([[token]], device=weight.device)
+        new_tokens = torch.tensor([[token]], device=model.device)
 
 
 def _sample(logits_V: Tensor, temperature: float, top_k: int | None, top_p: float | None, rng: torch.Generator) -> int:

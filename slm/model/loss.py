@@ -116,11 +116,17 @@ def cross_entropy(
 def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Return the cross-entropy in nats of each token, (N,), float32 or better, without gradient; 0 for `IGNORE`."""
     dtype = compute_dtype(hidden_ND)
-    x, w = hidden_ND.to(dtype), weight_VD.to(dtype)
-    sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    weight_VD = weight_VD.to(dtype)  # once, not for each chunk
+    return losses_by_chunk(hidden_ND.to(dtype), lambda x_nD: linear(x_nD, weight_VD), targets_N)
+
+
+@torch.no_grad()
+def losses_by_chunk(hidden_ND: Tensor, head: Callable[[Tensor], Tensor], targets_N: Tensor) -> Tensor:
+    """Return `token_losses` for any `head`, which computes the logits (n, V) of a chunk (n, D)."""
     losses = []
-    for chunk in _chunks(x):
-        logits = linear(x[chunk], w).to(sum_dtype)
+    for chunk in _chunks(hidden_ND):
+        logits = head(hidden_ND[chunk])
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         target_logits = logits.gather(1, targets_N[chunk].clamp(min=0)[:, None])
         chunk_losses = (logits.logsumexp(-1, keepdim=True) - target_logits).squeeze(1)
         losses.append(chunk_losses * (targets_N[chunk] != IGNORE))

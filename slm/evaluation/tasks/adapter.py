@@ -16,8 +16,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from slm.data.tokenizer import Tokenizer
 from slm.evaluation.tasks.scoring import Request, Scorer, make_request
-from slm.model import Decoder
 from slm.model.decoding import generate
+from slm.model.interface import CausalLM
 
 MAX_NEW_TOKENS = 256  # maximum length of an answer if the task gives none; the harness's own default
 
@@ -29,7 +29,7 @@ class DecoderLM(TemplateLM):
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: CausalLM,
         tokenizer: Tokenizer,
         *,
         batch_tokens: int,

@@ -23,7 +23,7 @@ from slm.data.hub import require_network
 from slm.data.tokenizer import Tokenizer
 from slm.evaluation.tasks import task_manager
 from slm.evaluation.tasks.local import make_task, read_records
-from slm.model import Decoder
+from slm.model.interface import CausalLM
 from slm.runtime.progress import Progress, say
 from slm.runtime.words import is_number
 
@@ -33,7 +33,7 @@ MAIN_METRICS = ("acc_norm", "acc", "exact_match", "f1", "bleu", "word_perplexity
 
 
 def run_task(
-    decoder: Decoder,
+    decoder: CausalLM,
     tokenizer: Tokenizer,
     name: str,
     *,

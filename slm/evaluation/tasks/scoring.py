@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from slm.checkpoints.weights import dtype_name
-from slm.model import Decoder, KVCache
-from slm.model.layers import linear
+from slm.model.interface import Cache, CausalLM
 
 PASS_TOKENS_CPU = 24  # fixed cost of a forward pass: the number of tokens computed in the same time (docs/tasks.md)
 PASS_TOKENS_GPU = 2048  # rough estimate of this cost on a GPU, which passes over fewer tokens leave mostly idle
@@ -150,13 +149,13 @@ def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 class Scorer:
-    """Scores requests with a decoder, `batch_tokens` padded tokens at a time."""
+    """Scores requests with a model, `batch_tokens` padded tokens at a time."""
 
-    def __init__(self, decoder: Decoder, *, batch_tokens: int, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, decoder: CausalLM, *, batch_tokens: int, autocast: torch.dtype | None = None) -> None:
         self.decoder = decoder
         self.batch_tokens = batch_tokens
         self.autocast = autocast
-        self.device = decoder.embed_tokens.weight.device
+        self.device = decoder.device
 
     def __call__(self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None) -> list[Score]:
         """Return scores in the order of `requests`. `progress` is called with the number of requests scored so far.
@@ -202,7 +201,7 @@ class Scorer:
         T = max(len(request.inputs) for request in requests) - L
         group_of_row = [g for g, group in enumerate(groups) for _ in group.requests]
         passes: list[Tensor] = []
-        cache: KVCache | None = None
+        cache: Cache | None = None
         if L:
             cache = self._cache(len(groups), L) if T else None  # only the second pass reads it
             prefixes = [group.requests[0].inputs[:L] for group in groups]
@@ -230,7 +229,7 @@ class Scorer:
         """Return the log-probability (at least float32) of each target, and whether it is the most likely id."""
         log_probabilities, is_greedy = [], []
         for hidden_nD, targets_n in zip(hidden_ND.split(HEAD_ROWS), targets_N.split(HEAD_ROWS), strict=True):
-            logits_nV = linear(hidden_nD, self.decoder.head_weight)
+            logits_nV = self.decoder.head(hidden_nD)
             logits_nV = logits_nV if logits_nV.dtype == torch.float64 else logits_nV.float()
             target_logits_n = logits_nV.gather(1, targets_n[:, None]).squeeze(1)
             log_probabilities.append(target_logits_n - logits_nV.logsumexp(-1))
@@ -245,8 +244,5 @@ class Scorer:
         # Padding comes after a row's own tokens, so causal attention hides it from them.
         return torch.tensor([row + (0,) * (length - len(row)) for row in rows], device=self.device)
 
-    def _cache(self, batch_size: int, max_length: int) -> KVCache:
-        dtype = self.autocast or self.decoder.embed_tokens.weight.dtype
-        return KVCache(
-            self.decoder.config, batch_size=batch_size, max_length=max_length, device=self.device, dtype=dtype
-        )
+    def _cache(self, batch_size: int, max_length: int) -> Cache:
+        return self.decoder.make_cache(batch_size, max_length, self.autocast)
