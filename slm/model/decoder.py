@@ -58,15 +58,16 @@ class Block(nn.Module):
     ) -> Tensor:
         """(B, T, D) -> (B, T, D); see `Mixer.forward`. `documents` is `starts_BT` or, in its place, the block mask."""
         normed_BTD = self.input_layernorm(x_BTD)
-        return self._add_branches(x_BTD, normed_BTD, self.self_attn(normed_BTD, rotary, memory, documents))
+        return self.add_branches(x_BTD, normed_BTD, self.self_attn(normed_BTD, rotary, memory, documents))
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, ...]:
         """Return `forward` of one token, then what `Memory.append` must keep. `past` comes from `Memory.past`."""
         normed_B1D = self.input_layernorm(x_B1D)
         mixed_B1D, *new = self.self_attn.step(normed_B1D, rotary, *past)
-        return self._add_branches(x_B1D, normed_B1D, mixed_B1D), *new
+        return self.add_branches(x_B1D, normed_B1D, mixed_B1D), *new
 
-    def _add_branches(self, x_BTD: Tensor, normed_BTD: Tensor, mixed_BTD: Tensor) -> Tensor:
+    def add_branches(self, x_BTD: Tensor, normed_BTD: Tensor, mixed_BTD: Tensor) -> Tensor:
+        """Return the block's output, given its input, the normed input, and what the mixer made of that."""
         scale = self.config.residual_multiplier
         x_BTD = x_BTD + scaled(self.attention_output_norm(mixed_BTD), scale)
         mlp_input_BTD = normed_BTD if self.config.parallel_block else self.post_attention_layernorm(x_BTD)

@@ -22,6 +22,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     - Uncompiled, in float32 and inference mode: by oneDNN, where torch would call MKL, which on AMD's processors takes
       twice as long (docs/log.md, 2026-11-29).
     """
+    if torch.compiler.is_exporting():  # the backend of the export has kernels of its own
+        return F.linear(x, weight, bias)
     if torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == weight.shape[1]:
         # The sum reads the weight at memory bandwidth. The libraries' matrix-vector products reach less than half of
         # this bandwidth (docs/log.md, 2026-11-22).

@@ -108,6 +108,24 @@ class Mixer(nn.Module):
         """
         raise NotImplementedError
 
+    def forward_static(self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor) -> Tensor:
+        """Return `forward` of T tokens from position `start_1`, and write what later tokens need into `memory`.
+
+        For compilers that fix all shapes but T (`slm.model.static`). `memory` has tensors (1, ...) of `static_shapes`,
+        whose contents do not count if `start_1` is 0. `bias` comes from `static_bias`. Without this method a decoder
+        with the mixer cannot be exported to ExecuTorch.
+        """
+        raise NotImplementedError
+
+    def static_bias(self, T: int, start_1: Tensor, max_length: int) -> Tensor | None:
+        """Return what `forward_static` of T tokens adds to scores; blocks of one kind share it. None by default."""
+        return None
+
+    @classmethod
+    def static_shapes(cls, config: ModelConfig, max_length: int) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes of the memory for `forward_static`, by default `state_shapes`."""
+        return cls.state_shapes(config)
+
     def init_special(self) -> None:
         """Initialise parameters that need other values than N(0, init_std), 1 for gains and 0 for biases."""
 
@@ -139,6 +157,11 @@ class Mixer(nn.Module):
     def make_memory(cls, config: ModelConfig, layer: int, batch_size: int, max_length: int, **options: Any) -> Memory:
         """Return a memory for `max_length` tokens, by default a `State`; `options` are `device` and `dtype`."""
         return State(cls.state_shapes(config), batch_size, **options)
+
+
+def restarted(memory: Sequence[Tensor], start_1: Tensor) -> list[Tensor]:
+    """Return the recurrent state in `memory`, or zeros if `start_1` is 0."""
+    return [torch.where(start_1 > 0, tensor, 0.0) for tensor in memory]
 
 
 def num_causal_pairs(n: int) -> float:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slm.model.config import ModelConfig
-from slm.model.mixers.base import Projections, causal_pairs_in_blocks
+from slm.model.mixers.base import Projections, causal_pairs_in_blocks, restarted
 from slm.model.positions import Rotary, documents_in_chunks
 
 EPSILON = 1e-6  # added to the normaliser, as in the authors' code
@@ -50,6 +50,15 @@ class LinearAttention(Projections):
         y = (q_BKGC[..., None] * S_BKCC[:, :, None]).sum(-2)
         y = y / ((q_BKGC * z_BKC[:, :, None]).sum(-1, keepdim=True) + EPSILON)
         return self.o_proj(y.type_as(v).flatten(1)[:, None]), S_BKCC, z_BKC
+
+    def forward_static(self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor) -> Tensor:
+        q, k, v = self.project(x_1TD, rotary)
+        state = restarted(memory, start_1)
+        y, *new = chunkwise(feature(q), feature(k), v, x_1TD.shape[1], state)
+        for tensor, value in zip(memory, new, strict=True):
+            tensor.copy_(value)
+        mixed: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
+        return mixed
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:

@@ -71,6 +71,9 @@ class SlidingAttention(SoftmaxAttention):
             return blocked_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, self.window, starts_BT)
         return sliding_attention(q_BHTC, k_BKSC, v_BKSC, self.window, scale, slopes, starts_BT)
 
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query - key < self.window)
+
     @classmethod
     def num_pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
         return num_causal_pairs(T) - num_causal_pairs(max(T - config.windows[layer], 0))

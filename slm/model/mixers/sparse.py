@@ -90,6 +90,10 @@ class SparseAttention(SoftmaxAttention):
         scale, slopes = self.config.attention_scale, self.slopes
         return sparse_attention(q_BHTC, k_BKSC, v_BKSC, pattern, past, scale, slopes, starts_BT)
 
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        block, stride = self.config.sparse_block, self.config.sparse_stride
+        return (key <= query) & ((key // block == query // block) | ((key + 1) % stride == 0))
+
     @classmethod
     def num_pairs(cls, config: ModelConfig, layer: int, T: int) -> float:
         num_blocks, num_rest = divmod(T, config.sparse_block)

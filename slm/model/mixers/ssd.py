@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from slm.model.config import ModelConfig
 from slm.model.layers import Linear, rms_norm
-from slm.model.mixers.base import Mixer, causal_pairs_in_blocks
+from slm.model.mixers.base import Mixer, causal_pairs_in_blocks, restarted
 from slm.model.positions import Rotary, documents_in_chunks
 
 DT_RANGE = (1e-3, 1e-1)  # initial dt, uniform in logs
@@ -84,6 +84,15 @@ class SSD(Mixer):
         h_BKRNC = h_BKRNC * decay_BKR[..., None, None] + k_BKN[:, :, None, :, None] * v_BKRC[:, :, :, None]
         y_BKRC = (q[:, 0, :, None, :, None] * h_BKRNC).sum(-2)
         return self._gated_output(x_B1D, y_BKRC[:, None].type_as(v), v), tail_BtX, h_BKRNC
+
+    def forward_static(self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor) -> Tensor:
+        tail, state = restarted(memory, start_1)
+        q, k, v, tail = self._convolved(x_1TD, tail)
+        dt, log_decay = self._dt_and_log_decay(x_1TD)
+        y, state = chunkwise(q, k, self._heads(v) * dt[..., None].type_as(v), log_decay, x_1TD.shape[1], state)
+        for tensor, value in zip(memory, (tail, state), strict=True):
+            tensor.copy_(value)
+        return self._gated_output(x_1TD, y, v)
 
     def _convolved(
         self, x_BTD: Tensor, tail_BtX: Tensor | None, starts_BT: Tensor | None = None
