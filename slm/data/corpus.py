@@ -49,8 +49,6 @@ class Corpus:
     fingerprint: str
     """Fingerprint of the documents and their split. The tokenizer has a fingerprint of its own. For conversations, also
     of the chat template, which says what is scored."""
-    documents_fingerprint: str
-    """Fingerprint of the documents and their split alone."""
     train: TokenStream
     val: TokenStream
     val_bytes: np.ndarray
@@ -63,6 +61,8 @@ class Corpus:
     """For each reason (`documents.LEFT_OUT`), how many documents are in neither split."""
     notes: tuple[str, ...]
     """Sentences on what was read and what was left out."""
+    documents_fingerprint: str = ""
+    """Fingerprint of the documents and their split alone; empty for a mix."""
     mixture: Mixture | None = None
     """The shares of the sources of a mix, whose `train` and `val` are the streams of its sources, one after another."""
     sources: Mapping[str, "Corpus"] = field(default_factory=dict)
