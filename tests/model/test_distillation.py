@@ -43,7 +43,8 @@ def gradients(loss_of: Callable[..., Tensor], hidden: Tensor, weight: Tensor, *r
     hidden.grad = weight.grad = None
     losses = loss_of(hidden, weight, *rest)
     (3.0 * losses[0]).backward()
-    assert hidden.grad is not None and weight.grad is not None
+    assert hidden.grad is not None
+    assert weight.grad is not None
     return *(loss.detach() for loss in losses), hidden.grad, weight.grad
 
 
