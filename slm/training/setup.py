@@ -16,6 +16,7 @@ from slm.composition.budget import shape_and_steps
 from slm.composition.keys import check_keys
 from slm.composition.settings import check_settings
 from slm.data.corpus import check_sources
+from slm.runtime.address import local_folder, named, split_revision
 from slm.runtime.extensions import load_extensions
 from slm.runtime.settings import plain_settings
 from slm.tracking import check_logger
@@ -37,6 +38,7 @@ def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[
     check_keys(settings, "train", overrides)
     settings["extensions"] = load_extensions(settings)
     check_settings(settings)
+    _check_addresses(settings)
     tokenizer = settings["tokenizer"]
     if settings.get("init_from") is not None:  # older configs lack the key
         from slm.training.initial import complete_settings, tokenizer_source  # imports torch
@@ -50,6 +52,19 @@ def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[
     RunDirectory(settings["output_dir"]).check(settings)
     check_sources(settings["data"], tokenizer)
     return settings
+
+
+def _check_addresses(settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for checkpoints that are neither a folder nor a hub id, before torch is imported to read them.
+
+    A run that goes on may do so without its initial weights, so a directory with checkpoints is left out here.
+    """
+    teacher = (settings.get("distill") or {}).get("teacher")
+    if not RunDirectory(settings["output_dir"]).checkpoints.exists():
+        for key, given in (("init_from", settings.get("init_from")), ("distill.teacher", teacher)):
+            if given is not None:
+                with named(key):
+                    local_folder(*split_revision(given))
 
 
 def set_up(settings: Mapping[str, Any], *, is_multirun: bool = False) -> Plan:
