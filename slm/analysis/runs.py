@@ -14,8 +14,8 @@ COLUMNS = (
     "flops_6n", "width", "depth", "lr", "batch_tokens", "sequence_length", "document_masking", "steps", "optimizer",
     "ema_decay", "schedule", "parametrization", "data_fingerprint", "epochs", "tokenizer_fingerprint",
     "vocab_size", "precision", "loss", "bits_per_byte", "perplexity", "val_tokens", "val_bytes", "tokens_per_second",
-    "peak_memory_bytes", "wall_seconds", "device", "versions", "git_commit", "init_from", "distill",
-    "budget", "lr_rule", "lr_at_end", "lr_tried",
+    "peak_memory_bytes", "wall_seconds", "device", "versions", "git_commit", "init_from", "distill", "budget",
+    "lr_rule", "lr_at_end", "lr_tried",
 )  # fmt: skip
 """The columns of a sweep's table before any cell has a result. A branch is a run that continues from a checkpoint of
 another run, its `trunk`. Only tuned learning rates have `lr_at_end` and `lr_tried`."""
@@ -138,7 +138,7 @@ def _weights_text(init_from: Mapping[str, Any] | None) -> str:
 
 
 def _teacher_text(distill: Mapping[str, Any] | None) -> str:
-    """`no teacher`, or the fingerprint of the teacher with the settings: `ab12(temperature=2.0, top_k=None, weight=0.5)`."""
+    """`no teacher`, or its fingerprint and the settings, as in `ab12(temperature=2.0, top_k=None, weight=0.5)`."""
     if distill is None:
         return "no teacher"
     settings = ", ".join(f"{key}={distill[key]}" for key in ("temperature", "top_k", "weight"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -31,3 +33,12 @@ def local_folder(given: str, revision: str | None) -> Path | None:
             "hub id such as HuggingFaceTB/SmolLM2-135M"
         )
     return None
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """In this context, let errors name the setting `key`, where they would name evaluate.py's `checkpoint`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("checkpoint=", f"{key}=", 1)) from None

@@ -26,6 +26,7 @@ from slm.data.local import text_files
 from slm.data.mixture import MIX
 from slm.data.vocabulary import is_on_hub, plan_tokenizer
 from slm.model.config import ModelConfig
+from slm.runtime.address import local_folder, named, split_revision
 from slm.runtime.command_line import in_quotes
 from slm.runtime.extensions import loaded_extensions
 from slm.runtime.settings import plain_settings
@@ -97,7 +98,10 @@ def digest(data: Any) -> str:
 
 
 def check_inputs(config: DictConfig, setting: str) -> None:
-    """Raise `ValueError` for texts or a tokenizer of `config` that do not exist; the message begins with `setting`."""
+    """Raise `ValueError` for texts, a teacher or a tokenizer of `config` that do not exist.
+
+    The message begins with `setting`.
+    """
     if OmegaConf.select(config, "data.source") == MIX:
         data: Any = OmegaConf.to_container(config.data, resolve=True)
         try:
@@ -107,6 +111,9 @@ def check_inputs(config: DictConfig, setting: str) -> None:
     for key in ("paths", "val_paths"):
         if paths := OmegaConf.select(config, f"data.{key}", throw_on_missing=False):
             text_files(paths if isinstance(paths, str) else list(paths), f"{setting}: data.{key}")
+    if teacher := OmegaConf.select(config, "distill.teacher", throw_on_missing=False):
+        with named(f"{setting}: distill.teacher"):
+            local_folder(*split_revision(str(teacher)))
     if OmegaConf.select(config, "tokenizer.kind") == "file":
         tokenizer: Any = OmegaConf.to_container(config.tokenizer)
         try:

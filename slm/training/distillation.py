@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm.checkpoints.load import inspect, load, named
+from slm.checkpoints.load import inspect, load
 from slm.checkpoints.location import Provenance
 from slm.checkpoints.weights import dtype_name
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, num_params
 from slm.model.decoder import Decoder
 from slm.model.loss import SoftTargets
-from slm.runtime.address import split_revision
+from slm.runtime.address import named, split_revision
 
 KEY = "distill.teacher"
 

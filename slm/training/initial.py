@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from slm.checkpoints.load import inspect, load, named
+from slm.checkpoints.load import inspect, load
 from slm.checkpoints.location import Provenance
 from slm.checkpoints.weights import EMBEDDING, HEAD
 from slm.composition.budget import model_config
@@ -27,7 +27,7 @@ from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import plan_tokenizer
 from slm.model.config import ModelConfig
 from slm.model.decoder import Decoder
-from slm.runtime.address import split_revision
+from slm.runtime.address import named, split_revision
 from slm.runtime.settings import as_typed
 from slm.training.checkpointing import checkpoint_step, newest_intact, resumable_checkpoints
 from slm.training.run_directory import RunDirectory
@@ -72,12 +72,12 @@ def complete_settings(settings: Mapping[str, Any], overrides: Sequence[str]) -> 
     else:
         provenance, loaded_tokenizer = inspect(KEY, settings[KEY])
         shape, family = provenance.config, _family(provenance)
-        if keeps_vocab and is_chosen:
-            _check_tokenizer(tokenizer, loaded_tokenizer, settings[KEY])
         own_tokenizer = _copied_to_cache(loaded_tokenizer, provenance, settings)
     if not keeps_vocab:
         shape = replace(shape, vocab_size=settings["model"]["vocab_size"])
     model = {"family": family, **_with_changes(shape, settings, overrides).to_dict()}
+    if keeps_vocab and is_chosen and not stored:
+        _check_tokenizer(tokenizer, loaded_tokenizer, settings[KEY])
     if any(override.startswith("model.family=") for override in overrides):
         model["family"] = settings["model"]["family"]  # a name, not a part of the shape
     return {**settings, "model": model, "tokenizer": own_tokenizer if keeps_vocab and not is_chosen else tokenizer}
@@ -172,6 +172,9 @@ def _with_changes(shape: ModelConfig, settings: Mapping[str, Any], overrides: Se
         model_config(settings["model"]).to_dict(),
     )
     actual = shape.to_dict()
+    for key, name in (("width", "hidden_size"), ("depth", "num_layers")):
+        if settings.get(key) is not None:
+            chosen[name], keys = settings[key], keys | {f"model.{name}"}
     changes = {}
     for name in sorted(actual, key=lambda name: name == "vocab_size"):  # last, because its advice is another
         is_chosen = not keys.isdisjoint((f"model.{name}", "model", "family")) or chosen[name] != default[name]

@@ -19,6 +19,7 @@ from slm.composition.settings import check_settings
 from slm.data.corpus import check_sources
 from slm.data.mixture import check_phases
 from slm.data.questions import read_tasks
+from slm.runtime.address import local_folder, named, split_revision
 from slm.runtime.extensions import load_extensions
 from slm.runtime.settings import plain_settings
 from slm.tracking import check_logger
@@ -41,6 +42,7 @@ def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[
     settings["extensions"] = load_extensions(settings)
     settings = expand_sources(settings)
     check_settings(settings)
+    _check_addresses(settings)
     tokenizer = settings["tokenizer"]
     if settings.get("init_from") is not None:  # older configs lack the key
         from slm.training.initial import complete_settings, tokenizer_source  # imports torch
@@ -57,6 +59,19 @@ def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[
     train = settings["train"]
     read_tasks(train.get("eval_tasks"), "train.eval_tasks", train.get("eval_task_limit"))  # raises for bad files
     return settings
+
+
+def _check_addresses(settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for checkpoints that are neither a folder nor a hub id, before torch is imported to read them.
+
+    A run that goes on may do so without its initial weights, so a directory with checkpoints is left out here.
+    """
+    teacher = (settings.get("distill") or {}).get("teacher")
+    if not RunDirectory(settings["output_dir"]).checkpoints.exists():
+        for key, given in (("init_from", settings.get("init_from")), ("distill.teacher", teacher)):
+            if given is not None:
+                with named(key):
+                    local_folder(*split_revision(given))
 
 
 def set_up(settings: Mapping[str, Any], *, is_multirun: bool = False) -> Plan:

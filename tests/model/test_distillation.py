@@ -43,7 +43,8 @@ def gradients(loss_of: Callable[..., Tensor], hidden: Tensor, weight: Tensor, *r
     hidden.grad = weight.grad = None
     losses = loss_of(hidden, weight, *rest)
     (3.0 * losses[0]).backward()
-    assert hidden.grad is not None and weight.grad is not None
+    assert hidden.grad is not None
+    assert weight.grad is not None
     return *(loss.detach() for loss in losses), hidden.grad, weight.grad
 
 
@@ -71,7 +72,7 @@ def test_losses_and_gradients_equal_the_formula_in_float64(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_teacher_keeps_its_precision_under_the_students_autocast(dtype: torch.dtype) -> None:
+def test_losses_under_autocast_are_within_the_matmuls_precision_of_float64(dtype: torch.dtype) -> None:
     hidden, head, targets = problem(700, 300)
     soft = teacher_of(700, 300, temperature=2.0, weight=0.5, top_k=None)
     expected = gradients(reference_losses, hidden, head, targets, soft)
@@ -82,9 +83,26 @@ def test_the_teacher_keeps_its_precision_under_the_students_autocast(dtype: torc
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
     for low, exact in zip(mine, expected, strict=True):
         assert (low.double() - exact).norm() <= tolerance * exact.norm()
-    # A student that equals its teacher, computed in the same precision, has nothing to learn from it.
-    same = soft._replace(hidden_NE=hidden.detach(), weight_VE=head.detach(), weight=1.0)
-    _, _, divergence, *grads = gradients(distillation_loss, hidden, head, targets, same)
+
+
+def test_the_teacher_keeps_its_precision_under_the_students_autocast() -> None:
+    """A student whose logits are all 0 in any precision: its soft loss depends on the teacher alone."""
+    _, head, targets = problem(100, 300)
+    soft = teacher_of(100, 300, temperature=2.0, weight=1.0, top_k=None)
+    student = torch.zeros(100, 16).requires_grad_(), head.detach().float().requires_grad_()
+    expected = reference_losses(student[0].double(), head, targets, soft)[2].item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for teacher_dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 1e-2)):
+            own = soft._replace(hidden_NE=soft.hidden_NE.to(teacher_dtype), weight_VE=soft.weight_VE.to(teacher_dtype))
+            found = distillation_loss(*student, targets, own)[2].item()
+            assert abs(found - expected) <= tolerance * expected
+            assert (abs(found - expected) <= 2e-6 * expected) == (teacher_dtype == torch.float32)
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn_from_it() -> None:
+    hidden, head, targets = problem(60, 30)
+    soft = SoftTargets(hidden.detach(), head.detach(), temperature=2.0, weight=1.0, top_k=None)
+    _, _, divergence, *grads = gradients(distillation_loss, hidden, head, targets, soft)
     assert abs(divergence) < 1e-12
     assert max(grad.abs().max() for grad in grads) < 1e-12
 
