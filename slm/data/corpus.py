@@ -85,7 +85,7 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
     stream_class = TokenStream if template is None else ConversationStream
     return Corpus(
         name=name,
-        fingerprint=facts["fingerprint"] if template is None else digest([facts["fingerprint"], template]),
+        fingerprint=fingerprint_with(facts["fingerprint"], template),
         documents_fingerprint=facts["fingerprint"],
         train=stream_class(folder, facts["splits"]["train"]),
         val=stream_class(folder, facts["splits"]["val"]),
@@ -95,6 +95,11 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], *, cache_dir:
         left_out=facts["left_out"],
         notes=(*source_of(data).notes(data), *left_out_notes(facts["left_out"])),
     )
+
+
+def fingerprint_with(documents_fingerprint: str, template: str | None) -> str:
+    """Return `Corpus.fingerprint` for documents that are conversations with a chat template, or, with None, texts."""
+    return documents_fingerprint if template is None else digest([documents_fingerprint, template])
 
 
 def check_sources(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> None:
@@ -203,7 +208,7 @@ def encode_conversations(
         writer.write(ids)
         mark_writer.write(marks)
         total_token_bytes += int(tokenizer.token_bytes[ids[(marks & SCORED) > 0]].sum())
-        scored_bytes += sum(one.scored_bytes for one in encoded)
+        scored_bytes += sum(int(one.token_bytes[(one.marks & SCORED) > 0].sum()) for one in encoded)
         keeps_text = keeps_text and all(one.keeps_text for one in encoded)
         advance(sum(len(document.encode()) for document in documents) / 1e6)
     facts = {"split": split, "token_bytes": total_token_bytes, "keeps_text": keeps_text, "scored_bytes": scored_bytes}

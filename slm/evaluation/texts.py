@@ -12,6 +12,7 @@ Notable:
 | hub, one row per line | `test_split`, else `val_split`                  | one text: rows joined by a blank line  |
 | hub, other data sets  | `test_split`, else `val_split`, else as pydocs  | documents                              |
 | local                 | `val_paths`, else `paths`                       | a plain file: one text; else documents |
+| chat                  | `val_paths`, else `paths`                       | conversations                          |
 | pydocs                | the documents that training keeps to validate   | documents                              |
 """
 
@@ -30,8 +31,9 @@ from typing import Any
 
 import numpy as np
 
-from slm.data import hub, local
+from slm.data import chat, hub, local
 from slm.data.cache import cached, digest
+from slm.data.conversations import template_of
 from slm.data.corpus import prepare_documents
 from slm.data.documents import left_out_notes, read_documents, text_hash, training_hashes, write_split
 from slm.data.readers import ROW_SUFFIXES, pieces, suffix_of
@@ -47,6 +49,7 @@ class Text:
     separate: bool  # whether each document gets begin and end tokens; false for one running text
     document_start: str | None = None  # regex for the start of a document in a running text, to cluster standard errors
     notes: tuple[str, ...] = ()  # sentences on what was read and what was left out
+    template: str | None = None  # how conversations are rendered: the text of a template, "" for the tokenizer's own
 
     @cached_property
     def fingerprint(self) -> str:
@@ -80,6 +83,8 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
             name = files[0].name if len(files) == 1 else f"{len(files)} files"
         documents = tuple(local.texts_to_evaluate(data))
         separate = len(files) > 1 or suffix_of(files[0]) in ROW_SUFFIXES
+    elif source_of(data).holds_conversations:
+        documents = tuple(chat.texts_to_evaluate(data))
     elif data["source"] == "hub" and (split := data.get("test_split") or data["val_split"]):
         # The config tells whether rows are documents or lines of one text; the argument `document_start` cannot.
         separate = data["document_start"] is None
@@ -99,6 +104,7 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
         separate=separate,
         document_start=None if separate else start_pattern,
         notes=tuple(f"{note}." for note in notes),
+        template=template_of(data, "") if source_of(data).holds_conversations else None,
     )
 
 
@@ -131,6 +137,11 @@ def read_run(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
             f"{run} is not a run directory whose config.yaml and corpus.json can be read ({type(error).__name__}); "
             "give the output_dir of a run of train.py"
         ) from None
+
+
+def documents_fingerprint(fingerprints: Mapping[str, str]) -> str:
+    """Return the fingerprint of a run's documents, from its corpus.json; that of conversations is not the corpus's."""
+    return fingerprints.get("documents", fingerprints["data"])
 
 
 def cached_folder(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) -> Path | None:
@@ -192,7 +203,7 @@ def training_documents(run: Path | None, cache_dir: Path) -> TrainingDocuments |
     if run is None:
         return None
     config, fingerprints = read_run(run)
-    folder = cached_folder(config, fingerprints["data"], cache_dir)
+    folder = cached_folder(config, documents_fingerprint(fingerprints), cache_dir)
     hashes = [] if folder is None else list(training_hashes(folder))
     return TrainingDocuments(hashes, config["data"].get("max_document_bytes")) if hashes else None
 

@@ -1,6 +1,7 @@
-"""Make lm-evaluation-harness tasks from multiple-choice questions in local files (JSON lines, Parquet).
+"""Make lm-evaluation-harness tasks from questions in local files (JSON lines, Parquet).
 
-Notable: a record has one of two forms. As in the harness, a space joins context and continuation.
+Notable: a record has one of the forms of `generation.py`, or one of two of multiple choice. As in the harness, a space
+joins context and continuation.
 - `query, choices, gold` asks which choice follows the query.
 - `context_options, continuation, gold` asks which context the continuation follows. Only the continuation is scored
   (partial evaluation, arXiv:1806.02847, as in WinoGrande).
@@ -10,11 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slm.data.local import text_files
 from slm.data.readers import ROW_SUFFIXES, read_rows
+from slm.evaluation.tasks import generation
 from slm.runtime.settings import NAME, Kind, check_kind, list_of
+
+if TYPE_CHECKING:
+    from slm.data.tokenizer import Tokenizer
 
 FORMS = {"choices": ("query", "choices", "gold"), "context_options": ("context_options", "continuation", "gold")}
 """Key with the options of a question -> all keys of its record."""
@@ -42,14 +47,24 @@ def read_records(name: str, path: str) -> list[dict[str, Any]]:
 
 
 def question_texts(record: Mapping[str, Any]) -> list[str]:
-    """Return a question with its answer and, if it has choices, without. If training had either, it was seen."""
+    """Return a question with its answer and, if it is separate text, without. If training had either, it was seen."""
+    if "conversation" in record:
+        return [record["conversation"]]
+    if "answer" in record:
+        return [record["prompt"], f"{record['prompt']} {record['answer']}"]
     if "choices" in record:
         return [record["query"], f"{record['query']} {record['choices'][record['gold']]}"]
     return [f"{record['context_options'][record['gold']]} {record['continuation']}"]
 
 
-def make_task(name: str, records: list[dict[str, Any]]) -> Any:
-    """Return a harness task (`ConfigurableTask`) with metric acc, and acc_norm for records with `choices`."""
+def make_task(name: str, records: list[dict[str, Any]], tokenizer: Tokenizer | None = None) -> Any:
+    """Return a harness task (`ConfigurableTask`) with metric acc, and acc_norm for records with `choices`.
+
+    Answers to generate have metric exact_match, and need the `tokenizer`.
+    """
+    if "answer" in records[0] or "conversation" in records[0]:
+        assert tokenizer is not None
+        return generation.make_generation_task(name, records, tokenizer)
     from datasets import Dataset, DatasetDict
     from lm_eval.api.task import ConfigurableTask
 
@@ -73,11 +88,13 @@ def make_task(name: str, records: list[dict[str, Any]]) -> Any:
 
 
 def _keys(separator: str) -> str:
-    return separator.join("/".join(keys) for keys in FORMS.values())
+    return separator.join("/".join(keys) for keys in (*FORMS.values(), *generation.FORMS.values()))
 
 
 def _record(row: Any, where: str) -> dict[str, Any]:
     options_key = next((key for key in FORMS if isinstance(row, Mapping) and key in row), None)
+    if options_key is None and isinstance(row, Mapping) and generation.FORMS.keys() & row.keys():
+        return generation.generation_record(row, where)
     if options_key is None:
         raise ValueError(f"{where} is not a question: it must have the keys {_keys(' or ')}")
     if missing := [key for key in FORMS[options_key] if key not in row]:
