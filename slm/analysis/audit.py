@@ -44,6 +44,11 @@ OPTIONAL = {
     "averaging of weights": ("ema_decay",),
 }
 """Settings that are compared if the table has them, but are not listed as unknown if it lacks them."""
+STARTS = {
+    "initial weights": ("init_from", "Runs did not all start from the same weights"),
+    "distillation": ("distill", "Runs did not all learn from the same teacher"),
+}
+"""What has its own column in a table of runs of train.py: the column, and the sentence if its values differ."""
 MAX_FAMILIES = 4  # maximum number of families that a sentence names
 MAX_VALUES = 12  # maximum number of values that a sentence lists, for all families together
 
@@ -107,6 +112,9 @@ def audit(frame: pd.DataFrame) -> dict[str, Any]:
     _check_one_value(findings, "data", DATA, "Runs were not trained on the same data")
     _check_tokenizer(frame, findings)
     _check_one_value(findings, "evaluation set", EVALUATION, "Runs were not evaluated on the same text")
+    for what, (column, differ) in STARTS.items():
+        if complete_column(frame, (column,)) is not None:
+            _check_one_value(findings, what, (column,), differ)
     _check_settings(frame, findings)
     _check_learning_rate(frame, findings)
     _check_rates_tried(frame, findings)

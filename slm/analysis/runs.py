@@ -14,7 +14,7 @@ COLUMNS = (
     "flops_6n", "width", "depth", "lr", "batch_tokens", "sequence_length", "document_masking", "steps", "optimizer",
     "ema_decay", "schedule", "parametrization", "data_fingerprint", "tokenizer_fingerprint",
     "vocab_size", "precision", "loss", "bits_per_byte", "perplexity", "val_tokens", "val_bytes", "tokens_per_second",
-    "peak_memory_bytes", "wall_seconds", "device", "versions", "git_commit", "budget", "lr_rule", "lr_at_end",
+    "peak_memory_bytes", "wall_seconds", "device", "versions", "git_commit", "init_from", "distill", "budget", "lr_rule", "lr_at_end",
     "lr_tried",
 )  # fmt: skip
 """The columns of a sweep's table before any cell has a result. A branch is a run that continues from a checkpoint of
@@ -122,7 +122,21 @@ def _measurements(result: Mapping[str, Any]) -> dict[str, Any]:
     speed = {name: result[name] for name in ("tokens_per_second", "peak_memory_bytes", "wall_seconds", "device")}
     versions = ", ".join(f"{package} {number}" for package, number in (result.get("versions") or {}).items())
     origin = {"versions": versions or None, "git_commit": result.get("git_commit")}  # older runs have neither
+    origin |= {"init_from": _weights_text(result.get("init_from")), "distill": _teacher_text(result.get("distill"))}
     return scores | {"val_tokens": val.get("tokens"), "val_bytes": val.get("bytes")} | speed | origin
+
+
+def _weights_text(init_from: Mapping[str, Any] | None) -> str:
+    """`scratch`, or the fingerprint of the initial weights."""
+    return "scratch" if init_from is None else f"weights {init_from['fingerprint']}"
+
+
+def _teacher_text(distill: Mapping[str, Any] | None) -> str:
+    """`no teacher`, or the fingerprint of the teacher with the settings: `ab12(temperature=2.0, top_k=None, weight=0.5)`."""
+    if distill is None:
+        return "no teacher"
+    settings = ", ".join(f"{key}={distill[key]}" for key in ("temperature", "top_k", "weight"))
+    return f"{distill['fingerprint']}({settings})"
 
 
 def _schedule_text(schedule: Mapping[str, Any]) -> str:

@@ -11,6 +11,8 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ from slm.checkpoints.weights import EMBEDDING, HEAD, Weights, dtype_name, empty_
 from slm.data.tokenizer import Tokenizer
 from slm.model import Decoder
 from slm.model.config import ModelConfig
+from slm.runtime.address import split_revision
 from slm.runtime.words import shortlist
 
 _MAX_UNUSED_SHARE = 0.05  # if a larger share of the embedding's rows has no token, a note says so
@@ -79,6 +82,28 @@ def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenanc
     location = find_location(path_or_repo, revision)
     parts = _checked_parts(location)
     return _provenance(location, parts, parts.config, ())
+
+
+def inspect(key: str, given: str) -> tuple[Provenance, Tokenizer]:
+    """Check the checkpoint that a setting of train.py names, a path or ID@REVISION, without loading it.
+
+    Of the weights, only a stored head is read, so that the returned config has the head that `load` will give it.
+    Raises `ValueError` as `load` does, with the name of the setting, `key`.
+    """
+    with named(key):
+        location = find_location(*split_revision(given))
+        parts = _checked_parts(location)
+        config, notes = _settle_head(parts.config, parts.weights)
+        return _provenance(location, parts, config, notes), parts.tokenizer
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """In this context, let errors name the setting `key`, where they would name evaluate.py's `checkpoint`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("checkpoint=", f"{key}=", 1)) from None
 
 
 def _checked_parts(location: Location) -> Parts:

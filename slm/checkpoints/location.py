@@ -129,6 +129,11 @@ def _open_unfinished_run(location: Location, run: Path) -> Parts:
     if file is None:
         raise ValueError(f"{subject} without an intact checkpoint{TO_FINISH}{command}")
     settings = _settings(run / "config.yaml")
+    if (settings.get("parametrization") or {}).get("name", "standard") != "standard":
+        raise ValueError(
+            f"{subject} with parametrization={settings['parametrization']['name']}, whose multipliers are stored only "
+            f"when it ends{TO_FINISH}{command}"
+        )
     tokenizer = _cached_tokenizer(settings, read_json(run / "corpus.json"))
     if tokenizer is None:
         raise ValueError(

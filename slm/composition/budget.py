@@ -10,8 +10,11 @@ from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, num_params
 from slm.runtime.settings import COUNT, as_typed
 
-IDENTITY_KEYS = ("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed")
-"""Config groups that determine the result of a run. Devices, logging and checkpoint intervals may change in a run."""
+IDENTITY_KEYS = (
+    *("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed"),
+    *("init_from", "init_vocab", "distill"),
+)
+"""Config groups and keys that determine the result of a run. Devices, logging and checkpoint intervals may change."""
 LATER_KEYS = {"train": ("val_tokens",)}
 """Group -> keys that were added to it later. The hashes that name the cells of older sweeps do not include them."""
 BUDGETS = ("tokens", "tokens_per_param", "flops")

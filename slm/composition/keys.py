@@ -25,7 +25,7 @@ from slm.model.config import ModelConfig
 CONF = Path(__file__).parents[2] / "conf"
 SCRIPTS = ("train", "evaluate", "sweep")
 CHOICE_KEYS = {"data": "source", "tokenizer": "kind"}
-CHOICE_KEYS |= dict.fromkeys(("optim", "schedule", "parametrization", "launcher"), "name")
+CHOICE_KEYS |= dict.fromkeys(("optim", "schedule", "parametrization", "launcher", "distill"), "name")
 """Group -> the key of the group whose value says which choice was made, such as `optim.name`."""
 UNCHECKED_GROUPS = {"sweep": ("columns", "sweep", "analysis")}
 """Script -> groups whose keys are the user's own, or are checked where they are read."""
@@ -140,6 +140,13 @@ def keys_of_choices(group: str) -> dict[str, Tree]:
     files = sorted((CONF / group).glob("*.yaml"))
     files = [file for file in files if "@package _global_" not in file.read_text(encoding="utf-8")]
     return {file.stem: _keys_of_choice(group, file.stem) for file in files}
+
+
+def default_choice(script: str, group: str) -> Tree:
+    """The keys in the file of the choice that a script makes by default, without those of the files it starts from."""
+    entries = (entry for entry in _config_file(f"{script}.yaml")["defaults"] if isinstance(entry, dict))
+    name = next(entry[group] for entry in entries if group in entry)
+    return _merged([_config_file(f"{group}/{name}.yaml")])
 
 
 def _keys_of_choice(group: str, name: str) -> Tree:

@@ -39,20 +39,23 @@ def register() -> None:
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
 
 
-def _model_name(width: int | None = None, depth: int | None = None) -> str:
+def _model_name(width: int | None = None, depth: int | None = None, init_from: str | None = None) -> str:
+    if init_from is not None:
+        parts = Path(str(init_from)).parts or ("",)
+        return f"from-{parts[-2] if parts[-1] == 'model' and len(parts) > 1 else parts[-1]}"
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     if choices.get("family"):
         return f"{choices['family']}_{width}x{depth}"
     return choices.get("model") or "run"
 
 
-def _run_dir(width: int | None, depth: int | None) -> str:
+def _run_dir(width: int | None, depth: int | None, init_from: str | None = None) -> str:
     """A new folder under `outputs/`, or the folder of this job in a multirun."""
     if "SLM_RUN_DIR" in os.environ:  # a process that DDP started uses the folder of its parent
         return os.environ["SLM_RUN_DIR"]
     if in_multirun():
         return str(HydraConfig.get().runtime.output_dir)
-    return new_folder_path(_model_name(width, depth))
+    return new_folder_path(_model_name(width, depth, init_from))
 
 
 def _run_group() -> str | None:

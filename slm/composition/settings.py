@@ -55,7 +55,8 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "trainer.activation_checkpointing": kinds.AUTO_SWITCH,
     "trainer.deterministic": kinds.SWITCH,
     "schedule.warmup_steps": kinds.or_null(kinds.NATURAL),
-    "branch_from": kinds.or_null(kinds.NAME),
+    **dict.fromkeys(("branch_from", "init_from"), kinds.or_null(kinds.NAME)),
+    "init_vocab": kinds.one_of("same", "match"),
     "optim.momentum": kinds.BELOW_ONE,
     "optim.iterations": kinds.COUNT,
     **dict.fromkeys(("schedule.final_fraction", "schedule.decay_fraction"), kinds.SHARE),
@@ -72,7 +73,24 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
 }
 """Kinds of the keys that only some choices of a group have, or that configs of older runs lack."""
 
-LEGACY_VALUES: dict[str, Any] = {"train.document_masking": False, "train.val_tokens": None}
+DISTILL_KINDS: dict[str, kinds.Kind] = {
+    "distill.name": kinds.one_of("logits"),
+    "distill.teacher": kinds.NAME,
+    "distill.temperature": kinds.POSITIVE,
+    "distill.weight": kinds.Kind(
+        "a number above 0 and at most 1", lambda value: kinds.POSITIVE.accepts(value) and value <= 1
+    ),
+    "distill.top_k": kinds.or_null(kinds.COUNT),
+    "distill.dtype": kinds.one_of("auto", "float32", "bfloat16", "float16"),
+}
+"""Kinds of the keys of `distill`, a group that only distilled runs have."""
+
+LEGACY_VALUES: dict[str, Any] = {
+    "train.document_masking": False,
+    "train.val_tokens": None,
+    "init_from": None,
+    "init_vocab": "same",
+}
 """Key that was added later -> the value at which runs do what runs did before the key existed."""
 
 REQUIRED_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -89,6 +107,8 @@ REQUIRED_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise `ValueError` for the first value that is missing or of a wrong kind in a train config."""
     kinds.check_kinds(settings, KINDS, OPTIONAL_KINDS)
+    if settings.get("distill") is not None:
+        kinds.check_kinds(settings, DISTILL_KINDS)
     for group, choices in REQUIRED_KEYS.items():
         name = settings[group]["name"]
         for key in choices.get(name, ()):

@@ -76,6 +76,11 @@ class Tokenizer:
             raise ValueError(f"tokenizer {self.name} names {token!r} as begin or end token, but has no such token")
         return self._vocabulary[token]
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token."""
+        return self._vocabulary
+
     @cached_property
     def fingerprint(self) -> str:
         """The first 16 hex digits of the SHA-256 of tokenizer.json, with sorted keys."""

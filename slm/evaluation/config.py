@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from slm.data.local import files_to_evaluate
 from slm.evaluation.tasks import MOBILELLM
 from slm.runtime import settings as kinds
-from slm.runtime.address import local_folder
+from slm.runtime.address import local_folder, split_revision
 from slm.runtime.command_line import cache_home, new_folder_path
 from slm.runtime.words import is_number
 
@@ -123,10 +123,10 @@ def check_paths(settings: Mapping[str, Any]) -> None:
 
 def address_of(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
     """Return the path or hub id, and its revision: the text after @ in `checkpoint`, else the setting `revision`."""
-    name, at_sign, revision = checkpoint.rpartition("@")
-    is_local = Path(os.path.expanduser(checkpoint)).exists()
-    if at_sign and not is_local:
+    name, revision = split_revision(checkpoint)
+    if revision is not None:
         return name, revision
+    is_local = Path(os.path.expanduser(checkpoint)).exists()
     if is_local and len(settings["checkpoints"]) > 1:  # the setting `revision` is then meant for the hub checkpoints
         return checkpoint, None
     return checkpoint, settings["revision"]

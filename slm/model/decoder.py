@@ -18,7 +18,16 @@ from torch.utils.checkpoint import checkpoint
 from slm.model.config import ModelConfig
 from slm.model.counts import mixers_of_blocks
 from slm.model.layers import FeedForward, linear, make_norm, scaled
-from slm.model.loss import ChunkLoss, chunk_loss, compute_dtype, cross_entropy, token_losses
+from slm.model.loss import (
+    ChunkLoss,
+    SoftTargets,
+    chunk_distillation,
+    chunk_loss,
+    compute_dtype,
+    cross_entropy,
+    distillation_loss,
+    token_losses,
+)
 from slm.model.mixers.base import Memory, Mixer
 from slm.model.mixers.softmax import FLEX_HEAD_DIMS, has_fused_kernels
 from slm.model.positions import FLEX_BLOCK, Rotary, document_block_mask, document_starts, rotary_table
@@ -103,6 +112,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.chunk_loss: ChunkLoss = chunk_loss
+        self.chunk_distillation: ChunkLoss = chunk_distillation
         self.is_compiled = False
         self.activation_checkpointing = False
         """Whether training keeps only the inputs of blocks, and computes each block again in the backward pass."""
@@ -220,9 +230,16 @@ class Decoder(nn.Module):
         targets_BT: Tensor,
         documents_BT: Tensor | None = None,
         grad_scale: Tensor | None = None,
+        soft: SoftTargets | None = None,
     ) -> Tensor:
-        """Return the mean cross-entropy in nats per token; -100 is not scored. `grad_scale` multiplies gradients."""
+        """Return the mean cross-entropy in nats per token; -100 is not scored. `grad_scale` multiplies gradients.
+
+        With a teacher's `soft` targets, return the three losses of `distillation_loss`.
+        """
         hidden_ND = self.hidden(tokens_BT, documents_BT=documents_BT).flatten(0, 1)
+        if soft is not None:
+            targets_N, function = targets_BT.flatten(), self.chunk_distillation
+            return distillation_loss(hidden_ND, self.head_weight, targets_N, soft, function, grad_scale)
         return cross_entropy(hidden_ND, self.head_weight, targets_BT.flatten(), self.chunk_loss, grad_scale)
 
     def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
@@ -244,6 +261,7 @@ class Decoder(nn.Module):
             if block.self_attn.compiles_on_cpu or not on_cpu:
                 block.compile(dynamic=False)
         self.chunk_loss = torch.compile(chunk_loss, dynamic=False)
+        self.chunk_distillation = torch.compile(chunk_distillation, dynamic=False)
         self.is_compiled = True
 
 

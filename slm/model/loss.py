@@ -1,17 +1,20 @@
-"""Head and cross-entropy in chunks of tokens, so that the full (tokens x vocabulary) float32 logits never exist.
+"""Head and losses in chunks of tokens, so that the full (tokens x vocabulary) float32 logits never exist.
 
 Notable: gradients are computed in the *forward* pass, while a chunk's logits exist. The backward pass only scales
 these gradients and does not recompute the logits. Compilation fuses the elementwise operations between a chunk's
 matmuls, so that the logits pass through memory about twice instead of ten times. Sums are in float32 or float64.
 `torch.nn.functional.linear_cross_entropy` is not used, because torch 2.13 computes it wrongly for bfloat16 on a CPU.
 
-Legend: N tokens (batch and sequence flattened), D hidden, V vocabulary, n tokens of one chunk.
+A loss is the cross-entropy with the text or, in distillation, also that with a teacher's predictions: the teacher gives
+the input of its head, so its logits too exist for one chunk at a time only.
+
+Legend: N tokens (batch and sequence flattened), D hidden, E hidden of a teacher, V vocabulary, n tokens of one chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +41,7 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 def chunk_loss(x_nD: Tensor, w_VD: Tensor, targets_n: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the summed loss of a chunk, and gradients of (sum / `divisor`) with respect to x (n, D) and w (V, D).
 
-    The gradients lack the logits of the targets, which `_ChunkedCrossEntropy` adds for all chunks at once. This is a
+    The gradients lack the logits of the targets, which `_ChunkedLoss` adds for all chunks at once. This is a
     separate function so that it can be compiled and then passed to `cross_entropy`.
     """
     sum_dtype = torch.float64 if x_nD.dtype == torch.float64 else torch.float32
@@ -54,10 +57,53 @@ def chunk_loss(x_nD: Tensor, w_VD: Tensor, targets_n: Tensor, divisor: Tensor) -
     return (losses_n1 * is_scored_n1).sum(), grad_x, exps.T @ (x_nD * factors_n1).to(x_nD.dtype)
 
 
-ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+class SoftTargets(NamedTuple):
+    """The predictions of a teacher, and how much they count (Hinton et al. 2015, arXiv:1503.02531)."""
+
+    hidden_NE: Tensor
+    """The input of the teacher's head, in the dtype of its products."""
+    weight_VE: Tensor
+    """The teacher's head."""
+    temperature: float
+    """Divides the logits of teacher and student."""
+    weight: float
+    """Share of the soft loss in the whole loss."""
+    top_k: int | None
+    """The soft targets are the teacher's k most probable tokens, and those as probable as the k-th; None for all."""
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
+def chunk_distillation(
+    x_nD: Tensor, w_VD: Tensor, targets_n: Tensor, divisor: Tensor, soft: SoftTargets
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the two summed losses of a chunk, (2,), and gradients of the whole loss as `chunk_loss` does.
+
+    The losses are the cross-entropy with the targets, and temperature^2 KL(teacher || student) of the predictions at
+    the temperature. The factor keeps its gradient as large as at temperature 1 (Hinton et al., section 2). The gradient
+    with respect to the logits is (1 - weight) student + weight temperature (student - teacher).
+    """
+    sum_dtype = torch.float64 if x_nD.dtype == torch.float64 else torch.float32
+    is_scored_n1 = (targets_n != IGNORE)[:, None].to(sum_dtype)
+    teacher_logits = (soft.hidden_NE @ soft.weight_VE.T).to(sum_dtype) / soft.temperature
+    if soft.top_k is not None:
+        least_n1 = teacher_logits.topk(soft.top_k).values[:, -1:]
+        teacher_logits = teacher_logits.masked_fill(teacher_logits < least_n1, -torch.inf)
+    teacher = teacher_logits.softmax(-1)
+    logits = (x_nD @ w_VD.T).to(sum_dtype)
+    log_student = logits.log_softmax(-1)
+    log_soft_student = (logits / soft.temperature).log_softmax(-1)
+    losses_n1 = -log_student.gather(1, targets_n.clamp(min=0)[:, None])
+    divergences_n1 = -(torch.special.entr(teacher) + teacher * log_soft_student).sum(-1, keepdim=True)
+    grad = soft.weight * soft.temperature * (log_soft_student.exp() - teacher) + (1 - soft.weight) * log_student.exp()
+    grad = (grad * (is_scored_n1 / divisor)).to(x_nD.dtype)
+    sums_2 = (torch.cat([losses_n1, soft.temperature**2 * divergences_n1], dim=1) * is_scored_n1).sum(0)
+    return sums_2, grad @ w_VD, grad.T @ x_nD
+
+
+ChunkLoss = Callable[..., tuple[Tensor, Tensor, Tensor]]
+"""`chunk_loss`, or with a last argument `soft` `chunk_distillation`; compiled or not."""
+
+
+class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -67,32 +113,37 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         chunk_function: ChunkLoss,
         grad_scale: Tensor | None,
+        soft: SoftTargets | None,
     ) -> Tensor:
         x, w = hidden_ND.to(dtype), weight_VD.to(dtype)
         sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        total = x.new_zeros((), dtype=sum_dtype)
+        totals = x.new_zeros(() if soft is None else (2,), dtype=sum_dtype)
         num_scored = (targets_N != IGNORE).sum().clamp(min=1)
         divisor = num_scored if grad_scale is None else num_scored / grad_scale  # divides all gradients
         grad_x = torch.empty_like(x)
         grad_w = torch.zeros_like(w, dtype=sum_dtype)
         for chunk in _chunks(x):
-            loss, grad_x[chunk], grad_w_chunk = chunk_function(x[chunk], w, targets_N[chunk], divisor)
-            total += loss
+            soft_chunk = () if soft is None else (soft._replace(hidden_NE=soft.hidden_NE[chunk]),)
+            sums, grad_x[chunk], grad_w_chunk = chunk_function(x[chunk], w, targets_N[chunk], divisor, *soft_chunk)
+            totals += sums
             grad_w += grad_w_chunk
         ids_N, factors_N1 = targets_N.clamp(min=0), (targets_N != IGNORE)[:, None].to(sum_dtype) / divisor
+        if soft is not None:
+            factors_N1 = (1 - soft.weight) * factors_N1
         grad_x -= w[ids_N] * factors_N1
         # The sum of rows with equal ids, in a fixed order, which `index_add_` does not promise.
         grad_w -= torch.ops.aten.embedding_dense_backward((x * factors_N1).to(sum_dtype), ids_N, len(w), -1, False)
         ctx.save_for_backward(grad_x, grad_w)
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
-        return total / num_scored
+        losses = totals / num_scored
+        return losses if soft is None else torch.stack([torch.lerp(losses[0], losses[1], soft.weight), *losses])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_w = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
-        grad_hidden = grad_x.to(hidden_dtype) * grads[0]
-        return grad_hidden, (grad_w * grads[0]).to(weight_dtype), None, None, None, None
+        grad = grads[0].flatten()[0]  # of the whole loss, which comes before its parts
+        return grad_x.to(hidden_dtype) * grad, (grad_w * grad).to(weight_dtype), *[None] * 5
 
 
 def cross_entropy(
@@ -109,7 +160,26 @@ def cross_entropy(
     loss would come too late, because gradients are already computed here, and float16 may have rounded them to zero.
     """
     dtype = compute_dtype(hidden_ND)
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, dtype, chunk_function, grad_scale)
+    return _ChunkedLoss.apply(hidden_ND, weight_VD, targets_N, dtype, chunk_function, grad_scale, None)
+
+
+def distillation_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    soft: SoftTargets,
+    chunk_function: ChunkLoss = chunk_distillation,
+    grad_scale: Tensor | None = None,
+) -> Tensor:
+    """Return three losses in nats per scored token, (3,), the first of which is to be minimised.
+
+    They are (1 - weight) cross-entropy + weight soft loss, and these two, which have no gradient. The soft loss is
+    temperature^2 KL(teacher || student). The teacher's products run in its own dtype, the others as in `cross_entropy`,
+    which also explains the other arguments. `chunk_function` is `chunk_distillation`, compiled or not.
+    """
+    dtype = compute_dtype(hidden_ND)
+    with torch.autocast(hidden_ND.device.type, enabled=False):  # it would convert the teacher's products too
+        return _ChunkedLoss.apply(hidden_ND, weight_VD, targets_N, dtype, chunk_function, grad_scale, soft)
 
 
 @torch.no_grad()

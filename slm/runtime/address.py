@@ -9,6 +9,13 @@ from pathlib import Path
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
+def split_revision(given: str) -> tuple[str, str | None]:
+    """Split ID@REVISION, a repository of the hub with its branch, tag or commit; a local path has no revision."""
+    name, at_sign, revision = given.rpartition("@")
+    is_local = Path(os.path.expanduser(given)).exists()
+    return (name, revision) if at_sign and not is_local else (given, None)
+
+
 def local_folder(given: str, revision: str | None) -> Path | None:
     """Return the local folder, or None for a hub id. Raises `ValueError` for anything else."""
     path = Path(os.path.expanduser(given))

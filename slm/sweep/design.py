@@ -241,6 +241,11 @@ def _check_overrides(where: str, overrides: list[str]) -> None:
         key = item.partition("=")[0].lstrip("+~")
         if key.partition(".")[0] == "logger":
             raise ValueError(f"{where} has {item}, but all runs use the logger of sweep.py: give {item} to sweep.py")
+        if key in ("init_from", "init_vocab"):
+            raise ValueError(
+                f"{where} has {item}, but a sweep compares shapes, and a checkpoint has only one: give {item} to "
+                "train.py, or to train.py -m for several runs"
+            )
         if key in SET_BY_DESIGN:
             raise ValueError(f"{where} has {item}, which the design sets: set {SET_BY_DESIGN[key]} instead")
 

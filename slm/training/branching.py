@@ -15,9 +15,7 @@ from typing import Any
 from slm.composition.budget import BUDGETS, IDENTITY_KEYS, shape_and_steps
 from slm.composition.schedules import count_common_steps
 from slm.training.checkpointing import checkpoint_step, first_intact, resumable_checkpoints, step_checkpoints
-from slm.training.run_directory import RunDirectory, differences
-
-MAY_DIFFER = ("schedule.", *(f"train.{key}" for key in BUDGETS))  # prefixes of keys in which the runs may differ
+from slm.training.run_directory import EXTENSION, RunDirectory, differences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ def find_branch(settings: Mapping[str, Any], *, steps: int, devices: int) -> Bra
     if trunk_settings is None or not trunk.metrics.exists():
         raise ValueError(f"branch_from={path} must be a run with config.yaml and metrics.csv, or a checkpoint of one")
     clauses = differences(trunk_settings, settings, IDENTITY_KEYS)  # each begins with a key
-    if forbidden := [clause for clause in clauses if not clause.startswith(MAY_DIFFER)]:
+    if forbidden := [clause for clause in clauses if not clause.startswith(EXTENSION)]:
         raise ValueError(
             f"branch_from={path} is a run with other settings ({'; '.join(forbidden[:3])}): "
             "a branch may differ from its trunk only in budget and schedule"

@@ -20,7 +20,7 @@ from slm.data.corpus import Corpus
 from slm.runtime.progress import Progress
 from slm.tracking import Tracker
 from slm.training.checkpointing import BEST, LAST, link_last, step_checkpoint_name
-from slm.training.module import LanguageModel, score
+from slm.training.module import LOSSES, LanguageModel, score
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, Stop, is_first_process
 from slm.training.sample import sample_text
@@ -126,8 +126,7 @@ class Journal(L.Callback):
         """Start the clocks."""
         self.progress.begin(trainer.global_step)
         self._step = trainer.global_step
-        now = time.perf_counter()
-        self._started, self._row_started, self._saved_at = now, now, now
+        self._started = self._row_started = self._saved_at = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -202,7 +201,8 @@ class Journal(L.Callback):
         loss = _sum_over_ranks(trainer, module.loss_sum) / _sum_over_ranks(trainer, module.loss_count)
         module.loss_sum.zero_()
         module.loss_count.zero_()
-        self.train_loss = loss.item()
+        losses = dict(zip(LOSSES, loss.flatten().tolist(), strict=False))
+        self.train_loss = losses["train/loss"]
         self.skipped_steps = int(module.guard.skipped.item())
         self.scored_tokens = int(module.scored_tokens.item()) if module.counts_scored else None
         now = time.perf_counter()
@@ -211,7 +211,7 @@ class Journal(L.Callback):
         tokens_per_second = self._row_steps * self.plan.batch_tokens / elapsed
         self._row_started, self._row_steps = now, 0
         return {
-            "train/loss": self.train_loss,
+            **losses,
             "train/grad_norm": module.grad_norm.item(),
             "train/lr": module.learning_rate(self._step),
             "train/skipped_steps": float(self.skipped_steps),

@@ -21,9 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from slm.checkpoints.weights import empty_decoder
 from slm.model.config import ModelConfig
 from slm.model.counts import num_params
 from slm.model.decoder import Decoder
+from slm.training.distillation import Teacher, TeacherPlan
 
 DEFAULT_TOKENS = {"cpu": 8192, "cuda": 32768, "mps": 8192}
 """Maximum tokens per forward pass if `trainer.micro_batch_tokens` is null. More do not make matmuls faster."""
@@ -90,29 +92,41 @@ def activation_bytes(
     dtype: torch.dtype,
     autocast_dtype: torch.dtype | None,
     document_masking: bool,
+    teacher: TeacherPlan | None = None,
 ) -> int:
     """Return the peak memory of a forward and backward pass of `size` sequences, without weights and gradients.
 
-    The weights have `dtype`, and matmuls run in `autocast_dtype` if it is given. Nothing is computed, so the device
-    needs no memory. It must be present, because its kernels are asked for the shapes of their results.
+    The weights have `dtype`, and matmuls run in `autocast_dtype` if it is given. With a `teacher`, its activations
+    count too. Nothing is computed, so the device needs no memory. It must be present, because its kernels are asked for
+    the shapes of their results.
     """
     precision = partial(torch.autocast, device, autocast_dtype, cache_enabled=False) if autocast_dtype else nullcontext
-    with torch.device("meta"):
-        decoder = Decoder(model)
+    decoder = empty_decoder(model)
     decoder.activation_checkpointing = activation_checkpointing
     with FakeTensorMode():
-        for module in decoder.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    weight = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
-                    weight.grad = torch.empty_like(weight)  # as in all passes of a step except the first
-                    module._parameters[name] = weight
+        _give_fake_weights(decoder, dtype, device)
+        for weight in decoder.parameters():
+            weight.grad = torch.empty_like(weight)  # as in all passes of a step except the first
+        fake_teacher = None
+        if teacher is not None:
+            fake_teacher = Teacher(decoder=empty_decoder(teacher.model), settings=teacher.settings)
+            _give_fake_weights(fake_teacher.decoder, teacher.dtype, device)
         tokens = torch.zeros(size, length, dtype=torch.int64, device=device)
+        documents = tokens if document_masking else None
         with LiveBytes() as live:
             with precision():
-                loss = decoder.loss(tokens, tokens, tokens if document_masking else None)
-            loss.backward()
+                soft = fake_teacher.soft_targets(tokens, documents) if fake_teacher else None
+                loss = decoder.loss(tokens, tokens, documents, None, soft)
+            loss.flatten()[0].backward()
     return live.peak
+
+
+def _give_fake_weights(decoder: Decoder, dtype: torch.dtype, device: str) -> None:
+    """Give a decoder without storage weights without data; must be called in a `FakeTensorMode`."""
+    for module in decoder.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
 
 
 def optimizer_state_bytes(model: ModelConfig, has_average: bool, *, num_shards: int = 1) -> int:

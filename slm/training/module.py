@@ -27,9 +27,13 @@ from slm.model.decoder import Decoder
 from slm.model.loss import IGNORE
 from slm.model.mixers.base import Mixer
 from slm.runtime.machine import float64_device
+from slm.training.distillation import load_teacher
 from slm.training.optim import OPTIMIZERS, LossScale, StepGuard, WeightAverage, full_grad_norm, skip_if
 from slm.training.parametrization import scale_initial_weights
 from slm.training.plan import Plan
+
+LOSSES = ("train/loss", "train/distill_loss")
+"""Metrics in `LanguageModel.loss_sum`: the cross-entropy with the text and, in a distilled run, the soft loss."""
 
 
 class LanguageModel(L.LightningModule):
@@ -60,17 +64,22 @@ class LanguageModel(L.LightningModule):
         scale_initial_weights(self.decoder, plan.rules)
         self.guard = StepGuard(self.optim["skip_factor"])
         self.loss_scale = LossScale() if plan.hardware.precision == "16-mixed" else None
-        self.register_buffer("loss_sum", torch.zeros(()))  # finite losses of this process's steps since the last row
+        losses = torch.zeros(2 if plan.teacher else ())  # with a teacher, the cross-entropy and the soft loss
+        self.register_buffer("loss_sum", losses)  # finite losses of this process's steps since the last row
         self.register_buffer("loss_count", torch.zeros(()))  # number of steps in `loss_sum`
-        for name in ("step_loss", "step_count"):  # loss and number of finite passes so far, divided by passes per step
-            self.register_buffer(name, torch.zeros(()), persistent=False)
+        # Loss and number of finite passes so far, divided by passes per step.
+        self.register_buffer("step_loss", torch.zeros_like(losses), persistent=False)
+        self.register_buffer("step_count", torch.zeros(()), persistent=False)
         self.register_buffer("grad_norm", torch.zeros(()))  # of the last step, before clipping
         if counts_scored:  # scored tokens of the whole run, and of the current step
             self.register_buffer("scored_tokens", torch.zeros((), dtype=torch.long))
             self.register_buffer("step_scored", torch.zeros((), dtype=torch.long), persistent=False)
         self.average = self._new_average()
-        if plan.hardware.compile:
-            self.decoder.compile_blocks(plan.hardware.accelerator)
+        compiled_for = plan.hardware.accelerator if plan.hardware.compile else None
+        if compiled_for is not None:
+            self.decoder.compile_blocks(compiled_for)
+        # Not a module of this one, so that checkpoints and optimizers leave it out.
+        self.teacher = load_teacher(plan.teacher, compiled_for=compiled_for) if plan.teacher else None
 
     def configure_model(self) -> None:
         """Under FSDP, shard each block and then the rest."""
@@ -130,7 +139,8 @@ class LanguageModel(L.LightningModule):
     def training_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a micro-batch, in which each token predicts the next one.
 
-        A tensor is (B, T + 1). If the micro-batches of a step do not score equally many tokens, the loss is weighted so
+        A tensor is (B, T + 1). With a teacher, this is the first of the losses of `distillation_loss`, and metrics have
+        the other two. If the micro-batches of a step do not score equally many tokens, the loss is weighted so
         that its mean over passes and devices is the mean over all scored tokens of the step.
         """
         if isinstance(batch, Tensor):
@@ -139,7 +149,9 @@ class LanguageModel(L.LightningModule):
         if self.plan.padding:
             inputs_BT = inputs_BT.clamp(min=0)  # empty sequences consist of `IGNORE`, which is negative
         scale = self.loss_scale.factor if self.loss_scale else None
-        loss = self.decoder.loss(inputs_BT, targets_BT, self.documents(inputs_BT, documents_BT), scale)
+        documents_BT = self.documents(inputs_BT, documents_BT)
+        soft = self.teacher.soft_targets(inputs_BT, documents_BT) if self.teacher else None
+        loss = self.decoder.loss(inputs_BT, targets_BT, documents_BT, scale, soft)
         num_passes = self.plan.accumulation * self.plan.hardware.world_size
         if step_scored is not None:
             loss = loss * (targets_BT != IGNORE).sum() * (num_passes / step_scored)
@@ -147,10 +159,11 @@ class LanguageModel(L.LightningModule):
         elif self.plan.padding:
             num_sequences = (targets_BT[:, 0] != IGNORE).sum()  # without the empty ones
             loss = loss * num_sequences / (self.plan.batch_size / num_passes)
-        is_finite = loss.detach().isfinite()
-        self.step_loss += torch.where(is_finite, loss.detach(), 0.0) / self.plan.accumulation
+        is_finite = loss.detach().isfinite().all()
+        noted = loss.detach() if soft is None else loss.detach()[1:]
+        self.step_loss += torch.where(is_finite, noted, 0.0) / self.plan.accumulation
         self.step_count += is_finite / self.plan.accumulation
-        return loss
+        return loss if soft is None else loss[0]
 
     def documents(self, tokens_BT: Tensor, given_BT: Tensor | None = None) -> Tensor | None:
         """Number each token by its document (B, T), as `given_BT` if the batch knows it; None if nothing is masked."""

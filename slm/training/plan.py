@@ -19,7 +19,9 @@ from slm.model.counts import state_bytes as decoding_state_bytes
 from slm.runtime.machine import available_bytes, why_no_gpu, why_not_compiled
 from slm.training import memory
 from slm.training.branching import Branch, find_branch
+from slm.training.distillation import TeacherPlan, find_teacher
 from slm.training.hardware import Hardware
+from slm.training.initial import Initial, find_initial
 from slm.training.parametrization import Rules, make_rules, with_multipliers
 from slm.training.run_directory import RunDirectory
 
@@ -42,6 +44,10 @@ class Plan:
     passes: memory.Passes
     branch: Branch | None
     """None for a run that starts at step 0 or at a checkpoint of its own."""
+    initial: Initial | None = None
+    """The checkpoint of `init_from`; None for a run that starts from random weights."""
+    teacher: TeacherPlan | None = None
+    """The teacher of a distilled run."""
 
     @property
     def micro_batch_size(self) -> int:
@@ -105,7 +111,10 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
     Raises `ValueError` for settings that do not fit together, and if the run cannot start from `branch_from`.
     """
     shape, steps = shape_and_steps(settings, devices=hardware.world_size)
-    model = with_multipliers(settings["parametrization"], shape)
+    initial = find_initial(settings)
+    # A checkpoint has the multipliers with which it was trained. A parametrization then changes learning rates alone.
+    model = with_multipliers(settings["parametrization"], shape) if initial is None else shape
+    teacher = find_teacher(settings, model)
     batch_size = int(settings["train"]["batch_tokens"]) // int(settings["train"]["sequence_length"])
     return Plan(
         settings=settings,
@@ -114,13 +123,15 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
         rules=make_rules(settings["parametrization"], model),
         steps=steps,
         batch_size=batch_size,
-        passes=_choose_passes(settings, hardware, model, batch_size),
+        passes=_choose_passes(settings, hardware, model, batch_size, teacher),
         branch=find_branch(settings, steps=steps, devices=hardware.world_size),
+        initial=initial,
+        teacher=teacher,
     )
 
 
 def _choose_passes(
-    settings: Mapping[str, Any], hardware: Hardware, model: ModelConfig, batch_size: int
+    settings: Mapping[str, Any], hardware: Hardware, model: ModelConfig, batch_size: int, teacher: TeacherPlan | None
 ) -> memory.Passes:
     """Choose the passes of each device for a step that has `batch_size` sequences over all devices."""
     length = int(settings["train"]["sequence_length"])
@@ -128,6 +139,7 @@ def _choose_passes(
     available = available_bytes(device, alone=hardware.world_size == 1)
     num_shards = hardware.world_size if hardware.strategy == "fsdp" else 1
     held_bytes = memory.optimizer_state_bytes(model, settings["optim"]["ema_decay"] is not None, num_shards=num_shards)
+    held_bytes += teacher.bytes if teacher else 0
     estimate = partial(
         memory.activation_bytes,
         model,
@@ -136,6 +148,7 @@ def _choose_passes(
         dtype=torch.float64 if hardware.precision == "64-true" else torch.float32,
         autocast_dtype=hardware.autocast_dtype,
         document_masking=bool(settings["train"].get("document_masking")),
+        teacher=teacher,
     )
     return memory.choose_passes(
         batch_size,
@@ -194,6 +207,10 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
     if hardware.accelerator == "cpu" and settings["trainer"]["accelerator"] == "auto" and (why := why_no_gpu()):
         lines.append(f"WARNING      the run is on the CPU, but {why}")
+    if plan.teacher:
+        lines.append(plan.teacher.line(length, plan.token_flops))
+    if plan.initial:
+        lines.append(plan.initial.line)
     if branch := plan.branch:
         lines.append(f"branching    from step {branch.step} of {branch.trunk_name} ({branch.checkpoint})")
     return lines

@@ -48,6 +48,8 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "tokens_trained": tokens - trunk_tokens,
         **({} if journal.scored_tokens is None else {"scored_tokens": journal.scored_tokens}),
         "branched_from": journal.branched_from,
+        "distill": plan.teacher.record(plan.sequence_length) if plan.teacher else None,
+        "init_from": plan.initial.record if plan.initial else None,
         "steps": step,
         "planned_steps": plan.steps,
         "skipped_steps": journal.skipped_steps,

@@ -24,8 +24,9 @@ from slm.runtime.progress import Progress
 from slm.runtime.system import keep_freed_memory
 from slm.tracking import Tracker, open_trackers
 from slm.training.checkpointing import LAST, checkpoint_step, newest_intact
+from slm.training.initial import load_initial, tokenizer_source
 from slm.training.journal import COLUMNS, SCORED_COLUMNS, Journal
-from slm.training.module import LanguageModel
+from slm.training.module import LOSSES, LanguageModel
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, Stop, is_first_process, say
 from slm.training.result import ending_lines, make_result, parameter_counts
@@ -55,18 +56,24 @@ def train(plan: Plan) -> dict[str, Any]:
         if is_first_process():
             start_step = plan.branch.step if plan.branch else 0
             with _explain_failures(plan):
-                measure_run(plan, LanguageModel(plan).decoder, start_step)
+                module = LanguageModel(plan)
+                measure_run(plan, module.decoder, module.teacher, start_step)
         return {}
     earlier_result = plan.folder.result()
     if earlier_result.get("status") == "completed":
         say(f"completed already: {plan.folder.path}; choose another output_dir to train again")
         return earlier_result
-    corpus = prepare(plan.settings["data"], plan.settings["tokenizer"], cache_dir=plan.cache_dir)
+    corpus = prepare(plan.settings["data"], tokenizer_source(plan.settings), cache_dir=plan.cache_dir)
     check_corpus(plan, corpus)
     fingerprints = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
+    if plan.teacher is not None:
+        plan.teacher.check_tokenizer(corpus.tokenizer.fingerprint)
+        fingerprints["teacher"] = plan.teacher.provenance.fingerprint
     if plan.branch is not None:
         plan.branch.check_corpus(fingerprints)
     corpus_facts = {**fingerprints, "left_out": corpus.left_out}  # `left_out`: numbers of documents, by reason
+    if plan.initial is not None:
+        corpus_facts["init_from"] = plan.initial.record
     if corpus.holds_conversations:
         corpus_facts["documents"] = corpus.documents_fingerprint
     lock = plan.folder.lock(plan.settings, corpus_facts) if is_first_process() else nullcontext()
@@ -81,14 +88,20 @@ def _fit(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     checkpoint, start_step, branched_from = _find_start(plan)
     separator = corpus.tokenizer.separator_id if plan.document_masking else None
     module = LanguageModel(plan, separator, counts_scored=corpus.holds_conversations)
+    if plan.initial is not None and checkpoint is None:
+        say(*load_initial(module.decoder, plan.settings, corpus.tokenizer))
     peak_flops_per_second = 0.0  # a placeholder if there are several processes: `RankSpeeds` sets the journal's value
     if plan.hardware.world_size == 1:
-        plan, peak_flops_per_second = measure_run(plan, module.decoder, start_step)
+        plan, peak_flops_per_second = measure_run(plan, module.decoder, module.teacher, start_step)
         module.plan = plan
     trackers: list[Tracker] = []
     if is_first_process():
         config = {**plan.settings, **parameter_counts(plan), "train_tokens": plan.train_tokens, "steps": plan.steps}
-        columns = (*COLUMNS, *(SCORED_COLUMNS if corpus.holds_conversations else ()))
+        columns = (
+            *COLUMNS,
+            *(SCORED_COLUMNS if corpus.holds_conversations else ()),
+            *(LOSSES[1:] if plan.teacher else ()),
+        )
         trackers = open_trackers(plan.folder.path, config, columns=columns, resume_step=start_step)
     progress = Progress("step", plan.steps, file=sys.stdout, shown=is_first_process())
     result: dict[str, Any] = {}  # stays empty if the run fails

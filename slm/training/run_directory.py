@@ -11,12 +11,15 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from slm.composition.budget import IDENTITY_KEYS
+from slm.composition.budget import BUDGETS, IDENTITY_KEYS
 from slm.composition.settings import LEGACY_VALUES
 from slm.runtime.files import locked, read_json_object, write_atomically, write_json
 
 CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard")
 """What a run writes besides config.yaml. A directory with one of these but without config.yaml is refused."""
+
+EXTENSION = ("schedule.", *(f"train.{key}" for key in BUDGETS))
+"""Beginnings of the keys of budget and schedule. Runs that differ only in these may share their first steps."""
 
 
 class RunDirectory:
@@ -70,18 +73,27 @@ class RunDirectory:
         """
         with locked(self.path, user="process that trains in it"):
             if (self.path / "config.yaml").exists():
-                self._refuse_if_different(differences(self.corpus(), corpus, ("data", "tokenizer")))
+                self._refuse_if_different(differences(self.corpus(), corpus, ("data", "tokenizer", "teacher")))
             else:
                 write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(_with_hydra_keys(config)))
             write_json(self.path / "corpus.json", corpus, indent=2)
             yield
 
     def _refuse_if_different(self, clauses: Iterator[str]) -> None:
-        if first_clauses := list(clauses)[:3]:
+        all_clauses = list(clauses)
+        if not all_clauses:
+            return
+        changes = "; ".join(all_clauses[:3])
+        if self.result().get("status") == "completed" and all(clause.startswith(EXTENSION) for clause in all_clauses):
             raise ValueError(
-                f"output_dir={self.path} holds a run with other settings ({'; '.join(first_clauses)}): "
-                "choose another output_dir, or give that run's settings to continue it"
+                f"output_dir={self.path} holds a finished run ({changes}): to train it further, give another "
+                f"output_dir with init_from={self.path} (its weights, a new schedule), or with branch_from={self.path} "
+                "if it kept a step before its learning rate fell (schedule=wsd and checkpoint.keep_steps)"
             )
+        raise ValueError(
+            f"output_dir={self.path} holds a run with other settings ({changes}): "
+            "choose another output_dir, or give that run's settings to continue it"
+        )
 
 
 def _with_hydra_keys(config: Mapping[str, Any]) -> dict[str, Any]:

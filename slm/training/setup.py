@@ -1,6 +1,7 @@
 """Turn a composed config into the plan of a run. Wrong settings are refused here, before anything is written.
 
-Only `set_up` imports torch, so that `checked_settings` reports a mistake within a second.
+Only `set_up` and a checkpoint to start from (`init_from`) import torch, so that `checked_settings` reports any other
+mistake within a second.
 """
 
 from __future__ import annotations
@@ -36,10 +37,18 @@ def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[
     check_keys(settings, "train", overrides)
     settings["extensions"] = load_extensions(settings)
     check_settings(settings)
+    tokenizer = settings["tokenizer"]
+    if settings.get("init_from") is not None:  # older configs lack the key
+        from slm.training.initial import complete_settings, tokenizer_source  # imports torch
+
+        settings = complete_settings(settings, overrides)
+        tokenizer = tokenizer_source(settings)
+    elif tokenizer["kind"] == "checkpoint":
+        raise ValueError("tokenizer=checkpoint is the tokenizer of the initial weights: set init_from=CHECKPOINT too")
     shape_and_steps(settings)  # raises `ValueError` for shapes and budgets that do not fit together
     check_logger(settings["logger"])
     RunDirectory(settings["output_dir"]).check(settings)
-    check_sources(settings["data"], settings["tokenizer"])
+    check_sources(settings["data"], tokenizer)
     return settings
 
 

@@ -19,6 +19,7 @@ from slm.model.decoder import Decoder
 from slm.runtime.files import read_json_object, write_json
 from slm.runtime.machine import peak_memory_bytes, synchronize
 from slm.runtime.words import duration
+from slm.training.distillation import Teacher
 from slm.training.hardware import Hardware
 from slm.training.journal import Journal
 from slm.training.module import LanguageModel
@@ -71,7 +72,9 @@ def datasheet_peak(hardware: Hardware) -> float | None:
     return None
 
 
-def measure_run(plan: Plan, decoder: Decoder, start_step: int, strategy: Strategy | None = None) -> tuple[Plan, float]:
+def measure_run(
+    plan: Plan, decoder: Decoder, teacher: Teacher | None, start_step: int, strategy: Strategy | None = None
+) -> tuple[Plan, float]:
     """Print the speed of the run and how long it will take from `start_step` on.
 
     Returns the plan, with smaller passes if the planned passes did not fit the device, and the matmul peak of one
@@ -86,7 +89,7 @@ def measure_run(plan: Plan, decoder: Decoder, start_step: int, strategy: Strateg
     if not (should_measure or should_test_memory):
         return plan, peak
     say("speed        measuring ...")
-    plan, (speed, memory) = _measure_fitting(decoder, plan)  # tokens per second and bytes of one device
+    plan, (speed, memory) = _measure_fitting(decoder, plan, teacher)  # tokens per second and bytes of one device
     # Speeds of GPUs, or of processes that measure at the same time, add up. A lone process on a CPU uses all cores, so
     # it is as fast as all processes together.
     num_devices = hardware.world_size if hardware.accelerator == "cuda" or strategy is not None else 1
@@ -123,7 +126,9 @@ class RankSpeeds(L.Callback):
         assert isinstance(pl_module, LanguageModel)
         plan, strategy = self.journal.plan, trainer.strategy
         _check_equal_passes(plan, strategy)
-        _, self.journal.peak_flops_per_second = measure_run(plan, pl_module.decoder, self.start_step, strategy)
+        _, self.journal.peak_flops_per_second = measure_run(
+            plan, pl_module.decoder, pl_module.teacher, self.start_step, strategy
+        )
 
 
 def _check_equal_passes(plan: Plan, strategy: Strategy) -> None:
@@ -151,11 +156,13 @@ def _mean_peak(plan: Plan, strategy: Strategy) -> float:
     return strategy.reduce(own_peak, reduce_op="mean").item()
 
 
-def _measure_fitting(decoder: Decoder, plan: Plan) -> tuple[Plan, tuple[float, int | None]]:
+def _measure_fitting(
+    decoder: Decoder, plan: Plan, teacher: Teacher | None = None
+) -> tuple[Plan, tuple[float, int | None]]:
     """Call `measure_speed` with smaller passes until they fit. Returns the plan with these passes, and the result."""
     while True:
         try:
-            return plan, measure_speed(decoder, plan)
+            return plan, measure_speed(decoder, plan, teacher)
         except torch.OutOfMemoryError:
             smaller = with_smaller_passes(plan)
             if smaller is None:
@@ -167,7 +174,7 @@ def _measure_fitting(decoder: Decoder, plan: Plan) -> tuple[Plan, tuple[float, i
         say(f"memory       out of memory: trying {plan.passes.text(plan.sequence_length)}")
 
 
-def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
+def measure_speed(decoder: Decoder, plan: Plan, teacher: Teacher | None = None) -> tuple[float, int | None]:
     """Measure forward and backward passes on random tokens; returns tokens per second of one device and peak memory.
 
     Memory is in bytes, or None if the system does not report it. On a GPU it includes the optimizer's moments. If the
@@ -196,8 +203,9 @@ def measure_speed(decoder: Decoder, plan: Plan) -> tuple[float, int | None]:
     def time_pass() -> float:
         start = time.perf_counter()
         with precision():
-            loss = decoder.loss(tokens[:, :-1], tokens[:, 1:], documents, scale)
-        loss.backward()
+            soft = teacher.soft_targets(tokens[:, :-1], documents) if teacher else None
+            loss = decoder.loss(tokens[:, :-1], tokens[:, 1:], documents, scale, soft)
+        loss.flatten()[0].backward()
         synchronize(device.type)
         return time.perf_counter() - start
 

@@ -105,6 +105,18 @@ def test_ranges_of_sizes_that_differ_are_named_beside_the_sizes() -> None:
     assert what(audit(between), "violations") == ["sizes"]
 
 
+@pytest.mark.parametrize(("column", "named"), [("init_from", "initial weights"), ("distill", "distillation")])
+def test_runs_from_weights_or_with_a_teacher_are_kept_apart_from_others_also_within_a_family(
+    column: str, named: str
+) -> None:
+    assert audit(runs(**{column: "scratch"}))["controlled"]
+    mixed = runs(**{column: "scratch"})
+    mixed.loc[mixed["seed"] == mixed["seed"].max(), column] = "weights 0123456789abcdef"  # in both families alike
+    for frame in (mixed, mixed[~wide(mixed)]):
+        assert named in what(audit(frame), "violations")
+    assert not audit(mixed)["controlled"]
+
+
 @pytest.mark.parametrize("column", ["lr_tried", "lr_candidates"])
 def test_a_family_that_was_given_more_learning_rates_is_named(column: str) -> None:
     assert "rates tried" not in what(audit(runs()), "checked")

@@ -46,6 +46,18 @@ def test_runs_of_another_optimizer_or_average_are_another_cell(tmp_path: Path) -
     assert frame["cell"].nunique() == 3
 
 
+def test_runs_from_weights_and_with_a_teacher_are_other_cells_than_runs_from_scratch(tmp_path: Path) -> None:
+    distill = {"fingerprint": "feed", "temperature": 2.0, "weight": 0.5, "top_k": None}
+    write(tmp_path / "old", result())  # from before there was a choice
+    write(tmp_path / "scratch", result(seed=2, init_from=None, distill=None))
+    write(tmp_path / "weights", result(init_from={"fingerprint": "beef"}))
+    write(tmp_path / "taught", result(distill=distill))
+    write(tmp_path / "warmer", result(distill=distill | {"temperature": 4.0}))
+    frame = table_from_frame(collect_runs(tmp_path)).frame.set_index("run_id")
+    assert frame.at["old", "cell"] == frame.at["scratch", "cell"]
+    assert frame["cell"].nunique() == 4
+
+
 def test_a_row_has_the_figures_of_its_result(tmp_path: Path) -> None:
     write(tmp_path / "run", result())
     row = table_from_frame(collect_runs(tmp_path / "run")).frame.iloc[0]

@@ -153,7 +153,7 @@ def test_a_plan_fits_the_memory_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> N
 def test_passes_that_do_not_fit_after_all_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def measure(decoder: Decoder, plan: Any) -> tuple[float, int]:
+    def measure(decoder: Decoder, plan: Any, teacher: Any) -> tuple[float, int]:
         tried.append((plan.micro_batch_size, decoder.activation_checkpointing))
         if len(tried) < 4:
             raise torch.OutOfMemoryError

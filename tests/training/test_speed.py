@@ -85,7 +85,7 @@ from slm.training import speed
 
 rank = int(os.environ.get("LOCAL_RANK", 0))
 
-def measure(decoder, plan, measure_speed=speed.measure_speed):
+def measure(decoder, plan, teacher, measure_speed=speed.measure_speed):
     is_sharded = all(hasattr(parameter, "full_tensor") for parameter in decoder.parameters())
     assert is_sharded == (plan.hardware.strategy == "fsdp")
     assert measure_speed(decoder, plan)[0] > 0
