@@ -154,7 +154,7 @@ class LanguageModel(L.LightningModule):
         loss = self.decoder.loss(inputs_BT, targets_BT, documents_BT, scale, soft)
         num_passes = self.plan.accumulation * self.plan.hardware.world_size
         if step_scored is not None:
-            loss = loss * (targets_BT != IGNORE).sum() * (num_passes / step_scored)
+            loss = loss * ((targets_BT != IGNORE).sum() * num_passes) / step_scored
             self.step_scored.copy_(step_scored)
         elif self.plan.padding:
             num_sequences = (targets_BT[:, 0] != IGNORE).sum()  # without the empty ones

@@ -34,12 +34,12 @@ def generation_record(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         return {"prompt": row["prompt"], "answer": row["answer"]}
     if "answer" in row:
         check_kind(f"{where}: answer", row["answer"], NAME)
-        answer = {"role": "assistant", "content": row["answer"]}
-        row = {**row, "messages": [*(row["messages"] or []), answer]}
-    text = conversation(row, where)
-    if json.loads(text)["messages"][-1]["role"] != "assistant":
+        if not isinstance(row.get("messages"), list):
+            raise ValueError(f"{where}: messages must be a list")
+        row = {**row, "messages": [*row["messages"], {"role": "assistant", "content": row["answer"]}]}
+    elif "messages" in row and not _ends_with_answer(row["messages"]):
         raise ValueError(f"{where} has no answer: give it as `answer`, or as the last message, of the assistant")
-    return {"conversation": text}
+    return {"conversation": conversation(row, where)}
 
 
 def make_generation_task(name: str, records: list[dict[str, Any]], tokenizer: Tokenizer) -> Any:
@@ -86,6 +86,11 @@ def make_generation_task(name: str, records: list[dict[str, Any]], tokenizer: To
             **({"num_fewshot": 0} if is_chat else {}),  # a chat template has no place for examples
         }
     )
+
+
+def _ends_with_answer(messages: Any) -> bool:
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, Mapping) and last.get("role") == "assistant"
 
 
 def _called(text: str) -> str | None:
