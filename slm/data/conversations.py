@@ -29,6 +29,7 @@ FORMS = "messages (a list of {role, content}), or prompt and completion"
 SCORED, BEGINS = 1, 2
 """Bits of a token's mark: its prediction counts, and it is the first of a conversation."""
 _BREAK = "\ufdd2"  # put into a special token that a message contains as text; not a character, like START and END
+_QUOTED = 120  # characters of a conversation in a message
 _GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -168,7 +169,10 @@ def encode_conversation(document: str, tokenizer: Tokenizer, template: str) -> E
     messages = content["messages"]
     if specials := [token for token in tokenizer.special_texts.values() if token in document]:
         messages = _broken(messages, specials)
-    text, spans = _spans(messages, _Chat(template, tokenizer.special_tokens, content.get("tools")))
+    try:
+        text, spans = _spans(messages, _Chat(template, tokenizer.special_tokens, content.get("tools")))
+    except ValueError as error:
+        raise ValueError(f"{error} (the conversation is {document[:_QUOTED]}...)") from None
     breaks = [match.start() for match in re.finditer(_BREAK, text)]
     text = text.replace(_BREAK, "")
     spans = [(start - bisect_left(breaks, start), stop - bisect_left(breaks, stop)) for start, stop in spans]

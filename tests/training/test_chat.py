@@ -18,9 +18,9 @@ from slm.training.module import LanguageModel
 from slm.training.plan import make_plan
 from tests.composing import choice
 from tests.data.chats import CALL
-from tests.running import make_command, refusal, run_script
+from tests.running import make_command, refusal, run_script, run_two
 from tests.seeds import seeded
-from tests.training.small import CPU, assert_same_run, config, rows
+from tests.training.small import CPU, assert_same_run, config, losses, rows
 from tests.training.test_resume import kill_at
 
 
@@ -53,7 +53,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_scored_tokens(talks: Path, cach
     corpus = prepare(choice("data", "chat") | {"paths": str(talks)}, {"kind": "bytes"}, cache_dir=cache_dir)
     settings = config(sequence_length=128, batch_tokens=1024, document_masking=True)
     settings["model"] |= {"vocab_size": 260}
-    losses, gradients = [], []
+    found, gradients = [], []
     for sequences_per_pass in (8, 3):
         plan = make_plan(settings, replace(CPU, micro_batch_tokens=128 * sequences_per_pass))
         module = LanguageModel(plan, separator=0, counts_scored=True).double()
@@ -61,7 +61,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_scored_tokens(talks: Path, cach
         batches = list(train_loader(corpus.train, micro_batch_size=plan.micro_batch_size, **options))
         loss = sum(module.training_step(batch, 0) for batch in batches) / plan.accumulation
         loss.backward()
-        losses.append(loss.item())
+        found.append(loss.item())
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in module.parameters()]))
     assert len(batches) > 1
     assert torch.allclose(*gradients, rtol=1e-8, atol=1e-12)
@@ -72,7 +72,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_scored_tokens(talks: Path, cach
             alone = documents == number
             nats += module.decoder.token_losses(inputs[None, alone], targets[None, alone]).sum().item()
             num_scored += int((targets[alone] != -100).sum())
-    assert losses == pytest.approx([nats / num_scored] * 2, rel=1e-9)
+    assert found == pytest.approx([nats / num_scored] * 2, rel=1e-9)
 
 
 def test_a_run_that_was_killed_is_the_run_that_was_not_and_its_model_can_talk(
@@ -107,6 +107,17 @@ def test_a_run_that_was_killed_is_the_run_that_was_not_and_its_model_can_talk(
     for score in found:
         assert (score["tokens"], score["bytes"]) == (result["val"]["tokens"], result["val"]["bytes"])
         assert score["loss"] == pytest.approx(result["val"]["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_learn_as_one(command: Callable[..., list[str]], strategy: str, tmp_path: Path) -> None:
+    more = ["train.tokens=10240", "train.log_every=2", "trainer.precision=32-true"]
+    two = [f"trainer={strategy}", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.micro_batch_tokens=384"]
+    assert run_script(command(*more, f"output_dir={tmp_path / 'one'}")).returncode == 0
+    assert run_two(command(*more, *two, f"output_dir={tmp_path / 'two'}")).returncode == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert losses(tmp_path / "two", "scored_tokens") == losses(tmp_path / "one", "scored_tokens")
 
 
 @pytest.mark.parametrize(
