@@ -145,7 +145,9 @@ def plain_curve(
     @torch.no_grad()
     def validate(max_tokens: int | None) -> float:
         nats, count = 0.0, 0
-        for inputs, targets, *_ in val_batches(corpus.val, max_tokens=max_tokens, sequence_length=length, batch_size=16):
+        for inputs, targets, *_ in val_batches(
+            corpus.val, max_tokens=max_tokens, sequence_length=length, batch_size=16
+        ):
             with autocast(enabled=hardware.precision.endswith("-mixed")):
                 logits = model(inputs).logits
             nats += torch.nn.functional.cross_entropy(

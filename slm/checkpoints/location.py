@@ -14,6 +14,7 @@ import yaml
 from slm.checkpoints.architecture import read_config, read_json
 from slm.checkpoints.hub import fetch, fetch_other_weights
 from slm.checkpoints.weights import Weights, open_run_checkpoint, open_weights
+from slm.data.corpus import fingerprint_with
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import load_tokenizer
 from slm.model.config import ModelConfig
@@ -156,6 +157,9 @@ def _cached_tokenizer(settings: Mapping[str, Any], corpus: Mapping[str, Any]) ->
     """Return the tokenizer in the run's cache folder with the fingerprint in `corpus`; None if it is not there."""
     for folder in Path(os.path.expanduser(settings.get("cache_dir", ""))).glob("tokens/*/tokenizer"):
         tokenizer = load_tokenizer(folder, asked_by="cache_dir")
-        if tokenizer.fingerprint == corpus.get("tokenizer"):
+        if tokenizer.fingerprint != corpus.get("tokenizer"):
+            continue
+        documents = corpus.get("documents")  # only a run on conversations has it
+        if documents is None or fingerprint_with(documents, tokenizer.chat_template) == corpus.get("data"):
             return tokenizer
     return None

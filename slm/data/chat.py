@@ -31,6 +31,13 @@ def notes(data: Mapping[str, Any]) -> list[str]:
     return local.notes(data, ROW_SUFFIXES)
 
 
+def texts_to_evaluate(data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the conversations in `data.val_paths` if it is given, else in `data.paths`."""
+    option = "val_paths" if data["val_paths"] else "paths"
+    files = list(map(str, local.text_files(data[option], f"data.{option}", suffixes=ROW_SUFFIXES).paths))
+    yield from (text for text, _ in documents({"files": files, "option": option, "split": None}))
+
+
 def documents(part: Mapping[str, Any]) -> Iterator[Document]:
     """Yield the conversations of one of `parts` in the order of files and rows, with their split."""
     for file in map(Path, part["files"]):

@@ -5,6 +5,8 @@ assistant says is scored: what the template puts into `{% generation %}` blocks,
 what an assistant's message adds to the prompt for it, up to the token that ends the message.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from bisect import bisect_left
@@ -13,18 +15,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from slm.data.chat_template import END, PLAIN_TEMPLATE, START, render
-from slm.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from slm.data.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
 FORMS = "messages (a list of {role, content}), or prompt and completion"
 SCORED, BEGINS = 1, 2
 """Bits of a token's mark: its prediction counts, and it is the first of a conversation."""
 _BREAK = "\ufdd2"  # put into a special token that a message contains as text; not a character, like START and END
+_QUOTED = 120  # characters of a conversation in a message
 _GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -34,8 +39,8 @@ class Encoded(NamedTuple):
     ids: list[int]
     marks: np.ndarray
     """uint8, one for each token: `SCORED` and `BEGINS`."""
-    scored_bytes: int
-    """UTF-8 bytes of the scored text, without special tokens."""
+    token_bytes: np.ndarray
+    """int64: the UTF-8 bytes of the text that each token stands for; 0 for special tokens."""
     keeps_text: bool
     """Whether the text can be decoded from the ids."""
 
@@ -140,6 +145,19 @@ def encode_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, t
     return tokenizer.encode_rendered(chat.render(messages, prompts=True))[0]
 
 
+def prompt_and_answer(document: str, tokenizer: Tokenizer) -> tuple[str, str]:
+    """Return the text before the last message of a conversation, the assistant's, and its text without special tokens.
+
+    Raises ValueError if the template cannot render the conversation, or does not write the message as an answer.
+    """
+    content = json.loads(document)
+    chat = _Chat(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens, content.get("tools"))
+    prompt, text = chat.render(content["messages"][:-1], prompts=True), chat.render(content["messages"])
+    if not text.startswith(prompt):
+        raise ValueError("the chat template does not write an answer as an addition to the prompt for it")
+    return prompt, tokenizer.decode(tokenizer.encode_rendered(text[len(prompt) :])[0]).strip()
+
+
 def encode_conversation(document: str, tokenizer: Tokenizer, template: str) -> Encoded:
     """Return the tokens of a conversation that `conversation` returned, as `apply_chat_template` would.
 
@@ -151,7 +169,10 @@ def encode_conversation(document: str, tokenizer: Tokenizer, template: str) -> E
     messages = content["messages"]
     if specials := [token for token in tokenizer.special_texts.values() if token in document]:
         messages = _broken(messages, specials)
-    text, spans = _spans(messages, _Chat(template, tokenizer.special_tokens, content.get("tools")))
+    try:
+        text, spans = _spans(messages, _Chat(template, tokenizer.special_tokens, content.get("tools")))
+    except ValueError as error:
+        raise ValueError(f"{error} (the conversation is {document[:_QUOTED]}...)") from None
     breaks = [match.start() for match in re.finditer(_BREAK, text)]
     text = text.replace(_BREAK, "")
     spans = [(start - bisect_left(breaks, start), stop - bisect_left(breaks, stop)) for start, stop in spans]
@@ -166,13 +187,11 @@ def encode_conversation(document: str, tokenizer: Tokenizer, template: str) -> E
     is_scored[:1] = False  # it has no predecessor
     marks = np.where(is_scored, SCORED, 0).astype(np.uint8)
     marks[:1] |= BEGINS
-    special_bytes = sum(
-        len(tokenizer.special_texts[token].encode())
-        for token, scored in zip(ids, is_scored, strict=True)
-        if scored and token in tokenizer.special_texts
-    )
-    scored_bytes = sum(len(text[start:stop].encode()) for start, stop in spans) - special_bytes
-    return Encoded(ids, marks, scored_bytes, tokenizer.keeps_rendered(text, ids))
+    pieces = zip(ids, pairwise([*starts, len(text)]), strict=True)
+    sizes = [
+        0 if token in tokenizer.special_texts else len(text[start:stop].encode()) for token, (start, stop) in pieces
+    ]
+    return Encoded(ids, marks, np.asarray(sizes, dtype=np.int64), tokenizer.keeps_rendered(text, ids))
 
 
 def _encode(tokenizer: Tokenizer, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -101,7 +101,7 @@ def _prepare(data: Mapping[str, Any], plan: Plan, cache_dir: Path) -> Corpus:
     stream_class = TokenStream if template is None else ConversationStream
     return Corpus(
         name=name,
-        fingerprint=facts["fingerprint"] if template is None else digest([facts["fingerprint"], template]),
+        fingerprint=fingerprint_with(facts["fingerprint"], template),
         documents_fingerprint=facts["fingerprint"],
         train=stream_class(folder, facts["splits"]["train"]),
         val=stream_class(folder, facts["splits"]["val"]),
@@ -167,6 +167,11 @@ def _plan_for_mix(
         return load_tokenizer(folder, name=plan.name)
 
     return replace(plan, key=key, make=make)
+
+
+def fingerprint_with(documents_fingerprint: str, template: str | None) -> str:
+    """Return `Corpus.fingerprint` for documents that are conversations with a chat template, or, with None, texts."""
+    return documents_fingerprint if template is None else digest([documents_fingerprint, template])
 
 
 @contextmanager
@@ -289,7 +294,7 @@ def encode_conversations(
         writer.write(ids)
         mark_writer.write(marks)
         total_token_bytes += int(tokenizer.token_bytes[ids[(marks & SCORED) > 0]].sum())
-        scored_bytes += sum(one.scored_bytes for one in encoded)
+        scored_bytes += sum(int(one.token_bytes[(one.marks & SCORED) > 0].sum()) for one in encoded)
         keeps_text = keeps_text and all(one.keeps_text for one in encoded)
         advance(sum(len(document.encode()) for document in documents) / 1e6)
     facts = {"split": split, "token_bytes": total_token_bytes, "keeps_text": keeps_text, "scored_bytes": scored_bytes}

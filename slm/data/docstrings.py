@@ -18,7 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -58,15 +58,20 @@ def key(data: Mapping[str, Any]) -> Any:
 
 def documents(data: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
     """Yield (text, None) for each module, sorted by name: of the standard library, then of each of `data.packages`."""
-    files = _standard_library_files()
-    for package in data["packages"]:
-        files += _package_files(package)
     seen_lines = set[bytes]()
-    for module, parts in _parse(files):
+    for module, parts in module_parts_of(data["packages"]):
         new_parts = [f"{heading}\n\n{text}".lstrip() for heading, text in parts if is_new(text, seen_lines)]
         document = "\n\n".join([module, *new_parts]) + "\n"
         if len(document.encode()) >= _MIN_DOCUMENT_BYTES:
             yield document, None
+
+
+def module_parts_of(packages: Iterable[str]) -> Iterator[tuple[str, list[Part]]]:
+    """Yield each module's name and `module_parts`: of the standard library, then of each of `packages`."""
+    files = _standard_library_files()
+    for package in packages:
+        files += _package_files(package)
+    yield from _parse(files)
 
 
 def is_new(text: str, seen_lines: set[bytes]) -> bool:

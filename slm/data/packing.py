@@ -93,7 +93,12 @@ class ConversationStream(TokenStream):
 
 @lru_cache(maxsize=8)
 def _packing(stream: ConversationStream, sequence_length: int) -> Packing:
-    bounds, size = stream.starts, sequence_length + 1
+    return pack(stream.starts, stream.scored, sequence_length)
+
+
+def pack(bounds: np.ndarray, scored: np.ndarray, sequence_length: int) -> Packing:
+    """Return the windows of conversations that begin at `bounds` (the last is the end) with `scored` positions."""
+    size = sequence_length + 1
     first, starts, stops = 0, [], []
     while first < len(bounds) - 1:
         start = int(bounds[first])
@@ -102,7 +107,7 @@ def _packing(stream: ConversationStream, sequence_length: int) -> Packing:
         starts.append(start)
         first = max(end, first + 1)
     starts_W, stops_W = np.asarray(starts, dtype=np.int64), np.asarray(stops, dtype=np.int64)
-    num_scored = np.searchsorted(stream.scored, stops_W) - np.searchsorted(stream.scored, starts_W)
+    num_scored = np.searchsorted(scored, stops_W) - np.searchsorted(scored, starts_W)
     kept = num_scored > 0
     num_cut = int((np.diff(bounds) > size).sum())
     return Packing(starts_W[kept], stops_W[kept], num_scored[kept], num_cut)

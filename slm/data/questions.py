@@ -1,9 +1,13 @@
-"""Multiple-choice questions in local files (JSON lines, Parquet): how they are read, cut into tokens and measured.
+"""Questions in local files (JSON lines, Parquet): how they are read, and how choices are cut into tokens and measured.
 
-Notable: a record has one of two forms. As in lm-evaluation-harness, a space joins context and continuation.
+Notable: a record has one of two forms of multiple choice. As in lm-evaluation-harness, a space joins context and
+continuation.
 - `query, choices, gold` asks which choice follows the query.
 - `context_options, continuation, gold` asks which context the continuation follows. Only the continuation is scored
   (partial evaluation, arXiv:1806.02847, as in WinoGrande).
+Or the model writes the answer (`slm.evaluation.tasks.generation`):
+- `prompt, answer`: it continues the prompt after a space.
+- `messages`, with `answer` or with the assistant's answer as the last message: it answers by its chat template.
 
 Training and evaluation both score questions, so that all definitions are here. Imports no torch.
 """
@@ -17,12 +21,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from slm.data.conversations import conversation
 from slm.data.local import text_files
 from slm.data.readers import ROW_SUFFIXES, read_rows
 from slm.runtime.settings import NAME, Kind, check_kind, list_of
 
 FORMS = {"choices": ("query", "choices", "gold"), "context_options": ("context_options", "continuation", "gold")}
 """Key with the options of a question -> all keys of its record."""
+WRITTEN_FORMS = {"prompt": ("prompt", "answer"), "messages": ("messages",)}
+"""Key of a question with a written answer -> the keys of its record, without an `answer` beside `messages`."""
 OPTIONS_KIND = list_of(NAME, "at least two texts, none empty", min_length=2)
 Encode = Callable[[str], list[int]]
 """Returns the ids of a text, after a begin token if the tokenizer's own rule adds one."""
@@ -49,12 +56,26 @@ def read_records(name: str, path: str, setting: str = "task_files") -> list[dict
 
 
 def read_tasks(files: Mapping[str, str] | None, setting: str, limit: int | None) -> dict[str, list[dict[str, Any]]]:
-    """Return the first `limit` records (None: all) of the tasks in a setting of names and files; null has no tasks."""
-    return {name: read_records(name, path, setting)[:limit] for name, path in (files or {}).items()}
+    """Return the first `limit` records (None: all) of the tasks in a setting of names and files; null has no tasks.
+
+    Raises `ValueError` for a bad line, and for answers that the model has to write.
+    """
+    tasks = {name: read_records(name, path, setting)[:limit] for name, path in (files or {}).items()}
+    for name, records in tasks.items():
+        if not FORMS.keys() & records[0].keys():
+            raise ValueError(
+                f"{setting}.{name} asks for written answers, but while a run trains only choices are scored: "
+                "give it to evaluate.py as task_files"
+            )
+    return tasks
 
 
 def question_texts(record: Mapping[str, Any]) -> list[str]:
-    """Return a question with its answer and, if it has choices, without. If training had either, it was seen."""
+    """Return a question with its answer and, if it is separate text, without. If training had either, it was seen."""
+    if "conversation" in record:
+        return [record["conversation"]]
+    if "answer" in record:
+        return [record["prompt"], f"{record['prompt']} {record['answer']}"]
     if "choices" in record:
         return [record["query"], f"{record['query']} {record['choices'][record['gold']]}"]
     return [f"{record['context_options'][record['gold']]} {record['continuation']}"]
@@ -149,11 +170,13 @@ def measure_records(records: Sequence[Mapping[str, Any]], nats: Sequence[Sequenc
 
 
 def _keys(separator: str) -> str:
-    return separator.join("/".join(keys) for keys in FORMS.values())
+    return separator.join("/".join(keys) for keys in (*FORMS.values(), *WRITTEN_FORMS.values()))
 
 
 def _record(row: Any, where: str) -> dict[str, Any]:
     options_key = next((key for key in FORMS if isinstance(row, Mapping) and key in row), None)
+    if options_key is None and isinstance(row, Mapping) and WRITTEN_FORMS.keys() & row.keys():
+        return _written_record(row, where)
     if options_key is None:
         raise ValueError(f"{where} is not a question: it must have the keys {_keys(' or ')}")
     if missing := [key for key in FORMS[options_key] if key not in row]:
@@ -168,3 +191,27 @@ def _record(row: Any, where: str) -> dict[str, Any]:
     )
     check_kind(f"{where}: gold", row["gold"], index_kind)
     return {key: row[key] for key in FORMS[options_key]}
+
+
+def _written_record(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return `prompt` and `answer`, or the JSON text of a `conversation` that ends with the answer.
+
+    Raises `ValueError` that begins with `where` for a row without an answer, or with messages that are not valid.
+    """
+    if "messages" not in row and "completion" not in row:
+        for key in WRITTEN_FORMS["prompt"]:
+            check_kind(f"{where}: {key}", row.get(key), NAME)
+        return {"prompt": row["prompt"], "answer": row["answer"]}
+    if "answer" in row:
+        check_kind(f"{where}: answer", row["answer"], NAME)
+        if not isinstance(row.get("messages"), list):
+            raise ValueError(f"{where}: messages must be a list")
+        row = {**row, "messages": [*row["messages"], {"role": "assistant", "content": row["answer"]}]}
+    elif "messages" in row and not _ends_with_answer(row["messages"]):
+        raise ValueError(f"{where} has no answer: give it as `answer`, or as the last message, of the assistant")
+    return {"conversation": conversation(row, where)}
+
+
+def _ends_with_answer(messages: Any) -> bool:
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, Mapping) and last.get("role") == "assistant"

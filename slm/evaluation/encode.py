@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from slm.data.chat_template import PLAIN_TEMPLATE
+from slm.data.conversations import SCORED, Encoded, encode_conversation
 from slm.data.mixture import MIX, read_mixture
 from slm.data.tokenizer import LOSSY_NOTE, Tokenizer
 from slm.evaluation.texts import Text, document_of, read_run, sources_of_run, validation_documents
@@ -40,6 +43,8 @@ class Stream:
     in_training: float | None = None  # share of the bytes that the checkpoint was trained on; None if unknown
     separator: int | None = None  # id of the token that begins a document; None if documents attend to each other
     weights: np.ndarray | None = None  # float64: weight of each token in means; None if all count the same
+    conversation_starts: np.ndarray | None = None  # int64: positions, and the end; None if windows may cut documents
+    masks_conversations: bool = False  # whether conversations of a window attend only to themselves
 
     @property
     def num_scored(self) -> int:
@@ -62,7 +67,12 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
     `bos` says whether a running text begins with BOS: auto (the tokenizer's own rule), always, or never. In separate
     documents, EOS is scored and BOS is not. Raises ValueError if no token can be scored.
     """
-    if text.separate:
+    notes: list[str] = []
+    if text.template is not None:
+        template = text.template or tokenizer.chat_template or PLAIN_TEMPLATE
+        stream = _encode_conversations(text.name, text.fingerprint, text.documents, tokenizer, template, max_tokens)
+        stream = replace(stream, masks_conversations=True)
+    elif text.separate:
         starts = range(0, len(text.documents), DOCUMENTS_PER_CALL)
         groups = (list(text.documents[start : start + DOCUMENTS_PER_CALL]) for start in starts)
         with _progress(sum(map(len, text.documents))) as advance:
@@ -73,7 +83,7 @@ def encode(text: Text, tokenizer: Tokenizer, *, bos: str = "auto", max_tokens: i
         if tokenizer.has_own_bos:  # BOS differs from EOS, so all tokens with its id are begin tokens
             stream = replace(stream, is_scored=stream.is_scored & (stream.tokens != tokenizer.bos_id))
     else:
-        stream, notes = _encode_running_text(text, tokenizer, bos, max_tokens), []
+        stream = _encode_running_text(text, tokenizer, bos, max_tokens)
     if not stream.num_scored:
         raise ValueError(f"{text.name} has a single token, which is not scored: give more text or a larger max_tokens")
     return replace(stream, notes=(*text.notes, *stream.notes, *notes))
@@ -98,12 +108,18 @@ def run_stream(
     sources = sources_of_run(config, fingerprints, source)
     if max_tokens is not None and len(sources) > 1:
         max_tokens = max(2, max_tokens // len(sources))
+    is_masked = bool(config["train"].get("document_masking"))  # older runs lack the key
     streams = {}
     for name, (source_config, fingerprint) in sources.items():
         try:
             groups = validation_documents(source_config, fingerprint, cache_dir)
         except ValueError as error:
             raise ValueError(f"the validation text of {run} is no longer available: {error}") from error
+        if "documents" in fingerprints:
+            template = tokenizer.chat_template or PLAIN_TEMPLATE
+            conversations = chain.from_iterable(groups)
+            stream = _encode_conversations(name, fingerprints["data"], conversations, tokenizer, template, max_tokens)
+            return replace(stream, masks_conversations=is_masked)
         streams[name] = _encode_documents(name, fingerprint, groups, tokenizer, max_tokens)
     notes = ["This is the validation text of the run, framed and counted as in training."]
     if config["data"]["source"] != MIX or source is not None:
@@ -113,7 +129,7 @@ def run_stream(
         stream = _mixed_stream(config["data"]["name"], fingerprints["data"], streams, mixture.shares)
         notes.append("Its sources are weighted by their shares of the training tokens.")
     separator = None
-    if config["train"].get("document_masking"):  # older runs lack the key
+    if is_masked:
         notes.append("Tokens attend only to their own document, as in training.")
         separator = tokenizer.separator_id
     return replace(stream, notes=(*notes, *stream.notes), separator=separator)
@@ -214,6 +230,34 @@ def _encode_documents(
         document=document,
         words=None,
         notes=tuple(notes),
+    )
+
+
+def _encode_conversations(
+    name: str, fingerprint: str, documents: Iterable[str], tokenizer: Tokenizer, template: str, max_tokens: int | None
+) -> Stream:
+    """Return the stream of conversations, or of the first that have at least `max_tokens` tokens together."""
+    encoded: list[Encoded] = []
+    num_tokens = 0
+    for document in documents:
+        if max_tokens is not None and num_tokens >= max_tokens:
+            break
+        encoded.append(encode_conversation(document, tokenizer, template))
+        num_tokens += len(encoded[-1].ids)
+    lengths = [len(one.ids) for one in encoded]
+    notes = ["Only what the assistant says is scored, in windows of whole conversations; a stride has no effect."]
+    if not all(one.keeps_text for one in encoded):
+        notes.append(LOSSY_NOTE)
+    return Stream(
+        name=name,
+        fingerprint=fingerprint,
+        tokens=np.concatenate([np.asarray(one.ids, dtype=np.int64) for one in encoded]),
+        is_scored=np.concatenate([one.marks for one in encoded]) & SCORED > 0,
+        token_bytes=np.concatenate([one.token_bytes for one in encoded]),
+        document=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+        words=None,
+        notes=tuple(notes),
+        conversation_starts=np.cumsum([0, *lengths]),
     )
 
 

@@ -12,6 +12,7 @@ Notable:
 | hub, one row per line | `test_split`, else `val_split`                  | one text: rows joined by a blank line  |
 | hub, other data sets  | `test_split`, else `val_split`, else as pydocs  | documents                              |
 | local                 | `val_paths`, else `paths`                       | a plain file: one text; else documents |
+| chat                  | `val_paths`, else `paths`                       | conversations                          |
 | pydocs                | the documents that training keeps to validate   | documents                              |
 """
 
@@ -30,8 +31,9 @@ from typing import Any
 
 import numpy as np
 
-from slm.data import hub, local
+from slm.data import chat, hub, local
 from slm.data.cache import cached, digest
+from slm.data.conversations import template_of
 from slm.data.corpus import prepare_documents
 from slm.data.documents import left_out_notes, read_documents, text_hash, training_hashes, write_split
 from slm.data.mixture import MIX
@@ -49,6 +51,7 @@ class Text:
     separate: bool  # whether each document gets begin and end tokens; false for one running text
     document_start: str | None = None  # regex for the start of a document in a running text, to cluster standard errors
     notes: tuple[str, ...] = ()  # sentences on what was read and what was left out
+    template: str | None = None  # how conversations are rendered: the text of a template, "" for the tokenizer's own
 
     @cached_property
     def fingerprint(self) -> str:
@@ -82,6 +85,8 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
             name = files[0].name if len(files) == 1 else f"{len(files)} files"
         documents = tuple(local.texts_to_evaluate(data))
         separate = len(files) > 1 or suffix_of(files[0]) in ROW_SUFFIXES
+    elif source_of(data).holds_conversations:
+        documents = tuple(chat.texts_to_evaluate(data))
     elif data["source"] == "hub" and (split := data.get("test_split") or data["val_split"]):
         # The config tells whether rows are documents or lines of one text; the argument `document_start` cannot.
         separate = data["document_start"] is None
@@ -101,6 +106,7 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
         separate=separate,
         document_start=None if separate else start_pattern,
         notes=tuple(f"{note}." for note in notes),
+        template=template_of(data, "") if source_of(data).holds_conversations else None,
     )
 
 
@@ -143,7 +149,7 @@ def read_run(run: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
 def sources_of_run(
     config: Mapping[str, Any], fingerprints: Mapping[str, Any], source: str | None = None
 ) -> dict[str, tuple[dict[str, Any], str]]:
-    """Return the run's config and the fingerprint of its text, for each source of a mix or only for `source`.
+    """Return the run's config and the fingerprint of its documents, for each source of a mix or only for `source`.
 
     In each config, `data` is that of the source. Other data count as one source. Raises ValueError if a run has no such
     source.
@@ -153,8 +159,8 @@ def sources_of_run(
     if source is not None and source not in known:
         has = f"has the sources {', '.join(known)}" if known else "is no mix"
         raise ValueError(f"source={source}: the text of the run, data={data['name']}, {has}")
-    if not known:
-        return {data["name"]: (dict(config), fingerprints["data"])}
+    if not known:  # the fingerprint `data` of conversations depends on the chat template too
+        return {data["name"]: (dict(config), fingerprints.get("documents", fingerprints["data"]))}
     names = known if source is None else [source]
     return {name: ({**config, "data": known[name]}, fingerprints["sources"][name]) for name in names}
 

@@ -143,13 +143,18 @@ class LanguageModel(L.LightningModule):
         the other two. If the micro-batches of a step do not score equally many tokens, the loss is weighted so that its
         mean over passes and devices is the mean over all scored tokens of the step.
         """
-        inputs_BT, targets_BT, documents_BT, step_scored = self.unpacked(batch)
+        if isinstance(batch, Tensor):
+            batch = Batch(batch[:, :-1], batch[:, 1:])
+        inputs_BT, targets_BT, documents_BT, step_scored = batch
+        if self.plan.padding:
+            inputs_BT = inputs_BT.clamp(min=0)  # empty sequences consist of `IGNORE`, which is negative
         scale = self.loss_scale.factor if self.loss_scale else None
+        documents_BT = self.documents(inputs_BT, documents_BT)
         soft = self.teacher.soft_targets(inputs_BT, documents_BT) if self.teacher else None
         loss = self.decoder.loss(inputs_BT, targets_BT, documents_BT, scale, soft)
         num_passes = self.plan.accumulation * self.plan.hardware.world_size
         if step_scored is not None:
-            loss = loss * (targets_BT != IGNORE).sum() * num_passes / step_scored
+            loss = loss * ((targets_BT != IGNORE).sum() * num_passes) / step_scored
             self.step_scored.copy_(step_scored)
         elif self.plan.padding:
             num_sequences = (targets_BT[:, 0] != IGNORE).sum()  # without the empty ones
@@ -160,20 +165,11 @@ class LanguageModel(L.LightningModule):
         self.step_count += is_finite / self.plan.accumulation
         return loss if soft is None else loss[0]
 
-    def unpacked(self, batch: Tensor | Batch) -> Batch:
-        """Return a micro-batch as `Batch`, with its documents only if they are masked from each other."""
-        if isinstance(batch, Tensor):
-            inputs_BT, targets_BT = batch[:, :-1], batch[:, 1:]
-            if self.plan.padding:
-                inputs_BT = inputs_BT.clamp(min=0)  # empty sequences consist of `IGNORE`, which is negative
-            batch = Batch(inputs_BT, targets_BT)
+    def documents(self, tokens_BT: Tensor, given_BT: Tensor | None = None) -> Tensor | None:
+        """Number each token by its document (B, T), as `given_BT` if the batch knows it; None if nothing is masked."""
         if self.separator is None:
-            return batch._replace(documents=None)
-        return batch if batch.documents is not None else batch._replace(documents=self.documents(batch.inputs))
-
-    def documents(self, tokens_BT: Tensor) -> Tensor | None:
-        """Number each token by its document (B, T); None if documents are not masked from each other."""
-        return None if self.separator is None else document_numbers(tokens_BT, self.separator)
+            return None
+        return document_numbers(tokens_BT, self.separator) if given_BT is None else given_BT.to(tokens_BT.device)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients, and let the guard decide on the device whether the step is skipped."""
@@ -294,7 +290,8 @@ def _score(module: LanguageModel, corpus: Corpus, max_tokens: int | None) -> Sco
     token_bytes = torch.as_tensor(corpus.val_bytes, device=sum_device)
     sums = torch.zeros(3, dtype=torch.float64, device=sum_device)  # nats, tokens, bytes
     for batch in share_batches(batches, trainer.global_rank, trainer.world_size):
-        inputs, targets, documents, _ = module.unpacked(module.transfer_batch_to_device(batch, module.device, 0))
+        inputs, targets = batch.inputs.to(module.device), batch.targets.to(module.device)
+        documents = module.documents(inputs, batch.documents)
         with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
             losses = module.decoder.token_losses(inputs, targets, documents)
         losses, targets = losses.to(sum_device), targets.to(sum_device)

@@ -186,6 +186,8 @@ def _conversation_notes(plan: Plan, corpus: Corpus) -> Iterator[str]:
                 f"{plan.sequence_length + 1} tokens: raise train.sequence_length"
             )
         yield f"{split}: {stream.note(plan.sequence_length)}"
+
+
 def _size_lines(plan: Plan, corpus: Corpus, vocab_text: str) -> list[str]:
     """Return the lines that tell the tokens of a corpus, and of each source of a mix with its share of the run."""
     epochs = epochs_by_source(plan, corpus, plan.steps)

@@ -31,4 +31,4 @@ def sample_text(module: LanguageModel, corpus: Corpus, train: Mapping[str, Any])
         stop_id=tokenizer.eos_id,
         num_ids=tokenizer.vocab_size,
     )
-    return tokenizer.decode(list(ids))
+    return ("\n" if corpus.holds_conversations else "") + tokenizer.decode(list(ids))

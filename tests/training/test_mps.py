@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from slm.data.loader import Batch
 from slm.evaluation import measure
 from slm.model import generate
 from slm.model.mixers import sliding, softmax
@@ -137,7 +138,7 @@ class Guesser:
         self.reduced.append(sums)
         return SimpleNamespace(tolist=lambda: [2.0, 1.0, 1.0])
 
-    def documents(self, inputs: Tensor) -> None:
+    def documents(self, inputs: Tensor, given: None) -> None:
         """None is masked."""
 
     def token_losses(self, inputs: Tensor, targets: Tensor, documents: None) -> Tensor:
@@ -147,7 +148,7 @@ class Guesser:
 
 def test_validation_sums_in_float64_where_there_is_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = torch.zeros(2, 32, dtype=torch.long)
-    monkeypatch.setattr(module_file, "val_batches", lambda stream, **how: iter([(batch, batch)]))
+    monkeypatch.setattr(module_file, "val_batches", lambda stream, **how: iter([Batch(batch, batch)]))
     corpus: Any = SimpleNamespace(val=None, val_bytes=np.ones(100))
     guesser: Any = Guesser()
     with FakeTensorMode(allow_non_fake_inputs=True), RefuseFloat64("mps"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from slm.data import prepare
+from slm.data.loader import Batch
 from slm.training.module import Score, score, share_batches
 from tests.data.foreign import FOREIGN, save
 
@@ -19,10 +20,10 @@ CONF = Path(__file__).parents[2] / "conf"
 
 @given(batches=st.integers(1, 20), world_size=st.integers(1, 5))
 def test_ranks_score_every_batch_once_in_the_same_number_of_passes(batches: int, world_size: int) -> None:
-    numbered = [(torch.full((2, 3), n), torch.full((2, 3), n)) for n in range(batches)]
+    numbered = [Batch(torch.full((2, 3), n), torch.full((2, 3), n)) for n in range(batches)]
     shares = [list(share_batches(iter(numbered), rank, world_size)) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
-    scored = sorted(int(targets[0, 0]) for share in shares for _, targets in share if targets[0, 0] != -100)
+    scored = sorted(int(targets[0, 0]) for share in shares for _, targets, *_ in share if targets[0, 0] != -100)
     assert scored == list(range(batches))
 
 
@@ -52,7 +53,7 @@ class Guesser:
     def __init__(self) -> None:
         self.decoder = self
 
-    def documents(self, inputs: torch.Tensor) -> None:
+    def documents(self, inputs: torch.Tensor, given: None) -> None:
         """None is masked."""
 
     def token_losses(self, inputs: torch.Tensor, targets: torch.Tensor, documents: None) -> torch.Tensor:

@@ -107,6 +107,7 @@ class DecoderLM(TemplateLM):
         return answers
 
     def _generate(self, context: str, settings: dict[str, Any], seed: int) -> str:
+        is_chat = settings.pop("is_chat", False)  # the context is a rendered conversation: `slm.data.chat_template`
         settings = dict(normalize_gen_kwargs(settings, MAX_NEW_TOKENS))
         stop_strings = [stop for stop in handle_stop_sequences(settings["until"], eos=None) if stop]
         max_context_tokens = self.max_length - settings["max_gen_toks"]
@@ -115,12 +116,15 @@ class DecoderLM(TemplateLM):
                 f"the task asks for answers of {settings['max_gen_toks']} tokens: the model's context of "
                 f"{self.max_length} tokens leaves no room for a question"
             )
+        context_ids = self._tokenizer.encode_rendered(context)[0] if is_chat else self.tok_encode(context)
+        if len(context_ids) > max_context_tokens:
+            self.num_truncated += 1
         ids: list[int] = []
         text = ""
         with self._scorer.precision():
             for token in generate(
                 self._decoder,
-                self.tok_encode(context)[-max_context_tokens:],
+                context_ids[-max_context_tokens:],
                 max_new_tokens=settings["max_gen_toks"],
                 temperature=settings["temperature"] if settings["do_sample"] else 0.0,
                 top_k=settings.get("top_k"),

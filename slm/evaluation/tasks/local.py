@@ -1,12 +1,23 @@
-"""Make lm-evaluation-harness tasks from multiple-choice questions in local files (`slm.data.questions`)."""
+"""Make lm-evaluation-harness tasks from questions in local files (`slm.data.questions`)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from slm.evaluation.tasks import generation
+
+if TYPE_CHECKING:
+    from slm.data.tokenizer import Tokenizer
 
 
-def make_task(name: str, records: list[dict[str, Any]]) -> Any:
-    """Return a harness task (`ConfigurableTask`) with metric acc, and acc_norm for records with `choices`."""
+def make_task(name: str, records: list[dict[str, Any]], tokenizer: Tokenizer | None = None) -> Any:
+    """Return a harness task (`ConfigurableTask`) with metric acc, and acc_norm for records with `choices`.
+
+    Answers to generate have metric exact_match, and need the `tokenizer`.
+    """
+    if "answer" in records[0] or "conversation" in records[0]:
+        assert tokenizer is not None
+        return generation.make_generation_task(name, records, tokenizer)
     from datasets import Dataset, DatasetDict
     from lm_eval.api.task import ConfigurableTask
 

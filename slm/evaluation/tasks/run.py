@@ -65,7 +65,7 @@ def run_task(
 
         model = DecoderLM(decoder, tokenizer, batch_tokens=batch_tokens, autocast=autocast, seed=seed, progress=show)
         try:
-            loaded = load_task(name, file)
+            loaded = load_task(name, file, tokenizer)
             results, items = evaluate_task(model, loaded, limit=limit, num_fewshot=num_fewshot, seed=seed)
             if samples_file is not None:
                 for task in items:
@@ -86,10 +86,13 @@ def run_task(
     return results
 
 
-def load_task(name: str, file: str | None) -> Any:
-    """Return tasks as `TaskManager.load` does: one with the questions of `file`, or the harness tasks called `name`."""
+def load_task(name: str, file: str | None, tokenizer: Tokenizer | None = None) -> Any:
+    """Return tasks as `TaskManager.load` does: one with the questions of `file`, or the harness tasks called `name`.
+
+    Questions whose answers are generated need the model's `tokenizer`.
+    """
     if file is not None:
-        return {"tasks": {name: make_task(name, read_records(name, file))}}
+        return {"tasks": {name: make_task(name, read_records(name, file), tokenizer)}}
     try:
         # Has the effect of HF_HUB_OFFLINE=1, which both packages read only when they are imported.
         with patch("datasets.config.HF_HUB_OFFLINE", True), patch("huggingface_hub.constants.HF_HUB_OFFLINE", True):

@@ -1,0 +1,169 @@
+"""Two small sets of conversations to try fine-tuning with, made without a download.
+
+`python -m slm.data.chat_samples FOLDER` writes them:
+- `questions`: what a function or class of Python's standard library does, and the first sentence of its docstring.
+- `calls`: a request, such as "Set a timer for 10 minutes.", and the call of a function that answers it.
+
+Each is a folder with train.jsonl and val.jsonl. The same versions of Python and tzdata give the same files. No call of
+val.jsonl is in train.jsonl, but the functions, the ways to ask and most single arguments are.
+"""
+
+import calendar
+import hashlib
+import json
+import random
+import re
+import sys
+import zoneinfo
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from slm.data.docstrings import module_parts_of
+from slm.runtime.command_line import one_sentence
+from slm.runtime.files import write_atomically
+
+NUM_CALLS = 6000
+VAL_SHARE = {"questions": 0.05, "calls": 0.035}
+_SENTENCE = re.compile(r"(.+?[.!?])(?=\s|$)", re.DOTALL)
+_MAX_ANSWER = 200  # characters
+_UNITS = [
+    ("metres", "feet"),
+    ("kilometres", "miles"),
+    ("kilograms", "pounds"),
+    ("litres", "gallons"),
+    ("hours", "days"),
+]
+_FIRST_NAMES = ("Ada", "Alan", "Barbara", "Claude", "Donald", "Edsger", "Frances", "Grace", "Ken", "Margaret", "Radia")
+_SUBJECTS = ("dentist", "lunch", "standup", "review", "piano lesson", "team call", "haircut", "yoga", "seminar")
+_LANGUAGES = ("French", "German", "Hindi", "Italian", "Japanese", "Korean", "Polish", "Spanish", "Swahili", "Turkish")
+_PHRASES = ("good morning", "thank you", "where is the station", "see you soon", "how much is it", "well done")
+
+
+class Function(NamedTuple):
+    """A function, the ways to ask for it, and how to draw its arguments."""
+
+    name: str
+    requests: tuple[str, ...]
+    draw: Callable[[random.Random], dict[str, Any]]
+
+
+def functions() -> list[Function]:
+    """Return the functions that `calls` asks for."""
+    cities = sorted({name.split("/")[-1].replace("_", " ") for name in zoneinfo.available_timezones() if "/" in name})
+    cities = [city for city in cities if city.replace(" ", "").isalpha()]
+    days = list(calendar.day_name)
+
+    def clock(draw: random.Random) -> str:
+        return f"{draw.randrange(24):02}:{draw.choice((0, 15, 30, 45)):02}"
+
+    def unit(draw: random.Random) -> dict[str, Any]:
+        source, target = draw.choice(_UNITS)[:: draw.choice((1, -1))]
+        return {"value": draw.randint(1, 999), "from": source, "to": target}
+
+    return [
+        Function(
+            "set_timer",
+            ("Set a timer for {minutes} minutes.", "Wake me in {minutes} minutes.", "{minutes} minutes on the timer"),
+            lambda draw: {"minutes": draw.randint(1, 180)},
+        ),
+        Function(
+            "set_alarm",
+            ("Set an alarm for {time} on {day}.", "Wake me up at {time} on {day}.", "alarm, {day}, {time}"),
+            lambda draw: {"day": draw.choice(days), "time": clock(draw)},
+        ),
+        Function(
+            "convert",
+            ("What is {value} {from} in {to}?", "Convert {value} {from} to {to}.", "{value} {from} in {to}, please"),
+            unit,
+        ),
+        Function(
+            "get_weather",
+            ("What is the weather in {city} on {day}?", "{city} on {day}: will it rain?", "weather {city} {day}"),
+            lambda draw: {"city": draw.choice(cities), "day": draw.choice(days)},
+        ),
+        Function(
+            "add_event",
+            ("Add {title} on {day} at {time}.", "I have {title} at {time} on {day}.", "calendar: {day} {time} {title}"),
+            lambda draw: {"title": draw.choice(_SUBJECTS), "day": draw.choice(days), "time": clock(draw)},
+        ),
+        Function(
+            "call",
+            (
+                "Call {name} in {minutes} minutes.",
+                "Ring {name}, but wait {minutes} minutes.",
+                "phone {name} {minutes}m",
+            ),
+            lambda draw: {"name": draw.choice(_FIRST_NAMES), "minutes": draw.randint(1, 180)},
+        ),
+        Function(
+            "translate",
+            ("How do I say {text} in {language}?", "Translate {text} to {language}.", "{text} in {language}?"),
+            lambda draw: {"text": draw.choice(_PHRASES), "language": draw.choice(_LANGUAGES)},
+        ),
+        Function(
+            "time_in",
+            ("What time is it in {city}?", "Tell me the time in {city}.", "{city} time"),
+            lambda draw: {"city": draw.choice(cities)},
+        ),
+    ]
+
+
+def calls(num_calls: int = NUM_CALLS, seed: int = 1) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a call as text, and the conversation that asks for it; no conversation twice."""
+    draw, choices = random.Random(seed), functions()
+    requests = set[str]()
+    while len(requests) < num_calls:
+        function = draw.choice(choices)
+        arguments = function.draw(draw)
+        request = draw.choice(function.requests).format(**arguments)
+        if request in requests:
+            continue
+        requests.add(request)
+        call = {"name": function.name, "arguments": arguments}
+        answer = {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}
+        yield json.dumps(call), {"messages": [{"role": "user", "content": request}, answer]}
+
+
+def questions() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a name of the standard library, and what it does by the first sentence of its docstring."""
+    for module, parts in module_parts_of(()):
+        for heading, text in parts:
+            name = heading.removeprefix("class ").split("(")[0]
+            sentence = _SENTENCE.match(" ".join(text.split("\n\n")[0].split()))
+            if name and sentence and len(sentence[1]) <= _MAX_ANSWER and not name.rpartition(".")[2].startswith("_"):
+                question = f"What {'is' if heading.startswith('class ') else 'does'} {module}.{name}"
+                question += "?" if heading.startswith("class ") else " do?"
+                yield f"{module}.{name}", {"prompt": question, "completion": sentence[1]}
+
+
+def write_set(folder: Path, rows: Iterable[tuple[str, dict[str, Any]]], val_share: float) -> dict[str, int]:
+    """Write train.jsonl and val.jsonl into `folder`; the hash of a row's name decides. Returns their sizes."""
+    lines: dict[str, list[str]] = {"train": [], "val": []}
+    for name, row in rows:
+        is_val = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / (1 << 48) < val_share
+        lines["val" if is_val else "train"].append(json.dumps(row, ensure_ascii=False) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, split_lines in lines.items():
+        write_atomically(folder / f"{split}.jsonl", "".join(split_lines))
+    return {split: len(split_lines) for split, split_lines in lines.items()}
+
+
+def main(arguments: list[str]) -> int:
+    """Write both sets into the folder that `arguments` names."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("give one folder: python -m slm.data.chat_samples FOLDER", file=sys.stderr)
+        return 1
+    try:
+        for name, rows in (("questions", questions()), ("calls", calls())):
+            folder = Path(arguments[0]) / name
+            counts = write_set(folder, rows, VAL_SHARE[name])
+            print(f"{folder}: {counts['train']:,} conversations to train on, {counts['val']:,} held out")
+    except OSError as error:
+        print(f"{arguments[0]} cannot be written: {one_sentence(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
