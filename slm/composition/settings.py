@@ -89,7 +89,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise `ValueError` for the first value that is missing or of a wrong kind in a train config."""
     kinds.check_kinds(settings, KINDS, OPTIONAL_KINDS)
     data_kinds = {key: kind for key, kind in OPTIONAL_KINDS.items() if key.startswith("data.")}
-    for name, source in (settings["data"].get("sources") or {}).items():
+    sources = settings["data"].get("sources")
+    for name, source in sources.items() if isinstance(sources, Mapping) else ():
+        if isinstance(source, str):  # the name of a choice of conf/data
+            continue
         try:
             kinds.check_kinds({"data": source}, {}, data_kinds)
         except ValueError as error:

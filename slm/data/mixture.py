@@ -24,7 +24,7 @@ from slm.runtime.words import is_number
 
 MIX = "mix"
 """Value of `data.source` for a mix of several sources."""
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # names of sources become parts of the names of columns
+_NAME = re.compile(r"[A-Za-z0-9_-]+")  # names of sources become parts of the names of columns
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def read_mixture(data: Mapping[str, Any]) -> Mixture:
         )
     for name, source in sources.items():
         if not _NAME.fullmatch(str(name)):
-            raise ValueError(f"data.sources has the name {name!r}, which must consist of letters, digits, _, - and .")
+            raise ValueError(f"data.sources has the name {name!r}, which must consist of letters, digits, _ and -")
         if isinstance(source, Mapping) and source.get("source") == MIX:
             raise ValueError(f"data.sources.{name} is itself a mix: list its sources in data.sources instead")
         if isinstance(source, Mapping) and source.get("source") == "chat":
