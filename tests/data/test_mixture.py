@@ -32,7 +32,7 @@ def mix(sources, weights, schedule=None, **changes):
 
 
 def mixture_of(weights, schedule=None):
-    return read_mixture(mix(dict.fromkeys(weights, {"source": "local"}), weights, schedule))
+    return read_mixture(mix({name: {"source": "local"} for name in weights}, weights, schedule))
 
 
 @given(weights=WEIGHTS, first=st.integers(0, 60), length=st.integers(0, 60))
