@@ -335,3 +335,20 @@ def test_rows_without_a_run_id_are_recorded_without_a_run(tmp_path: Path) -> Non
     columns, rows = run_rows(tmp_path, "table.csv")
     assert [dict(zip(columns, row, strict=True)).get("run_id") for row in rows] == ["a", None]
     assert [row[-1] for row in rows] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "said"),
+    [
+        ([0.2, 1.0], ""),
+        (
+            [0.2, 3.5],
+            "Training text was seen up to 3.5 times. Up to about 4 times, it is almost worth as much as new text",
+        ),
+        ([0.2, 12], "Training text was seen up to 12 times: from about 4 times on, repeated text is worth ever less"),
+    ],
+)
+def test_repeated_text_is_a_limit_of_the_verdict(epochs: list[float], said: str, tmp_path: Path) -> None:
+    frame = ONE.assign(epochs=np.linspace(*epochs, len(ONE)))
+    sentences = analysed(frame, tmp_path)["verdict"]["sentences"]
+    assert [sentence[: len(said)] for sentence in sentences if "text was seen" in sentence] == [said] * bool(said)
