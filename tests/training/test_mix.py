@@ -102,6 +102,7 @@ def test_a_run_killed_in_a_mix_and_around_a_change_of_weights_continues_to_the_b
     assert_same_run(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_a_branch_of_a_mix_begins_before_the_weights_of_either_run_change(
     command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
