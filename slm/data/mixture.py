@@ -24,6 +24,7 @@ from slm.runtime.words import is_number
 
 MIX = "mix"
 """Value of `data.source` for a mix of several sources."""
+_MAX_RATIO = 10**9
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # names of sources become parts of the names of columns
 
 
@@ -182,8 +183,11 @@ def _read_weights(given: Any, names: Sequence[str], key: str) -> tuple[int, ...]
         if not is_number(weight) or weight < 0:
             raise ValueError(f"{key}.{name}={as_typed(weight)} must be a number of at least 0")
     fractions = [Fraction(str(weights[name])) for name in names]
-    if not any(fractions):
+    positive = [fraction for fraction in fractions if fraction]
+    if not positive:
         raise ValueError(f"{key} must have at least one weight above 0")
+    if max(positive) > _MAX_RATIO * min(positive):
+        raise ValueError(f"{key} has weights that differ by more than a factor of {_MAX_RATIO:.0e}: use 0 for none")
     unit = math.lcm(*(fraction.denominator for fraction in fractions))
     whole = [int(fraction * unit) for fraction in fractions]
     return tuple(weight // math.gcd(*whole) for weight in whole)

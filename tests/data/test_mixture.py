@@ -233,6 +233,7 @@ REFUSED = [
     ({"weights": {"a": 0, "b": 1}}, r"^data\.sources\.a has the weight 0 throughout"),
     ({"weights": {"a": -1, "b": 1}}, r"^data\.weights\.a=-1 must be a number of at least 0"),
     ({"weights": {"a": float("nan"), "b": 1}}, r"^data\.weights\.a=nan must be a number"),
+    ({"weights": {"a": 1e-12, "b": 1e300}}, r"^data\.weights has weights that differ by more than a factor of 1e\+09"),
     ({"weights": {"a": 0, "b": 0}}, r"^data\.weights must have at least one weight above 0"),
     ({"weights": {"a": 1, "b": 1, "c": 1}}, r"^data\.weights has c, but the sources are a, b"),
     ({"weights": {"a": 1}}, r"^data\.weights has no weight for b"),

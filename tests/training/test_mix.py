@@ -65,6 +65,8 @@ def test_validation_is_by_source_and_overall_by_the_shares_of_the_run(whole: Pat
     last = rows(whole)[-1]
     assert float(last["val/digits/loss"]) == by_source["digits"]["loss"]
     assert float(last["val/words/bits_per_byte"]) == by_source["words"]["bits_per_byte"]
+    with pytest.raises(ValueError, match=r"^source=letters: .* data=mix, has the sources words, digits$"):
+        run_stream(whole, tokenizer, cache_dir=whole, source="letters")
     # evaluate.py weights the sources in the same way; its windows also cross the border between two sources.
     all_sources = perplexity(decoder, run_stream(whole, tokenizer, cache_dir=whole), protocol, batch_tokens=4096)
     assert all_sources["loss"] == pytest.approx(loss, rel=0.01)
