@@ -40,6 +40,8 @@ def test_every_preset_is_checked_above_or_tiny() -> None:
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in choices(group)])
 def test_every_choice_composes_into_a_plan(choice: str) -> None:
     needed = ["data.paths=x.txt"] if choice == "data=local" else []
+    needed += ["data.repo=x/y"] if choice == "data=hub" else []
+    needed += ["data.sources={a: pydocs}", "data.weights={a: 1}"] if choice == "data=mix" else []
     needed += ["tokenizer.path=x"] if choice == "tokenizer=file" else []
     config = composed(choice, *needed)
     check_settings(config)

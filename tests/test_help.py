@@ -100,9 +100,9 @@ def test_help_has_the_keys_and_values_of_the_command_line() -> None:
 
 def test_a_key_without_a_comment_in_its_file_has_that_of_the_file_it_starts_from() -> None:
     manual = Manual("train")
-    assert "`val_split`" in manual.about("data.val_fraction", "tinystories")  # of wikitext2.yaml
+    assert "`val_split`" in manual.about("data.val_fraction", "fineweb_edu")  # of hub.yaml
     assert "`val_paths`" in manual.about("data.val_fraction", "local")
-    assert manual.about("data.document_start", "tinystories") == "a row is a document"
+    assert manual.about("data.val_split", "tinystories") == "evaluate.py reads it too"
     assert manual.about("schedule.warmup_fraction", "constant") == manual.about("schedule.warmup_fraction", "cosine")
 
 

@@ -30,6 +30,8 @@ CHOICE_KEYS |= dict.fromkeys(("optim", "schedule", "parametrization", "launcher"
 """Group -> the key of the group whose value says which choice was made, such as `optim.name`."""
 UNCHECKED_GROUPS = {"sweep": ("columns", "sweep", "analysis")}
 """Script -> groups whose keys are the user's own, or are checked where they are read."""
+USER_GROUPS = ("data.sources", "data.weights")
+"""Keys below which the user chooses the names of keys."""
 MIN_SIMILARITY = 0.6
 """Lowest ratio of `SequenceMatcher` at which a key is suggested; the default of difflib."""
 
@@ -85,6 +87,9 @@ def explain_unknown_keys(script: str) -> Iterator[None]:
         if not refused:
             raise
         advice = re.search(r"use \+(.*)", str(error))
+        entry = re.search(r"full_key: (\S+)", str(error.__cause__))
+        if entry and advice and entry[1].startswith(tuple(f"{group}." for group in USER_GROUPS)):
+            raise ValueError(f"{entry[1]} does not exist yet: add it with +{advice[1]}") from None
         raise ValueError(_refusal(refused[1], advice[1] if advice else refused[1], script)) from None
 
 

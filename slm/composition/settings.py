@@ -127,7 +127,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     if settings.get("distill") is not None:
         kinds.check_kinds(settings, DISTILL_KINDS)
     data_kinds = {key: kind for key, kind in OPTIONAL_KINDS.items() if key.startswith("data.")}
-    for name, source in (settings["data"].get("sources") or {}).items():
+    sources = settings["data"].get("sources")
+    for name, source in sources.items() if isinstance(sources, Mapping) else ():
+        if isinstance(source, str):  # the name of a choice of conf/data
+            continue
         try:
             kinds.check_kinds({"data": source}, {}, data_kinds)
         except ValueError as error:

@@ -24,7 +24,8 @@ from slm.runtime.words import is_number
 
 MIX = "mix"
 """Value of `data.source` for a mix of several sources."""
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # names of sources become parts of the names of columns
+_MAX_RATIO = 10**9
+_NAME = re.compile(r"[A-Za-z0-9_-]+")  # names of sources become parts of the names of columns
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def read_mixture(data: Mapping[str, Any]) -> Mixture:
         )
     for name, source in sources.items():
         if not _NAME.fullmatch(str(name)):
-            raise ValueError(f"data.sources has the name {name!r}, which must consist of letters, digits, _, - and .")
+            raise ValueError(f"data.sources has the name {name!r}, which must consist of letters, digits, _ and -")
         if isinstance(source, Mapping) and source.get("source") == MIX:
             raise ValueError(f"data.sources.{name} is itself a mix: list its sources in data.sources instead")
         if isinstance(source, Mapping) and source.get("source") == "chat":
@@ -182,8 +183,11 @@ def _read_weights(given: Any, names: Sequence[str], key: str) -> tuple[int, ...]
         if not is_number(weight) or weight < 0:
             raise ValueError(f"{key}.{name}={as_typed(weight)} must be a number of at least 0")
     fractions = [Fraction(str(weights[name])) for name in names]
-    if not any(fractions):
+    positive = [fraction for fraction in fractions if fraction]
+    if not positive:
         raise ValueError(f"{key} must have at least one weight above 0")
+    if max(positive) > _MAX_RATIO * min(positive):
+        raise ValueError(f"{key} has weights that differ by more than a factor of {_MAX_RATIO:.0e}: use 0 for none")
     unit = math.lcm(*(fraction.denominator for fraction in fractions))
     whole = [int(fraction * unit) for fraction in fractions]
     return tuple(weight // math.gcd(*whole) for weight in whole)

@@ -160,13 +160,13 @@ def check_corpus(plan: Plan, corpus: Corpus) -> None:
     num_ids, vocab_size = corpus.tokenizer.vocab_size, plan.model.vocab_size
     if num_ids > vocab_size:
         raise ValueError(f"model.vocab_size={vocab_size} must be at least {num_ids}, the number of the tokenizer's ids")
-    for given, part in [(f"data.sources.{name}", part) for name, part in corpus.sources.items()] or [
-        (f"data={corpus.name}", corpus)
-    ]:
-        notes = [*corpus.notes, *_conversation_notes(plan, part)]
+    key = "data.sources." if corpus.sources else "data="
+    notes = list(corpus.notes)
+    for name, part in (corpus.sources or {corpus.name: corpus}).items():
+        notes += _conversation_notes(plan, part)
         if part.train.num_windows(plan.sequence_length) == 0 or part.val.num_tokens < 2:
             raise ValueError(
-                f"{given} has {part.train.num_tokens} training and {part.val.num_tokens} validation tokens, "
+                f"{key}{name} has {part.train.num_tokens} training and {part.val.num_tokens} validation tokens, "
                 f"too few for one sequence of train.sequence_length={plan.sequence_length}: give more text"
             )
     vocab_text = f"; {num_ids:,} ids" + (f" of the model's {vocab_size:,}" if num_ids < vocab_size else "")

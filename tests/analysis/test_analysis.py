@@ -14,6 +14,7 @@ from slm.analysis.record import exponent_rows, run_rows, summary
 from slm.analysis.report.directory import Directory
 from slm.analysis.run import analyse_runs
 from slm.runtime import pool
+from slm.scaling.caveats import _repeats
 from slm.sweep.config import check_settings
 from slm.tracking.wandb_run import artifact_name
 from tests.running import ROOT, run_script
@@ -335,3 +336,15 @@ def test_rows_without_a_run_id_are_recorded_without_a_run(tmp_path: Path) -> Non
     columns, rows = run_rows(tmp_path, "table.csv")
     assert [dict(zip(columns, row, strict=True)).get("run_id") for row in rows] == ["a", None]
     assert [row[-1] for row in rows] == [None, None]
+
+
+def test_repeated_text_is_a_limit_of_the_verdict(tmp_path: Path) -> None:
+    sentences = analysed(ONE.assign(epochs=np.linspace(0.2, 12, len(ONE))), tmp_path)["verdict"]["sentences"]
+    said = (
+        "Training text was seen up to 12 times: from about 4 times on, repeated text is worth ever less than new text"
+    )
+    assert [sentence[: len(said)] for sentence in sentences if "text was seen" in sentence] == [said]
+    almost_new = "Training text was seen up to 3.5 times. Up to about 4 times, it is almost worth as much as new text"
+    for epochs, said in ((None, ""), (1.0, ""), (3.5, almost_new)):
+        assert "".join(_repeats(Mock(comparison={"epochs": epochs}))).startswith(said)
+        assert bool(_repeats(Mock(comparison={"epochs": epochs}))) == bool(said)

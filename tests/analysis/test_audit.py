@@ -46,6 +46,13 @@ def test_each_difference_between_families_is_named(column: str) -> None:
     json.dumps(found, allow_nan=False)
 
 
+def test_two_mixtures_of_the_same_sources_are_not_matched() -> None:
+    """The weights are in the fingerprint: tests/data/test_mixture.py."""
+    frame = runs(data_fingerprint=["a mix of 7 to 3"] * 6 + ["a mix of 6 to 4"] * 6)
+    assert not audit(frame)["controlled"]
+    assert what(audit(frame), "violations") == ["data"]
+
+
 def test_the_audit_goes_by_the_text_of_the_measure_that_is_analysed() -> None:
     def audited(columns: dict[str, str], **changes: object) -> dict:
         frame = runs(wiki_bits_per_byte=1.5, wiki_eval_data_fingerprint="w", books_eval_data_fingerprint="b")

@@ -74,6 +74,17 @@ def test_a_setting_of_the_schedule_that_is_not_set_is_as_if_there_were_none(tmp_
     assert collect_runs(tmp_path)["schedule"].item() == "cosine(final_fraction=0.1, warmup_fraction=0.05)"
 
 
+def test_repeats_of_the_text_and_validation_by_source_are_columns(tmp_path: Path) -> None:
+    by_source = {"web": {"loss": 3.5, "bits_per_byte": 1.6}, "code": {"loss": 4.5, "bits_per_byte": 2.0}}
+    data = {"name": "mix", "fingerprint": "f" * 16, "epochs": 2.5}
+    write(tmp_path / "mixed", result(data=data, val=result()["val"] | {"by_source": by_source}))
+    write(tmp_path / "older", result(seed=2))
+    runs = collect_runs(tmp_path).set_index("run_id")
+    assert runs["epochs"].to_dict() == pytest.approx({"mixed": 2.5, "older": float("nan")}, nan_ok=True)
+    assert runs.loc["mixed", ["val_web_loss", "val_code_bits_per_byte"]].tolist() == [3.5, 2.0]
+    assert runs.loc["older", ["val_web_loss", "val_code_bits_per_byte"]].isna().all()
+
+
 @pytest.mark.parametrize(("content", "said"), [*UNREADABLE.items(), (result(shape=None), "other fields")])
 def test_a_result_that_cannot_be_read_is_named(content: object, said: str, tmp_path: Path) -> None:
     write(tmp_path / "0", content)

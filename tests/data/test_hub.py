@@ -68,6 +68,30 @@ def test_a_data_set_is_streamed_with_its_own_validation_split(data_set):
     assert documents(data_set) == [*split.items()]
 
 
+def test_another_split_to_train_on_is_another_corpus(data_set):
+    chosen = {**data_set, "split": "validation", "val_split": None}
+    assert documents(chosen) == [("four", None), ("five", None)]
+    assert hub.key(chosen) != hub.key({**chosen, "split": "train"})
+
+
+def test_keys_of_corpora_that_older_versions_cached_are_unchanged(config):
+    """With the names of the keys from before they were renamed."""
+    older = {"path": "Salesforce/wikitext", "subset": "wikitext-2-raw-v1", "revision": None, "val_split": "validation"}
+    older |= {"text_column": "text", "document_start": "^ = [^=].* = $", "max_documents": None, "max_bytes": None}
+    assert hub.key(config("data", "wikitext2")) == older
+
+
+def test_a_data_set_with_a_script_is_refused_with_the_way_around_it(data_set, monkeypatch):
+    def load_dataset(*arguments, **options):
+        raise RuntimeError("Dataset scripts are no longer supported, but found set.py")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(
+        ValueError, match=r"^data\.repo=.* scripts .*; data\.revision=refs/convert/parquet data\.config=null"
+    ):
+        documents(data_set)
+
+
 def test_without_a_validation_split_the_hash_decides(data_set):
     assert documents({**data_set, "val_split": None, "max_documents": 2}) == [("one", None), ("two", None)]
 

@@ -46,6 +46,23 @@ def test_a_long_text_is_training_by_the_pieces_that_training_cut_it_into(tmp_pat
     assert training.share_of_bytes(["No " + text]) < 1.0
 
 
+def test_text_of_every_source_of_a_mix_is_training(tmp_path: Path) -> None:
+    sources, fingerprints = {}, {}
+    for name, rows in {"a": ["one", "two"], "b": ["three four"]}.items():
+        files = {"paths": tmp_path / f"{name}.jsonl", "val_paths": tmp_path / f"{name}-val.jsonl"}
+        for file, texts in zip(files.values(), (rows, ["five"]), strict=True):
+            file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        sources[name] = choice("data", "local", **{key: str(file) for key, file in files.items()})
+        fingerprints[name] = prepare_documents(sources[name], cache_dir=tmp_path / "cache")[1]["fingerprint"]
+    data = {"name": "mix", "source": "mix", "sources": sources, "weights": {"a": 1, "b": 1}, "schedule": None}
+    (tmp_path / "config.yaml").write_text(json.dumps({"data": data, "cache_dir": str(tmp_path / "cache")}))
+    (tmp_path / "corpus.json").write_text(json.dumps({"data": "f", "sources": fingerprints}))
+    training = training_documents(tmp_path, tmp_path / "elsewhere")
+    assert training is not None
+    assert training.share_of_bytes(["three four", "five"]) == 10 / 14
+    assert training.share_of_questions([["two"], ["three four", "x"], ["five"], ["six"]]) == 0.5
+
+
 def test_nothing_is_claimed_where_nothing_is_training(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("word " * 10_000)
     run = run_on(tmp_path, paths=str(tmp_path / "train.txt"))

@@ -30,6 +30,16 @@ def test_a_run_from_before_documents_could_be_masked_goes_on_without_masking_the
         folder.check(CONFIG | {"train": {"document_masking": True}})
 
 
+def test_a_run_from_before_keys_of_the_hub_were_renamed_goes_on(tmp_path: Path) -> None:
+    data = {"source": "hub", "path": "x/y", "subset": None}
+    with RunDirectory(tmp_path).lock(CONFIG | {"data": data}, CORPUS):
+        pass
+    now = {"source": "hub", "repo": "x/y", "config": None, "split": "train"}
+    RunDirectory(tmp_path).check(CONFIG | {"data": now})
+    with pytest.raises(ValueError, match=r"data\.repo is x/y there, x/z here"):
+        RunDirectory(tmp_path).check(CONFIG | {"data": now | {"repo": "x/z"}})
+
+
 def test_two_processes_may_not_train_in_it_at_once(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     with folder.lock(CONFIG, CORPUS), pytest.raises(ValueError, match="in use"), folder.lock(CONFIG, CORPUS):
