@@ -17,7 +17,7 @@ import pandas as pd
 from slm.analysis.audit import audit
 from slm.analysis.overlay import FILE as OVERLAY
 from slm.analysis.overlay import check_overlay, check_overlay_of_sweep, overlay_entry, read_overlay
-from slm.analysis.record import check_analysis_logger, record
+from slm.analysis.record import record
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.page import FIGURES, draw_figures, write_report
 from slm.analysis.report.verdict import print_summary
@@ -28,6 +28,7 @@ from slm.runtime.system import git_commit
 from slm.scaling.analysis import analyse
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, read_table, table_from_frame
+from slm.tracking import check_logger
 
 FITS_FILE = "fits.json"  # a folder with this file is an analysis directory
 ROW_KEYS = ("columns", "where", "best_of", "drop_worst")  # the config keys that choose the rows of a table
@@ -48,7 +49,7 @@ def analyse_runs(config: Mapping[str, Any]) -> int:
 def check_analysis(config: Mapping[str, Any]) -> None:
     """Raise `ValueError` for invalid settings of the analysis, of the overlay or of the logger."""
     Settings.from_dict(config["analysis"])
-    check_analysis_logger(config["logger"])
+    check_logger(config["logger"])
     if config["runs"] is None:
         check_overlay_of_sweep(config)
 

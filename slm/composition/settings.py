@@ -49,6 +49,8 @@ KINDS: dict[str, kinds.Kind] = {
 
 OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "extensions": EXTENSIONS,
+    "logger.mlflow": kinds.SWITCH,
+    "logger.tracking_uri": kinds.NAME,
     "train.document_masking": kinds.SWITCH,
     "train.val_tokens": kinds.or_null(kinds.COUNT),
     "checkpoint.keep_steps": kinds.COUNTS,
