@@ -32,6 +32,7 @@ def is_left_to_hydra(text: str) -> bool:
 @given(WITH_MEANING.filter(lambda text: not is_left_to_hydra(text)))
 @example('Say "hi", [ok]?')
 @example("a=b, ${c} and \\${d}\\")
+@example("\\\n")
 @example(" 5 ")
 @example("true")
 @example('"Hi," he said. "Bye."')
