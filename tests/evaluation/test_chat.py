@@ -212,7 +212,7 @@ def test_ctrl_c_stops_an_answer_which_stays_in_the_text_and_twice_ends_the_chat(
 
 
 def test_a_diverged_model_and_an_instruction_without_a_template_are_refused(model: Checkpoint, say: Say) -> None:
-    with pytest.raises(ValueError, match="system needs a chat template, and tokenizer"):
+    with pytest.raises(ValueError, match="system needs a chat template, and this checkpoint"):
         Chat(model, OPTIONS, eager_logits(model.decoder), system="Be brief.")
     with pytest.raises(ValueError, match="messages need a chat template"):
         generate(model, [{"role": "user", "content": "Hello"}])
