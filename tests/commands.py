@@ -18,7 +18,7 @@ from slm.composition.budget import shape_and_steps
 from slm.composition.keys import check_keys, explain_unknown_keys
 from slm.composition.resolvers import register
 from slm.evaluation import config as evaluation
-from slm.runtime.command_line import one_sentence
+from slm.runtime.command_line import one_sentence, quote_texts
 from slm.sweep import config as sweep
 from slm.sweep.design import check_design
 from slm.sweep.recipe import Recipe
@@ -43,6 +43,11 @@ NOT_OURS = (
     "wandb",
 )
 """Programs in scripts that are not checked."""
+KINDS = {
+    "train": {**train_settings.KINDS, **train_settings.OPTIONAL_KINDS},
+    "evaluate": evaluation.KINDS,
+    "sweep": sweep.KINDS,
+}
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 OUR_PROGRAM = re.compile(rf"^([A-Z_]+=\S* |.* && )*(srun .*)?({'|'.join(OURS)}) ")
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
@@ -121,7 +126,8 @@ def _check_script(script: str, words: Sequence[str], folder: Path) -> None:
         return
     if script in ("train.py", "evaluate.py", "sweep.py"):
         given = get_args_parser().parse_args(words)
-        overrides = tuple(first_value(word) if given.multirun else word for word in given.overrides)
+        words = quote_texts([*given.overrides, *(["-m"] if given.multirun else [])], KINDS[Path(script).stem])
+        overrides = tuple(first_value(word) if given.multirun else word for word in words if word != "-m")
         if overrides:  # else the program is only named
             check_settings(Path(script).stem, overrides, given.config_dir, folder)
         return

@@ -14,7 +14,7 @@ import pandas as pd
 from slm.analysis.charts import charts, level_rows, worth_rows
 from slm.analysis.overlay import overlay_rows
 from slm.analysis.report.directory import Directory
-from slm.tracking import Rows, check_logger, known_run_id, record_directory
+from slm.tracking import Rows, is_tracked, known_run_id, record_directory
 
 RUN_COLUMNS = ("run_id", "family", "status", "seed", "width", "depth", "lr", "params_total", "params_non_embedding",
                "tokens", "loss", "bits_per_byte")  # fmt: skip
@@ -23,19 +23,12 @@ PAIR_COLUMNS = ("delta", "ci_low", "ci_high", "p", "p_adjusted")
 LEVEL_COLUMNS = ("difference", "low", "high", "p_adjusted")
 
 
-def check_analysis_logger(logger: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for invalid `logger` settings, or a logger that cannot store tables."""
-    check_logger(logger)
-    if logger["tensorboard"]:
-        raise ValueError("logger=tensorboard cannot store tables: use logger=wandb, or logger=csv for files only")
-
-
 def record(analysis: Directory, config: Mapping[str, Any]) -> None:
     """Log tables, charts, figures, summary and the files of an analysis, if the config asks for a tracker.
 
     The analysis of a table is in the group of its table, and that of a sweep in the group of the sweep's runs.
     """
-    if not config["logger"]["wandb"]:
+    if not is_tracked(config["logger"]):
         return
     folder = analysis.path
     tables = {"exponents": exponent_rows(analysis), "comparisons": comparison_rows(analysis)}
@@ -46,7 +39,7 @@ def record(analysis: Directory, config: Mapping[str, Any]) -> None:
     }
     if analysis.overlay:
         tables["overlay"] = overlay_rows(analysis.overlay)
-    skipped_folders = {"wandb", "runs"}  # the folders of the tracker and of a sweep's runs
+    skipped_folders = {"wandb", "tensorboard", "mlflow", "runs"}  # the folders of trackers and of a sweep's runs
     files = [path for path in sorted(folder.rglob("*")) if skipped_folders.isdisjoint(path.relative_to(folder).parts)]
     table = analysis.comparison["table"]
     counts = {key: analysis.comparison[key] for key in ("families", "n_rows", "n_runs", "n_cells")}

@@ -17,7 +17,7 @@ import pandas as pd
 from slm.analysis.audit import audit
 from slm.analysis.overlay import FILE as OVERLAY
 from slm.analysis.overlay import check_overlay, check_overlay_of_sweep, overlay_entry, read_overlay
-from slm.analysis.record import check_analysis_logger, record
+from slm.analysis.record import record
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.page import FIGURES, draw_figures, write_report
 from slm.analysis.report.verdict import print_summary
@@ -29,6 +29,7 @@ from slm.scaling.analysis import analyse
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, read_table, table_from_frame
 from slm.scaling.targets import with_target
+from slm.tracking import check_logger
 
 FITS_FILE = "fits.json"  # a folder with this file is an analysis directory
 ROW_KEYS = ("columns", "where", "best_of", "drop_worst")  # the config keys that choose the rows of a table
@@ -54,7 +55,7 @@ def check_analysis(config: Mapping[str, Any]) -> None:
             f"overlay compares checkpoints by loss or bits per byte, not by analysis.target={settings.target}: "
             "leave one of them out"
         )
-    check_analysis_logger(config["logger"])
+    check_logger(config["logger"])
     if config["runs"] is None:
         check_overlay_of_sweep(config)
 

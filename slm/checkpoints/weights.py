@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from slm.checkpoints.architecture import read_json
 from slm.data.vocabulary import LFS_POINTER
@@ -97,8 +98,17 @@ def average_name(name: str) -> str:
 
 def empty_decoder(config: ModelConfig) -> Decoder:
     """Build a decoder without storage."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInit():
         return Decoder(config)
+
+
+class _NoInit(TorchFunctionMode):
+    """Skips `torch.nn.init`: for a tensor without storage it changes nothing, but imports torch's compiler (1 s)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.nn.init.normal_, torch.nn.init.constant_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weights:

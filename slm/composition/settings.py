@@ -60,6 +60,8 @@ KINDS: dict[str, kinds.Kind] = {
 
 OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "extensions": EXTENSIONS,
+    "logger.mlflow": kinds.SWITCH,
+    "logger.tracking_uri": kinds.NAME,
     "train.document_masking": kinds.SWITCH,
     "train.val_tokens": kinds.or_null(kinds.COUNT),
     "train.eval_tasks": kinds.or_null(TASK_FILES),

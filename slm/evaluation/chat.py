@@ -153,7 +153,7 @@ class Chat:
         self.history: RunningText | Conversation
         if as_text or tokenizer.chat_template is None:
             if system is not None:
-                reason = "chat=text uses none" if as_text else f"tokenizer {tokenizer.name} has none"
+                reason = "chat=text uses none" if as_text else "this checkpoint has none"
                 raise ValueError(
                     f"system needs a chat template, and {reason}: put the instruction into your first line"
                 )

@@ -181,8 +181,8 @@ def _checkpoints(config: Mapping[str, Any]) -> list[str]:
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"checkpoints lists {repeated} more than once")
-    if len(names) > 1 and (actions := _actions(config)):
-        raise ValueError(f"{actions[0]} takes a single checkpoint=...")
+    if len(names) > 1 and _actions(config):
+        raise ValueError("prompt, chat and export take a single checkpoint=...")
     return names
 
 

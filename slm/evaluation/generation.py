@@ -143,7 +143,7 @@ def message_ids(tokenizer: Tokenizer, messages: Messages) -> list[int]:
     Raises `ValueError` without a chat template, or if the template refuses the messages.
     """
     if tokenizer.chat_template is None:
-        raise ValueError(f"messages need a chat template, and tokenizer {tokenizer.name} has none: give a text")
+        raise ValueError("messages need a chat template, and this checkpoint has none: give a text")
     text = _rendered(tokenizer, messages, add_generation_prompt=True)
     return tokenizer.encode_rendered(text)[0]
 

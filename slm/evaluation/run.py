@@ -25,7 +25,7 @@ from slm.runtime.machine import why_no_gpu
 from slm.runtime.progress import say
 from slm.runtime.system import keep_freed_memory
 from slm.runtime.words import is_number
-from slm.tracking import check_logger, record_directory
+from slm.tracking import check_logger, is_tracked, record_directory
 
 SKIPPED_TASKS = 3  # exit code if everything was measured except tasks whose data was not available
 SCHEMA = 1
@@ -44,8 +44,6 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     if settings["export"] is not None:
         return _export(settings)
     check_logger(settings["logger"])
-    if settings["logger"]["tensorboard"]:
-        raise ValueError("logger=tensorboard stores no tables: use logger=wandb, or logger=csv to write files only")
     check_tasks(settings["tasks"], settings["task_files"])
     folder = Path(settings["output_dir"])
     ledger = Ledger(folder, settings)
@@ -75,7 +73,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
         ledger.arrange(settings["checkpoints"])
         ledger.save()
         files = write_report(folder, ledger.entries, command=shlex.join(["python", *sys.argv]))
-        if settings["logger"]["wandb"]:
+        if is_tracked(settings["logger"]):
             record(folder, ledger.entries, settings, files)
     print_report(ledger.entries, folder)
     task_results = [result for entry in ledger.entries for result in entry["tasks"].values()]
@@ -142,7 +140,7 @@ def _describe(checkpoint: str, provenance: Provenance, precision: Precision) -> 
 
 
 def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """Log one W&B run with tables `evaluation` and `tasks`, the figures among `files`, and all files as an artifact.
+    """Log one run with tables `evaluation` and `tasks`, the figures among `files`, and all files.
 
     Table `evaluation` has the rows of results.csv. A task that could not be evaluated has an `error` and no value.
     """

@@ -98,7 +98,7 @@ def _quote_text(word: str, kinds: Mapping[str, Kind], *, is_multirun: bool) -> s
 
 def _in_double_quotes(text: str) -> str:
     """Return the text as a quoted value of Hydra. Backslashes count only before a quote, where they are doubled."""
-    escaped = re.sub(r"(\\*)(\"|$)", lambda match: match[1] * 2 + ("\\" if match[2] else "") + match[2], text)
+    escaped = re.sub(r"(\\*)(\"|\Z)", lambda match: match[1] * 2 + ("\\" if match[2] else "") + match[2], text)
     return f'"{escaped}"'
 
 

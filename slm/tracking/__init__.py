@@ -1,6 +1,16 @@
-"""Write metrics: always to a CSV file, and on request to Weights & Biases and TensorBoard."""
+"""Write metrics and results: always to files, and on request to Weights & Biases, TensorBoard and MLflow."""
 
+from slm.tracking.records import is_tracked, record_directory
 from slm.tracking.trackers import Tracker, check_logger, open_trackers
-from slm.tracking.wandb_run import Chart, Rows, known_run_id, record_directory
+from slm.tracking.wandb_run import Chart, Rows, known_run_id
 
-__all__ = ["Chart", "Rows", "Tracker", "check_logger", "known_run_id", "open_trackers", "record_directory"]
+__all__ = [
+    "Chart",
+    "Rows",
+    "Tracker",
+    "check_logger",
+    "is_tracked",
+    "known_run_id",
+    "open_trackers",
+    "record_directory",
+]

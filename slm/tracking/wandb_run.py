@@ -91,7 +91,7 @@ def _without_launcher() -> Iterator[None]:
         del sys.modules[LAUNCH]  # whoever needs the launcher later gets the real package
 
 
-def record_directory(
+def record_in_wandb(
     folder: Path,
     *,
     kind: str,
@@ -103,9 +103,9 @@ def record_directory(
     files: Sequence[Path],
     charts: Mapping[str, Chart] = MappingProxyType({}),
 ) -> None:
-    """Log `tables`, `charts` (under charts/), `images` (under figures/), `summary` and `files` of `folder` as one run.
+    """Log the record as one W&B run: charts under charts/, images under figures/, files as an artifact of type `kind`.
 
-    The files are an artifact of type `kind`. `check_logger` must have accepted the `logger` group of `config`.
+    `slm.tracking.records.record_directory` has the meanings.
     """
     import wandb
 

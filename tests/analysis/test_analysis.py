@@ -148,7 +148,6 @@ def changed(row: int, column: str, value: float) -> pd.DataFrame:
         (ONE, ["analysis.bootstrap=3"], "analysis.bootstrap=3"),
         (ONE, ["+analysis.lawz=all"], "did you mean law"),
         (ONE, ["analysis.target=bits_per_byte"], "the table has loss, perplexity"),
-        (ONE, ["logger=tensorboard"], "logger=tensorboard"),
     ],
 )
 def test_a_table_or_settings_that_cannot_be_are_one_sentence_and_no_directory(
