@@ -169,7 +169,7 @@ def test_many_documents_are_kept_as_at_most_two_hundred_blocks(decoder: Decoder)
 
 def test_only_what_is_scored_goes_through_the_head(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    monkeypatch.setattr(module, "token_losses", lambda x, *_: (rows.append(len(x)), torch.zeros(len(x)))[1])
+    monkeypatch.setattr(decoder, "losses", lambda x, *_: (rows.append(len(x)), torch.zeros(len(x)))[1])
     perplexity(decoder, random_stream(301), sliding(32, 16), batch_tokens=128)
     assert sum(rows) == 300
 
