@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.evaluation import perplexity as module
 from slm.evaluation.perplexity import Protocol, perplexity
 from slm.model import Decoder
 from tests.evaluation.toys import SHAPE, VOCAB, cut_windows, in_float64, random_decoder, random_stream, window_documents
