@@ -11,19 +11,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slm.checkpoints import load as load
+    from slm.checkpoints import load_any as load
     from slm.evaluation.generation import generate as generate
     from slm.evaluation.generation import stream as stream
 
 __version__ = "0.1.0"
-_MODULES = {"load": "checkpoints", "generate": "evaluation.generation", "stream": "evaluation.generation"}
+_ORIGINS = {
+    "load": ("checkpoints", "load_any"),
+    "generate": ("evaluation.generation", "generate"),
+    "stream": ("evaluation.generation", "stream"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _ORIGINS:
         raise AttributeError(f"module 'slm' has no attribute {name!r}")
-    return getattr(import_module(f"slm.{_MODULES[name]}"), name)
+    module, original = _ORIGINS[name]
+    return getattr(import_module(f"slm.{module}"), original)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *_ORIGINS})

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from slm.checkpoints import Checkpoint, check, load
+from slm.checkpoints import AnyCheckpoint as Checkpoint
+from slm.checkpoints import check_any, load_any
 from slm.data.tokenizer import Tokenizer
 from slm.evaluation.config import address_of, read_prompt
 from slm.evaluation.generation import (
@@ -30,8 +31,8 @@ from slm.evaluation.generation import (
     text_pieces,
 )
 from slm.evaluation.measure import resolve_precision
-from slm.model import KVCache
 from slm.model.decoding import NextLogits
+from slm.model.interface import Cache
 from slm.runtime.progress import say
 
 HELP = f"""\
@@ -50,11 +51,11 @@ def talk(settings: Mapping[str, Any]) -> int:
     """
     prompt = None if settings["chat"] else read_prompt(settings)  # before the weights, which take longer to read
     address, revision = address_of(settings["checkpoints"][0], settings)
-    provenance = check(address, revision=revision)
+    provenance = check_any(address, revision=revision)
     precision = resolve_precision(settings, provenance)
     # The folder of a hub repository holds the revision that was checked.
     source = provenance.checkpoint if provenance.revision is None else provenance.folder
-    model = load(source, dtype=precision.dtype, device=precision.device)
+    model = load_any(source, dtype=precision.dtype, device=precision.device)
     options = {"seed": settings["seed"], **settings["generation"]}
     next_logits = logits_of(model, compiled=options.pop("compile"))
     if prompt is None:
@@ -165,7 +166,7 @@ class Chat:
         self.has_dropped = False
         self.was_stopped = False
         self.is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
-        self.cache = self._new_cache()
+        self.cache: Cache = self._new_cache()
         self.cached_ids: list[int] = []
 
     def run(self) -> None:
@@ -270,7 +271,7 @@ class Chat:
             raise ValueError(f"the line has {len(ids):,} tokens, but the context is {self.context:,}: shorten it")
         return ids
 
-    def _cache_for(self, ids: list[int]) -> KVCache:
+    def _cache_for(self, ids: list[int]) -> Cache:
         """Return the cache of the last answer if all its tokens begin `ids`, else an empty one."""
         num_cached = self.cache.length
         is_prefix = num_cached == len(self.cached_ids) < len(ids) and ids[:num_cached] == self.cached_ids
@@ -279,11 +280,9 @@ class Chat:
         self.cached_ids = []  # until the answer is complete, because an error may leave the cache in any state
         return self.cache
 
-    def _new_cache(self) -> KVCache:
-        weight = self.model.decoder.head_weight
-        return KVCache(
-            self.model.decoder.config, batch_size=1, max_length=self.context, device=weight.device, dtype=weight.dtype
-        )
+    def _new_cache(self) -> Cache:
+        cache: Cache = self.model.decoder.make_cache(1, self.context)
+        return cache
 
     @contextmanager
     def _ctrl_c_stops(self, tokens: Iterator[int]) -> Iterator[Iterator[int]]:

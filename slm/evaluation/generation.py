@@ -8,12 +8,13 @@ from typing import Any, TypedDict, Unpack
 
 from torch import Tensor
 
-from slm.checkpoints import Checkpoint
+from slm.checkpoints import AnyCheckpoint as Checkpoint
 from slm.data.chat_template import render
 from slm.data.tokenizer import Tokenizer
 from slm.evaluation.config import KINDS
-from slm.model import KVCache, decoding
+from slm.model import Decoder, decoding
 from slm.model.decoding import NextLogits, compiled_logits, eager_logits
+from slm.model.interface import Cache
 from slm.runtime.machine import why_not_compiled
 from slm.runtime.progress import say
 from slm.runtime.settings import check_kind
@@ -80,13 +81,13 @@ def new_ids(
     *,
     stop_id: int | Sequence[int],
     next_logits: NextLogits | None = None,
-    cache: KVCache | None = None,
+    cache: Cache | None = None,
 ) -> Iterator[int]:
     """Yield the ids that follow `ids`, with the `Options`. Raises `ValueError` if the logits are not finite."""
     decoder, tokenizer, provenance = model
     unchecked = next_logits or eager_logits(decoder)
 
-    def checked(tokens_1T: Tensor, cache: KVCache) -> Tensor:
+    def checked(tokens_1T: Tensor, cache: Any) -> Tensor:
         logits_V = unchecked(tokens_1T, cache)
         if not logits_V.isfinite().all():
             raise ValueError(f"checkpoint={provenance.checkpoint} gives logits that are not finite: it diverged")
@@ -100,9 +101,12 @@ def logits_of(model: Checkpoint, *, compiled: bool) -> NextLogits:
     """Return the logits function. Raises `ValueError` if it must be compiled and this machine cannot."""
     if not compiled:
         return eager_logits(model.decoder)
-    if reason := why_not_compiled(model.decoder.head_weight.device.type):
+    decoder = model.decoder
+    if not isinstance(decoder, Decoder):
+        raise ValueError("generation.compile=true, but transformers computes this model: use generation.compile=false")
+    if reason := why_not_compiled(decoder.device.type):
         raise ValueError(f"generation.compile=true, but {reason}: use generation.compile=false")
-    return compiled_logits(model.decoder)
+    return compiled_logits(decoder)
 
 
 def print_sample(model: Checkpoint, prompt: str, options: Mapping[str, Any], next_logits: NextLogits) -> None:

@@ -11,7 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from slm.checkpoints import Checkpoint, Provenance, check, export, load
+from slm.checkpoints import AnyCheckpoint as Checkpoint
+from slm.checkpoints import AnyProvenance as Provenance
+from slm.checkpoints import check_any, export, load_any
 from slm.checkpoints.weights import dtype_name
 from slm.evaluation.config import address_of
 from slm.evaluation.ledger import Entry, Ledger
@@ -20,14 +22,13 @@ from slm.evaluation.report.results import Results, task_metric
 from slm.evaluation.report.rows import rows
 from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
-from slm.model.counts import num_params
 from slm.runtime.machine import why_no_gpu
 from slm.runtime.progress import say
 from slm.runtime.system import keep_freed_memory
 from slm.runtime.words import is_number
 from slm.tracking import check_logger, is_tracked, record_directory
 
-SKIPPED_TASKS = 3  # exit code if everything was measured except tasks whose data was not available
+SKIPPED_TASKS = 3  # exit code if everything was measured except baselines, or tasks whose data was not available
 SCHEMA = 1
 SUMMARY_COLUMNS = ("perplexity", "bits_per_byte", "decode_tokens_per_second")  # logged to the summary of a W&B run
 TASK_MEASURES = ("bits_per_byte", "margin")
@@ -47,12 +48,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     check_tasks(settings["tasks"], settings["task_files"])
     folder = Path(settings["output_dir"])
     ledger = Ledger(folder, settings)
-    checkpoints = {name: _check(name, settings) for name in settings["checkpoints"]}
-    name_by_fingerprint: dict[str, str] = {}
-    for name, provenance in checkpoints.items():  # comparisons and fits would count equal weights twice
-        first_name = name_by_fingerprint.setdefault(provenance.fingerprint, name)
-        if first_name != name:
-            raise ValueError(f"checkpoints: {first_name} and {name} have the same weights: give only one of them")
+    checkpoints = _check_all(settings)
     text = shared_text(settings)  # after the checks, because building the text can take long
     plans = []
     for name, provenance in checkpoints.items():  # plan all measurements before reading any weights
@@ -69,7 +65,11 @@ def evaluate(settings: Mapping[str, Any]) -> int:
         for position, (name, provenance, precision, measurements) in enumerate(plans, start=1):
             say(f"[{position}/{len(plans)}] {name}")
             entry = ledger.find_or_add(_describe(name, provenance, precision))
-            _measure(entry, measurements, provenance, precision, ledger)
+            try:
+                _measure(entry, measurements, provenance, precision, ledger)
+            except ValueError as error:
+                _skip_or_raise(name, error, settings)
+                ledger.entries.remove(entry)
         ledger.arrange(settings["checkpoints"])
         ledger.save()
         files = write_report(folder, ledger.entries, command=shlex.join(["python", *sys.argv]))
@@ -77,18 +77,45 @@ def evaluate(settings: Mapping[str, Any]) -> int:
             record(folder, ledger.entries, settings, files)
     print_report(ledger.entries, folder)
     task_results = [result for entry in ledger.entries for result in entry["tasks"].values()]
-    return SKIPPED_TASKS if any("error" in result for result in task_results) else 0
+    measured = {entry["checkpoint"] for entry in ledger.entries}
+    is_complete = measured.issuperset(settings["checkpoints"]) and not any("error" in result for result in task_results)
+    return 0 if is_complete else SKIPPED_TASKS
+
+
+def _check_all(settings: Mapping[str, Any]) -> dict[str, Provenance]:
+    """Check all checkpoints. One that fails is refused, or skipped if it is one of the baselines."""
+    checkpoints: dict[str, Provenance] = {}
+    name_by_fingerprint: dict[str, str] = {}
+    for name in settings["checkpoints"]:
+        try:
+            provenance = _check(name, settings)
+            first_name = name_by_fingerprint.setdefault(provenance.fingerprint, name)
+            if first_name != name:  # comparisons and fits would count equal weights twice
+                raise ValueError(f"checkpoints: {first_name} and {name} have the same weights: give only one of them")
+        except ValueError as error:
+            _skip_or_raise(name, error, settings)
+        else:
+            checkpoints[name] = provenance
+    if not checkpoints:
+        raise ValueError("none of the baselines can be measured, each for the reason above")
+    return checkpoints
+
+
+def _skip_or_raise(name: str, error: ValueError, settings: Mapping[str, Any]) -> None:
+    if name not in settings["baselines"]:
+        raise error
+    say(f"  {name} is skipped: {error}")
 
 
 def _check(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:
     address, revision = address_of(checkpoint, settings)
-    return check(address, revision=revision)
+    return check_any(address, revision=revision)
 
 
 def _load(provenance: Provenance, precision: Precision) -> Checkpoint:
     # The folder of a hub repository holds the revision that was checked.
     source = provenance.checkpoint if provenance.revision is None else provenance.folder
-    return load(source, dtype=precision.dtype, device=precision.device)
+    return load_any(source, dtype=precision.dtype, device=precision.device)
 
 
 def _measure(
@@ -103,11 +130,11 @@ def _measure(
     checkpoint = _load(provenance, precision)
     if checkpoint.provenance.fingerprint != provenance.fingerprint:
         raise ValueError(f"checkpoint={entry['checkpoint']} changed during the evaluation: run the command again")
-    config = checkpoint.decoder.config
+    counts = checkpoint.decoder.counts()
     entry["load_seconds"] = time.perf_counter() - start
-    entry["params_total"] = num_params(config)
-    entry["params_non_embedding"] = num_params(config, non_embedding=True)
-    entry["shape"] = config.to_dict()
+    entry["params_total"] = counts.params_total
+    entry["params_non_embedding"] = counts.params_non_embedding
+    entry["shape"] = checkpoint.decoder.config.to_dict()
     entry["notes"] = [*checkpoint.provenance.notes, *precision.notes]
     if "continued" in entry:
         entry["notes"].append(entry["continued"])

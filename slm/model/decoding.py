@@ -210,7 +210,7 @@ def generate(
     num_ids: int | None = None,
     seed: int = 0,
     next_logits: NextLogits | None = None,
-    cache: KVCache | None = None,
+    cache: Any = None,
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` ids that continue `prompt`, until a `stop_id` or the end of the context.
 
