@@ -50,7 +50,8 @@ def read_records(name: str, path: str, setting: str = "task_files") -> list[dict
 
 def read_tasks(files: Mapping[str, str] | None, setting: str, limit: int | None) -> dict[str, list[dict[str, Any]]]:
     """Return the first `limit` records (None: all) of the tasks in a setting of names and files; null has no tasks."""
-    return {name: read_records(name, path, setting)[:limit] for name, path in (files or {}).items()}
+    stop = None if limit is None else int(limit)  # 1e3 is a number of questions too
+    return {str(name): read_records(str(name), path, setting)[:stop] for name, path in (files or {}).items()}
 
 
 def question_texts(record: Mapping[str, Any]) -> list[str]:
