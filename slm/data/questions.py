@@ -168,4 +168,11 @@ def _record(row: Any, where: str) -> dict[str, Any]:
         lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= last_index,
     )
     check_kind(f"{where}: gold", row["gold"], index_kind)
-    return {key: row[key] for key in FORMS[options_key]}
+    return {key: _encodable(row[key]) for key in FORMS[options_key]}
+
+
+def _encodable(value: Any) -> Any:
+    """Replace half surrogate pairs, which JSON may hold, by ?, as in training texts."""
+    if isinstance(value, list):
+        return [_encodable(text) for text in value]
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
