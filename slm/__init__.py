@@ -11,9 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slm.checkpoints import load_any as load
+    from slm.checkpoints import load_any
     from slm.evaluation.generation import generate as generate
     from slm.evaluation.generation import stream as stream
+
+    load = load_any
 
 __version__ = "0.1.0"
 _ORIGINS = {

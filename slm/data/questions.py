@@ -60,7 +60,8 @@ def read_tasks(files: Mapping[str, str] | None, setting: str, limit: int | None)
 
     Raises `ValueError` for a bad line, and for answers that the model has to write.
     """
-    tasks = {name: read_records(name, path, setting)[:limit] for name, path in (files or {}).items()}
+    stop = None if limit is None else int(limit)  # 1e3 is a number of questions too
+    tasks = {str(name): read_records(str(name), path, setting)[:stop] for name, path in (files or {}).items()}
     for name, records in tasks.items():
         if not FORMS.keys() & records[0].keys():
             raise ValueError(
@@ -190,7 +191,14 @@ def _record(row: Any, where: str) -> dict[str, Any]:
         lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= last_index,
     )
     check_kind(f"{where}: gold", row["gold"], index_kind)
-    return {key: row[key] for key in FORMS[options_key]}
+    return {key: _encodable(row[key]) for key in FORMS[options_key]}
+
+
+def _encodable(value: Any) -> Any:
+    """Replace half surrogate pairs, which JSON may hold, by ?, as in training texts."""
+    if isinstance(value, list):
+        return [_encodable(text) for text in value]
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def _written_record(row: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -201,7 +209,7 @@ def _written_record(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "messages" not in row and "completion" not in row:
         for key in WRITTEN_FORMS["prompt"]:
             check_kind(f"{where}: {key}", row.get(key), NAME)
-        return {"prompt": row["prompt"], "answer": row["answer"]}
+        return {key: _encodable(row[key]) for key in WRITTEN_FORMS["prompt"]}
     if "answer" in row:
         check_kind(f"{where}: answer", row["answer"], NAME)
         if not isinstance(row.get("messages"), list):

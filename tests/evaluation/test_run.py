@@ -177,6 +177,26 @@ def test_a_task_file_that_changed_is_asked_again(run: Run, tmp_path: Path) -> No
         assert results(tmp_path)[0]["tasks"]["quiz"]["n"] == count
 
 
+def test_items_are_written_once_and_again_only_if_they_are_missing(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    lines = [{"query": "One and one make", "choices": ["two", "three"], "gold": n % 2} for n in range(6)]
+    (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = [f"task_files={{quiz: {tmp_path}/quiz.jsonl}}", "perplexity.protocols=[]", "speed.enabled=false"]
+    assert run(*asked) == 0  # without items, which may be asked for later
+    for removed in (True, False, True):
+        before = [file.stat().st_mtime_ns for file in tmp_path.glob("out/samples/*.jsonl")]
+        assert run(*asked, "task_log_samples=true") == 0
+        result = results(tmp_path)[0]["tasks"]["quiz"]
+        (file,) = [tmp_path / "out" / name for name in result["samples"]]
+        assert ([file.stat().st_mtime_ns] == before) != removed
+        items = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [item["gold"] for item in items] == [0, 1] * 3
+        assert sum(item["correct"] for item in items) / 6 == result["value"]
+        assert sum(item["margin"] for item in items) / 6 == pytest.approx(result["also"]["margin"]["value"])
+        if not removed:
+            file.unlink()
+
+
 def test_a_group_of_tasks_that_failed_once_leaves_no_error(run: Run, tmp_path: Path, answers: list[dict]) -> None:
     answers += [{"group": {"error": "no network."}}, {"one": GOOD, "two": GOOD}]
     asked = ("tasks=group", "speed.enabled=false", "perplexity.protocols=[]")

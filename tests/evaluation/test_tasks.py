@@ -231,6 +231,11 @@ def test_a_bad_file_is_refused(content: bytes | None, said: str, tmp_path: Path)
         check_tasks(["mine"], {"mine": str(path)})
 
 
+def test_half_a_surrogate_pair_becomes_a_question_mark_as_in_training_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"query": "a\\ud800", "choices": ["\\udc00b", "c"], "gold": 0}\n')
+    assert read_records("mine", str(tmp_path / "a.jsonl")) == [{"query": "a?", "choices": ["?b", "c"], "gold": 0}]
+
+
 @pytest.mark.parametrize("name", ["[1] quiz.JSONL", "quiz.ndjson.gz", "quiz.parquet"])
 def test_a_task_is_read_from_every_kind_of_rows(name: str, tmp_path: Path) -> None:
     lines = "\ufeff" + "".join(json.dumps(record) + "\r\n" for record in CHOICES)

@@ -54,13 +54,16 @@ def test_two_processes_train_as_one_does_and_reduce_gradients_once_a_step(
     (tmp_path / "count.py").write_text(COUNT_COLLECTIVES)
     same = ["trainer.precision=32-true", "train.tokens=2560", "model.layer_sharing=immediate", "model.num_repeats=2"]
     same += ["trainer.micro_batch_tokens=32", "train.log_every=2", "train.eval_every=5", "train.val_tokens=512", *optim]
+    questions = [{"query": "so " * n, "choices": ["a b", "c"], "gold": 0} for n in range(1, 8)]
+    (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    same.append(f"train.eval_tasks={{quiz: {tmp_path}/quiz.jsonl}}")
     two = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", f"extensions=[{tmp_path}/count.py]"]
     steps = result_of(*same, folder="one", timeout=240)["steps"]
     if strategy == "ddp":  # started by Lightning, as for a user
         result_of(*same, *two, folder="two", timeout=240)
     else:
         run_two(train_command(*same, *two, f"output_dir={tmp_path}/two")).check_returncode()
-    for column in ("train/loss", "val/loss"):
+    for column in ("train/loss", "val/loss", "tasks/quiz/bits_per_byte"):
         one, both = losses(tmp_path / "one", column), losses(tmp_path / "two", column)
         assert len(one) == len(both) > 1
         assert one == pytest.approx(both, abs=1e-4 if optim else 1e-5)  # Muon's iterations are in bfloat16
