@@ -72,8 +72,8 @@ def _numbers(table: Table, key: str, column: str, kind: str) -> pd.Series:
             raise ValueError(f"analysis.{key}={column}: the value of a row of {_run(frame, row)} is {shown}; {remedy}")
     low, high = float(values.min()), float(values.max())
     if kind in ("accuracy", "error") and high > PERCENT:
-        text = f"analysis.{key}={column} goes up to {format_number(high)}, so it is in percent"
-        raise ValueError(f"{text}: give columns.{column}_share='{column}/100' and analysis.{key}={column}_share")
+        share = f"write fractions, such as {high / 100:.4g} for {high:.4g}%"
+        raise ValueError(f"analysis.{key}={column} goes up to {format_number(high)}, so it is in percent: {share}")
     limit = {"loss": np.inf, "bits_per_byte": MAX_BITS}.get(kind, 1.0)
     is_possible = low >= 0 and high < 1 if kind == "accuracy" else low > 0 and high <= limit
     if not is_possible:
