@@ -71,6 +71,14 @@ def test_values_that_contradict_the_kind_are_refused() -> None:
     assert "task_loss=bit is not a column" in sentence({**ACCURACY, "task_loss": "bit"})
 
 
+def test_a_column_that_goes_the_wrong_way_is_noted_once() -> None:
+    table, settings = table_from_frame(frame()), Settings(**{**ACCURACY, "target": "err"})
+    once = with_target(table, settings)
+    assert with_target(once, settings).notes == once.notes
+    assert once.notes[0] == ("Suspicious: err falls with params_total: is analysis.target_kind error and not accuracy?")
+    assert with_target(table, Settings(**ACCURACY)).notes == table.notes
+
+
 def test_a_column_that_falls_with_size_is_analysed_as_if_it_were_the_loss() -> None:
     columns, column, kind = frame(), "err", "error"
     as_loss = table_from_frame(columns[["family", "params_total", "tokens"]].assign(loss=columns[column]))
