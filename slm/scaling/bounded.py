@@ -7,7 +7,11 @@ With chance c, the accuracy is c + (1 - c) z(M) and the error (1 - c) (1 - z(M))
 
 M -> infinity gives chance, M -> 0 gives one, and a floor E of M gives an accuracy below one that no size exceeds. The
 parameters, exponents and floor are those of M. `TaskLossLaw` is the M of a sigmoid in the task loss: the second step of
-Bhagia et al. 2024 (arXiv:2412.04403). Fits compare the log of the error, like those of other laws compare log L.
+Bhagia et al. 2024 (arXiv:2412.04403).
+
+Notable: residuals are those of the error itself, not of its log. The standard error of an accuracy p over n items is
+sqrt(p (1 - p) / n), nearly the same from p = 0.2 to 0.8. In logs of the error it would double, and intervals of larger
+sizes would cover too little.
 Axes: see `slm.scaling.forms`.
 """
 
@@ -33,7 +37,10 @@ def unbounded_name(law: str) -> str:
 
 
 class Bounded(Law):
-    """The log error of a task, with an accuracy between `chance` and one, as a function of the law `inner` (M)."""
+    """The error of a task, with an accuracy between `chance` and one, as a function of the law `inner` (M).
+
+    `log_value` is the error itself, not its log, and so is the scale of residuals (`to_scale`).
+    """
 
     is_linear = False
 
@@ -64,23 +71,28 @@ class Bounded(Law):
         return value, slope[:, None] * gradient_of_M, curvature
 
     def _link(self, log_M: Floats) -> tuple[Floats, Floats, Floats]:
-        """The log error, and its first and second derivative with respect to log M."""
-        offset = np.log1p(-self.chance)
+        """The error, and its first and second derivative with respect to log M."""
+        top = 1 - self.chance
         if self.link == "logistic":
-            slope = 1 / (1 + np.exp(np.clip(log_M, -700, 700)))  # 1 - sigmoid(log M)
-            return offset - np.logaddexp(0, -log_M), slope, -slope * (1 - slope)
+            share = 1 / (1 + np.exp(np.clip(-log_M, -700, 700)))  # a sigmoid of log M
+            return top * share, top * share * (1 - share), top * share * (1 - share) * (1 - 2 * share)
         M = np.exp(np.clip(log_M, -700, 6.5))  # exp(-M) is 0 beyond
-        share = -np.expm1(-M)
-        slope = M * np.exp(-M) / share
-        return offset + np.log(share), slope, slope * (1 - M / share)
+        slope = top * M * np.exp(-M)
+        return -top * np.expm1(-M), slope, slope * (1 - M)
+
+    def to_scale(self, target: Floats) -> Floats:
+        return np.asarray(target)
+
+    def from_scale(self, value: Floats) -> Floats:
+        return np.clip(value, 0, 1)  # an interval may reach beyond, an error cannot
 
     def log_target(self, log_y: Floats) -> Floats:
-        share = np.clip(np.exp(log_y) / (1 - self.chance), 1 - MAX_SHARE, MAX_SHARE)
+        share = np.clip(log_y / (1 - self.chance), 1 - MAX_SHARE, MAX_SHARE)
         return np.log(share / (1 - share)) if self.link == "logistic" else np.log(-np.log1p(-share))
 
     def target_floor(self, floor: float) -> float:
         with np.errstate(divide="ignore"):
-            return float(np.exp(self._link(np.log(np.float64(floor)))[0]))
+            return float(self._link(np.log(np.float64(floor)))[0])
 
     def bounds_and_starts(self, log_y: Floats) -> tuple[Floats, Floats, Floats]:
         return self.inner.bounds_and_starts(log_y)

@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from slm.runtime.words import NO_VALUE, escape_markdown, interval, is_number, read_number, with_interval
+from slm.scaling.forms import Floats
 from slm.scaling.laws import LAWS
 
 Entry = dict[str, Any]
@@ -16,6 +19,12 @@ _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+|×10[⁻⁰¹²³⁴⁵
 def is_identified(entry: Entry, name: str) -> bool:
     """Whether the fit has a value of parameter `name`, and the data identify the parameter."""
     return bool(entry["fitted"]) and name not in entry["not_identified"] and entry["params"].get(name) is not None
+
+
+def moved_points(entry: Entry, centre: Floats) -> Floats:
+    """The values of the fitted points if they are moved along the law to points where the law is `centre`."""
+    residual = np.array(entry["points"]["residual"], float)
+    return centre + residual if entry.get("kind") == "accuracy" else centre * np.exp(residual)
 
 
 def has_complete_lists(entry: Entry | None, *names: str) -> bool:

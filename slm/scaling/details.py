@@ -35,7 +35,7 @@ def compute_details(
     log variables in the whole table. `run_sigma` is the standard deviation of a new run's log loss around the law.
     """
     points = dict(zip(fit.law.variables, np.exp(fit.sample.log_x.T).tolist(), strict=True))
-    points |= {"value": np.exp(fit.sample.log_y).tolist(), "residual": fit.residuals.tolist()}
+    points |= {"value": fit.law.from_scale(fit.sample.log_y).tolist(), "residual": fit.residuals.tolist()}
     if fit.is_exact:
         return {"points": points}
     ensemble = band_ensemble(fit, uncertainty, settings, rng)
@@ -90,7 +90,7 @@ def _curve(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Flo
         "variable": fit.law.variables[0],
         "held": dict(zip(fit.law.variables[1:], np.exp(log_x[0, 1:]).tolist(), strict=True)),
         "x": np.exp(log_x[:, 0]).tolist(),
-        **{name: np.exp(values).tolist() for name, values in columns.items()},
+        **{name: fit.law.from_scale(values).tolist() for name, values in columns.items()},
     }
 
 
@@ -125,7 +125,8 @@ def _predictions(fit: Fit, ensemble: Ensemble | None, settings: Settings, median
 def predictions_at(fit: Fit, log_x: Floats, ensemble: Ensemble | None, run_sigma: float, level: float) -> list[Entry]:
     """Predict the result of a new run at log variables [points, variables], with a prediction interval."""
     interval = band(fit, log_x, ensemble, level=level).for_run(run_sigma)
-    rows = np.exp(np.column_stack([log_x, interval.centre, interval.low, interval.high])).tolist()
+    values = fit.law.from_scale(np.column_stack([interval.centre, interval.low, interval.high]))
+    rows = np.column_stack([np.exp(log_x), values]).tolist()
     return [dict(zip((*fit.law.variables, "value", "low", "high"), row, strict=True)) for row in rows]
 
 
@@ -138,13 +139,13 @@ def _doubling(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: 
     """
     log_size_of_row = fit.sample.log_x[:, 0]
     log_sizes = _distinct(log_size_of_row)
-    mean_log_losses = [fit.sample.log_y[abs(log_size_of_row - size) < SAME_LOG_SIZE].mean() for size in log_sizes]
+    means = [fit.sample.log_y[abs(log_size_of_row - size) < SAME_LOG_SIZE].mean() for size in log_sizes]
     indices = np.unique(np.linspace(0, len(log_sizes) - 1, MAX_DOUBLING_SIZES).round().astype(int))
     chosen_sizes = log_sizes[indices]
     gain = band(fit, _vary_first(medians, chosen_sizes), ensemble, level=settings.level, curve=Doubling(fit.law))
     measured: list[float | None] = [None] * len(indices)
     if len(fit.law.variables) == 1:
-        measured = [_measured_gain(log_sizes, np.exp(mean_log_losses), index) for index in indices]
+        measured = [_measured_gain(log_sizes, fit.law.from_scale(np.array(means)), index) for index in indices]
     return {
         "x": np.exp(chosen_sizes).tolist(),
         "gain": gain.centre.tolist(),

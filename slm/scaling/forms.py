@@ -66,8 +66,16 @@ class Law(ABC):
         """The law prepared for a table with log variables [I, V]; `self` if it needs no preparation."""
         return self
 
+    def to_scale(self, target: Floats) -> Floats:
+        """The target on the scale of `log_value` and of residuals: its log, unless the law has a link."""
+        return np.asarray(np.log(target))
+
+    def from_scale(self, value: Floats) -> Floats:
+        """The inverse of `to_scale`."""
+        return np.asarray(np.exp(value))
+
     def log_target(self, log_y: Floats) -> Floats:
-        """The log of what the parameters describe, where log targets [I] are as given; differs only behind a link."""
+        """The log of what the parameters describe, for targets [I] as `to_scale` gives them."""
         return log_y
 
     def target_floor(self, floor: float) -> float:

@@ -67,12 +67,15 @@ class Doubling:
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
         """The gain [R, I], not its log: a gain may be negative. The method has the name that `Curve` requires."""
         doubled_IV = self._double_first(x_IV)
-        return np.asarray(np.exp(self.law.log_value(theta, x_IV)) - np.exp(self.law.log_value(theta, doubled_IV)))
+        values = (self.law.from_scale(self.law.log_value(theta, x)) for x in (x_IV, doubled_IV))
+        return np.asarray(next(values) - next(values))
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
         """The gain [R, I], its gradient [R, P, I] and its curvature: see `Curve`."""
         log_loss, slope, curvature = self.law.derivatives(theta, x_IV)
         doubled_log_loss, doubled_slope, doubled_curvature = self.law.derivatives(theta, self._double_first(x_IV))
+        if self.law.link:  # the law's values are no logs
+            return log_loss - doubled_log_loss, slope - doubled_slope, lambda w: curvature(w) - doubled_curvature(w)
         loss, doubled_loss = np.exp(log_loss), np.exp(doubled_log_loss)
 
         def gain_curvature(weights: Floats) -> Floats:

@@ -23,7 +23,7 @@ COLUMNS = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
 class Sample:
     """The I rows to which a law with V variables is fitted."""
 
-    log_y: Floats
+    log_y: Floats  # targets on the scale of the law's residuals: logs, except behind a link (`Law.to_scale`)
     log_x: Floats  # natural logarithms [I, V], not centred
     clusters: np.ndarray
     """The cluster of each row [I], an integer. Rows of one cluster share a run or a shape: they are not independent."""
@@ -126,5 +126,5 @@ def take_sample(table: Table, law: Law, target: str, size: str, *, unit: Unit = 
         groupings.append(shapes)
     if len(groupings) > 1:
         clusters = connected_groups(*groupings)
-    sample = Sample(np.log(frame[target].to_numpy(float)), log_x, clusters, cells, law.is_uncentred)
+    sample = Sample(law.to_scale(frame[target].to_numpy(float)), log_x, clusters, cells, law.is_uncentred)
     return sample.cell_means() if unit == "cell" else sample

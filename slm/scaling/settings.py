@@ -93,6 +93,8 @@ class Settings:
             check_kind(f"analysis.{key}", list(value) if isinstance(value, tuple) else value, kind)
         if self.residuals == "linear" and self.loss != "least_squares":
             raise ValueError("analysis.residuals=linear needs analysis.loss=least_squares: change one of them")
+        if self.residuals == "linear" and self.target_kind == "accuracy":
+            raise ValueError("analysis.residuals=linear: residuals of an accuracy are not logs anyway, so leave it out")
         if self.price_per_hour is not None and self.flops_per_second is None:
             raise ValueError("analysis.price_per_hour needs analysis.flops_per_second, the device's achieved speed")
         self._check_target()

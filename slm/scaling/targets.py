@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from slm.runtime.words import format_number, shortlist
 from slm.scaling.tables import Table
@@ -21,7 +22,9 @@ from slm.scaling.tables.columns import SIZES
 if TYPE_CHECKING:
     from slm.scaling.settings import Settings
 
+OTHER_COLUMNS = (*SIZES, "family", "tokens", "flops", "seed", "cell", "cluster")  # never results
 MAX_BITS = 16  # of a task's right answers per byte; a uniform guess among 256 bytes has 8
+WRONG_WAY = 0.6  # Spearman's rank correlation of the fitted column with size that is suspicious
 PERCENT = 1.5  # if an accuracy or error exceeds this, the column is taken to be in percent
 REQUIREMENTS: Mapping[str, str] = {
     "loss": "a loss must be above 0",
@@ -50,19 +53,23 @@ def with_target(table: Table, settings: Settings) -> Table:
     values = _numbers(table, "target", settings.target, kind)
     if settings.task_loss is not None:
         frame = frame.assign(**{settings.task_loss: _numbers(table, "task_loss", settings.task_loss, "bits_per_byte")})
+    column = fitted_column(settings)
     if kind == "accuracy":
         _check_above_chance(values, settings)
-        return replace(table, frame=frame.assign(**{fitted_column(settings): 1 - values}))
-    return replace(table, frame=frame.assign(**{settings.target: values}))
+    frame = frame.assign(**{column: 1 - values if kind == "accuracy" else values})
+    notes = [note for note in _wrong_way(frame, column, settings) if note not in table.notes]
+    return replace(table, frame=frame, notes=(*notes, *table.notes))
 
 
 def _numbers(table: Table, key: str, column: str, kind: str) -> pd.Series:
     """The values of a column, checked against their kind."""
     frame = table.frame
-    if column not in frame or column in (*SIZES, "family", "tokens", "flops", "seed", "cell", "cluster"):
-        near = get_close_matches(column, [str(name) for name in frame], n=1)
-        hint = f"; did you mean {near[0]}?" if near and near[0] != column else ""
-        problem = "is not a result" if column in frame else f"is not a column; the table has {shortlist(frame, 12)}"
+    if column not in frame or column in OTHER_COLUMNS:
+        candidates = [str(name) for name in frame if name not in OTHER_COLUMNS]
+        near = get_close_matches(column, candidates, n=1)
+        hint = f"; did you mean {near[0]}?" if near and column not in frame else ""
+        problem = "is not a result" if column in frame else "is not a column"
+        problem += f"; the table has {shortlist(candidates, 12)}"
         raise ValueError(f"analysis.{key}={column} {problem}{hint}")
     values = pd.to_numeric(frame[column], errors="coerce").astype(float)
     for row, value in values.items():
@@ -72,8 +79,8 @@ def _numbers(table: Table, key: str, column: str, kind: str) -> pd.Series:
             raise ValueError(f"analysis.{key}={column}: the value of a row of {_run(frame, row)} is {shown}; {remedy}")
     low, high = float(values.min()), float(values.max())
     if kind in ("accuracy", "error") and high > PERCENT:
-        text = f"analysis.{key}={column} goes up to {format_number(high)}, so it is in percent"
-        raise ValueError(f"{text}: give columns.{column}_share='{column}/100' and analysis.{key}={column}_share")
+        share = f"write fractions, such as {high / 100:.4g} for {high:.4g}%"
+        raise ValueError(f"analysis.{key}={column} goes up to {format_number(high)}, so it is in percent: {share}")
     limit = {"loss": np.inf, "bits_per_byte": MAX_BITS}.get(kind, 1.0)
     is_possible = low >= 0 and high < 1 if kind == "accuracy" else low > 0 and high <= limit
     if not is_possible:
@@ -89,6 +96,20 @@ def _check_above_chance(accuracy: pd.Series, settings: Settings) -> None:
             f"analysis.target={settings.target} is at most {format_number(float(accuracy.max()))}, never above "
             f"analysis.chance={settings.chance:g}: there is nothing to fit, unless the chance is wrong"
         )
+
+
+def _wrong_way(frame: pd.DataFrame, column: str, settings: Settings) -> list[str]:
+    """A sentence if the fitted column mostly rises with size, in most families: its kind may be wrong."""
+    size = next(name for name in SIZES if name in frame)
+    means = frame.groupby(["family", size])[column].mean().groupby(level="family")
+    ranks = [
+        stats.spearmanr(range(len(of_family)), of_family).statistic for _, of_family in means if len(of_family) > 3
+    ]
+    if not ranks or np.median(ranks) < WRONG_WAY:
+        return []
+    kind, direction = settings.target_kind, "falls" if settings.target_kind == "accuracy" else "rises"
+    other = {"accuracy": "error", "error": "accuracy"}.get(str(kind), "accuracy")
+    return [f"Suspicious: {settings.target} {direction} with {size}: is analysis.target_kind {other} and not {kind}?"]
 
 
 def _run(frame: pd.DataFrame, row: object) -> str:

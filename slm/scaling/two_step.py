@@ -6,7 +6,7 @@ Each step has the law with the lowest AICc of those that the runs do not reject,
 
 Notable: an interval of the chain combines two distances on each side: how far the error moves if T moves to the end of
 its interval for a new run, and how far step 2 lets the error move at the predicted T. They add up like independent
-errors (Zou & Donner 2008), since step 2 is fitted given the measured T. Least squares of logs throughout.
+errors (Zou & Donner 2008), since step 2 is fitted given the measured T. Least squares: of log T, and of the accuracy.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SAME_TOKENS = 1.001  # budgets whose ratio is at most this are one budget
 
 @dataclass(frozen=True)
 class Chain:
-    """Both steps fitted to one family; `sigmas` are the scatter of a new run about each step, in logs."""
+    """Both steps fitted to one family; `sigmas` are the scatter of new runs about each, as its residuals."""
 
     steps: tuple[Fit, Fit]
     sigmas: tuple[float, float]
@@ -50,14 +50,15 @@ class Chain:
         first, second = self.steps
         T = band(first, log_x, None, level=level).for_run(self.sigmas[0])
         losses = np.exp([T.centre, T.low, T.high])
-        log_errors = second.log_value(-losses.reshape(-1, 1)).reshape(losses.shape)
+        errors = second.log_value(-losses.reshape(-1, 1)).reshape(losses.shape)
         at_T = band(second, -losses[0][:, None], None, level=level).for_run(self.sigmas[1])
-        down = np.hypot(log_errors[0] - log_errors[1], at_T.centre - at_T.low)
-        up = np.hypot(log_errors[2] - log_errors[0], at_T.high - at_T.centre)
+        down = np.hypot(errors[0] - errors[1], at_T.centre - at_T.low)
+        up = np.hypot(errors[2] - errors[0], at_T.high - at_T.centre)
         measured = -second.sample.log_x[:, 0]
         beyond = np.maximum(1, np.maximum(losses[0] / measured.max(), measured.min() / losses[0]))
-        centre = log_errors[0]
-        accuracy = {"centre": 1 - np.exp(centre), "low": 1 - np.exp(centre + up), "high": 1 - np.exp(centre - down)}
+        centre = 1 - errors[0]
+        # A chain of intervals may leave the range of an accuracy; a new run cannot.
+        accuracy = {"centre": centre, "low": np.maximum(centre - up, 0), "high": np.minimum(centre + down, 1)}
         task_loss = dict(zip(("centre", "low", "high"), losses, strict=True))
         return {"task_loss": task_loss, "accuracy": accuracy, "beyond": beyond}
 
@@ -174,8 +175,8 @@ def _sigmoid(fit: Fit, settings: Settings) -> Entry:
     T = np.linspace(measured.min() - margin, measured.max() + margin, CURVE_POINTS)
     limits = band(fit, -T[:, None], None, level=settings.level)
     ends = {"centre": limits.centre, "low": limits.high, "high": limits.low}  # a low error is a high accuracy
-    curve = {"x": T} | {name: 1 - np.exp(log_error) for name, log_error in ends.items()}
-    return curve | {"points": {"x": measured, "value": 1 - np.exp(fit.sample.log_y)}}
+    curve = {"x": T} | {name: 1 - error for name, error in ends.items()}
+    return curve | {"points": {"x": measured, "value": 1 - fit.sample.log_y}}
 
 
 def _held_out(chain: Chain, level: float) -> Entry | None:
@@ -197,7 +198,7 @@ def _held_out(chain: Chain, level: float) -> Entry | None:
         return None
     smaller = Chain((refits[0], refits[1]), (refits[0].sigma, refits[1].sigma))
     rows = _rows(smaller, first.log_x[is_largest], level)
-    for row, measured in zip(rows, 1 - np.exp(second.log_y[is_largest]), strict=True):
+    for row, measured in zip(rows, 1 - second.log_y[is_largest], strict=True):
         predicted = row["accuracy"]
         row |= {"measured": float(measured), "error": predicted["centre"] - float(measured)}
         row["inside"] = not (measured < predicted["low"] or measured > predicted["high"])  # an open end always covers

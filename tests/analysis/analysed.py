@@ -47,7 +47,7 @@ def isoflop_runs() -> Table:
 def analysed(folder: Path, table: Table, **settings: Any) -> Path:
     """An analysis directory as `sweep.py` writes it, without figures and report."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = analyse(table, Settings(bootstrap=50, calibration=50, **settings))
+    found = analyse(table, Settings(**{"bootstrap": 50, "calibration": 50} | settings))
     write(folder, "fits", found.fits)
     write(folder, "comparison", found.comparison)
     write(folder, "audit", AUDIT)

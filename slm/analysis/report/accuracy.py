@@ -22,7 +22,7 @@ from slm.runtime.words import (
     plural,
     with_interval,
 )
-from slm.scaling.describe import Entry, exponent_text, family_name, floor_text, has_complete_lists
+from slm.scaling.describe import Entry, exponent_text, family_name, floor_text, has_complete_lists, moved_points
 
 DIGITS = 3  # of accuracies: the error of an accuracy over 1,000 items is 0.016
 ABOUT_INTERVALS = (
@@ -47,7 +47,7 @@ def accuracy_section(analysis: Directory) -> Section | None:
     rows = [row for entry in entries for row in _direct_rows(entry)]
     rows += [row for family in _families(analysis) for row in _chain_rows(family)]
     return Section(f"Accuracy of {column}").add(
-        f"Laws were fitted to the error, 1 - {column}. They keep the accuracy between chance, "
+        f"Laws were fitted to the error, 1 - {column}, itself and not its log. They keep the accuracy between chance, "
         f"{format_number(basis['chance'])}, and one: `{basis['law']}` is {analysis.equation(basis['law'])}, where L is "
         "the error. `logistic` laws are sigmoids of log M, `exponential` laws are exponential in M.",
         bullets(_sentences(analysis, entries)),
@@ -109,10 +109,8 @@ def _direct_held_out(entry: Entry) -> tuple[float, list[float], list[bool]] | No
     extrapolation = entry.get("extrapolation")
     if not extrapolation or "N" not in entry["points"]:
         return None
-    step, points = extrapolation["steps"][0], entry["points"]
-    log_N = np.log(points["N"])
-    values = np.array(points["value"])[log_N > log_N.max() - 1e-6]
-    errors = (-values * np.expm1(step["errors_log"])).tolist()  # an error that is too high is an accuracy too low
+    step = extrapolation["steps"][0]
+    errors = (-np.array(step["errors_log"])).tolist()  # an error that is too high is an accuracy too low
     is_inside = [not (is_number(low) and low > 0) and not (is_number(high) and high < 0)
                  for low, high in zip(step["low_log"], step["high_log"], strict=True)]  # fmt: skip
     return float(step["held_out"]), errors, is_inside
@@ -248,8 +246,8 @@ def _draw_family(axis: Axes, analysis: Directory, entry: Entry, chain: Entry | N
     axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
     sizes = np.array(points[curve["variable"]], float)
     draw_law(axis, x, y, x <= sizes.max() * 1.001, colour)
-    values = np.interp(np.log(sizes), np.log(x), np.log(curve["centre"])) + np.array(points["residual"], float)
-    plot_runs(axis, sizes, 1 - np.exp(values), colour, analysis.marker(entry["family"]))
+    values = moved_points(entry, np.interp(np.log(sizes), np.log(x), curve["centre"]))
+    plot_runs(axis, sizes, 1 - values, colour, analysis.marker(entry["family"]))
     if chain is not None and curve["variable"] == "N":
         axis.plot(chain["curve"]["x"], chain["curve"]["centre"], color="black", lw=1.1, ls="--")
     log_axis(axis.xaxis, x.min(), x.max(), as_counts=curve["variable"] != "C")

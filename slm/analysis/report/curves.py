@@ -9,7 +9,7 @@ import numpy as np
 from slm.analysis.report.directory import Directory
 from slm.report.style import GREY, Axes, Figure, draw_law, label_left, log_axis, panels, plot_runs, short_name
 from slm.runtime.words import amount, axis_name, format_number, interval, target_label
-from slm.scaling.describe import Entry, has_complete_lists, is_identified
+from slm.scaling.describe import Entry, has_complete_lists, is_identified, moved_points
 from slm.scaling.sample import column_of
 
 MAX_REFERENCE_RATIO = 2.0
@@ -97,7 +97,7 @@ def _points(analysis: Directory, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     x = np.array(points[curve["variable"]], float)
     if curve.get("held"):
         centre = np.interp(np.log(x), np.log(curve["x"]), np.log(curve["centre"]))
-        return x, np.exp(centre + np.array(points["residual"], float))
+        return x, moved_points(entry, np.exp(centre))
     rows = analysis.family_rows(entry["family"])
     columns = [column_of(curve["variable"], analysis.verdict_basis["size"]), entry["target"]]
     if not set(columns).issubset(rows.columns):

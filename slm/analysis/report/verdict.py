@@ -55,7 +55,8 @@ def analysed_section(analysis: Directory) -> Section:
     """The table that was analysed, and the law that the verdict uses."""
     basis, comparison = analysis.verdict_basis, analysis.comparison
     name = comparison["table"]
-    residuals = "" if basis["loss"] == "linear" else " of log residuals"  # `linear` fits no logs
+    is_in_logs = basis["loss"] != "linear" and basis.get("kind") != "accuracy"
+    residuals = " of log residuals" if is_in_logs else ""
     why = f" It is the law of the verdict because {escape_markdown(basis['why'])}." if basis.get("why") else ""
     skipped = [f"`{row['law']}`: {escape_markdown(row['reason'])}" for row in comparison["skipped"]]
     columns: Columns = {
