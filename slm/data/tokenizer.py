@@ -72,6 +72,11 @@ class Tokenizer:
             raise ValueError(f"tokenizer {self.name} names {token!r} as begin or end token, but has no such token")
         return self._vocabulary[token]
 
+    @property
+    def content(self) -> str:
+        """The text of tokenizer.json."""
+        return self._content
+
     @cached_property
     def fingerprint(self) -> str:
         """The first 16 hex digits of the SHA-256 of tokenizer.json, with sorted keys."""

@@ -68,6 +68,9 @@ KINDS = {
     "generation.top_k": kinds.or_null(_integer(1)),
     "generation.top_p": kinds.or_null(kinds.Kind("above 0 and at most 1", lambda p: is_number(p) and 0 < p <= 1)),
     "export": kinds.or_null(kinds.TEXT),
+    "format": kinds.one_of("transformers", "executorch", "gguf"),
+    "export_dtype": kinds.one_of("auto", "float32", "float16", "q8_0"),
+    "export_context": kinds.or_null(_integer(2)),
     "unroll_sharing": kinds.SWITCH,
     "logger": kinds.Kind("a group of settings", lambda value: isinstance(value, Mapping)),
 }
@@ -97,8 +100,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     if config["prompt"] is not None and config["export"] is not None:
         raise ValueError("prompt and export cannot be combined: give one of them")
-    if config["unroll_sharing"] and config["export"] is None:
-        raise ValueError("unroll_sharing=true needs export=FOLDER")
+    _check_export(config)
     perplexity = config["perplexity"]
     for key, default in (("bos", "auto"), ("document_start", None)):
         if config.get("data") is None and perplexity[key] != default:
@@ -111,6 +113,21 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if not has_measurement and config["prompt"] is None and config["export"] is None:
         raise ValueError("nothing to measure: perplexity.protocols=[], speed.enabled=false and there are no tasks")
     return settings
+
+
+def _check_export(config: Mapping[str, Any]) -> None:
+    target, dtype = config["format"], config["export_dtype"]
+    given = {"unroll_sharing": config["unroll_sharing"] and "true", "format": target != "transformers" and target}
+    given |= {"export_dtype": dtype != "auto" and dtype, "export_context": config["export_context"]}
+    for key, value in given.items():
+        if value and config["export"] is None:
+            raise ValueError(f"{key}={value} needs export=FOLDER")
+        if value and key.startswith("export_") and target == "transformers":
+            raise ValueError(f"{key}={value} needs format=executorch or format=gguf: format=transformers keeps both")
+    if config["unroll_sharing"] and target != "transformers":
+        raise ValueError(f"unroll_sharing=true is for format=transformers: format={target} needs no such setting")
+    if target == "executorch" and dtype not in ("auto", "float32"):
+        raise ValueError(f"export_dtype={dtype} is for format=gguf: format=executorch writes float32")
 
 
 def check_paths(settings: Mapping[str, Any]) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from slm.checkpoints import Checkpoint, Provenance, check, export, load
+from slm.checkpoints.engine_export import export_for_engine
+from slm.checkpoints.engine_folder import check_engine, load_engine
 from slm.checkpoints.weights import dtype_name
 from slm.data.tokenizer import Tokenizer
 from slm.evaluation.config import address_of
@@ -26,6 +28,7 @@ from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
 from slm.model import generate
 from slm.model.counts import num_params
+from slm.runtime.address import is_engine_file
 from slm.runtime.machine import why_no_gpu
 from slm.runtime.progress import say
 from slm.runtime.system import keep_freed_memory
@@ -90,12 +93,14 @@ def evaluate(settings: Mapping[str, Any]) -> int:
 
 def _check(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:
     address, revision = address_of(checkpoint, settings)
-    return check(address, revision=revision)
+    return check_engine(address) if is_engine_file(address) else check(address, revision=revision)
 
 
 def _load(provenance: Provenance, precision: Precision) -> Checkpoint:
     # The folder of a hub repository holds the revision that was checked.
     source = provenance.checkpoint if provenance.revision is None else provenance.folder
+    if is_engine_file(str(source)):
+        return load_engine(str(source))
     return load(source, dtype=precision.dtype, device=precision.device)
 
 
@@ -233,6 +238,13 @@ def text_pieces(tokenizer: Tokenizer, ids: list[int], new_ids: Iterable[int]) ->
 
 def _export(settings: Mapping[str, Any]) -> int:
     address, revision = address_of(settings["checkpoints"][0], settings)
+    if is_engine_file(address):
+        raise ValueError(f"export of {address}, which is an export already: give the checkpoint that it was made from")
+    if settings["format"] != "transformers":
+        options = {"engine": settings["format"], "dtype": settings["export_dtype"]}
+        options |= {"max_length": settings["export_context"], "revision": revision}
+        print(f"exported to {export_for_engine(address, settings['export'], **options)}")
+        return 0
     folder = export(address, settings["export"], revision=revision, unroll_sharing=settings["unroll_sharing"])
     print(f"exported to {folder}")
     return 0
