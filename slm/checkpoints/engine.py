@@ -94,7 +94,7 @@ class EngineModel:
         return TokenCache(batch_size)
 
     def counts(self) -> Counts:
-        """Count parameters, and the bytes of the file and of the engine's memory, which attention keeps at full length."""
+        """Count parameters, and the bytes of the file and of a float32 memory of full length."""
         config, values = self.config, [0, 0]  # of all memories at full length, and at one token less
         for i, length in enumerate((config.max_position_embeddings, config.max_position_embeddings - 1)):
             mixers = mixers_of_blocks(config)

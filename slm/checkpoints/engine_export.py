@@ -1,4 +1,4 @@
-"""Export a checkpoint for another engine: a folder with one file of the model, its tokenizer, and a card with its parity.
+"""Export a checkpoint for another engine: a folder with the model's file, its tokenizer, and a card with its parity.
 
 Notable: the file is run in its engine before the folder appears, and the card says how far its logits are from slm's.
 """
@@ -146,7 +146,7 @@ def _write_beside(
         "longest text": config.max_position_embeddings,
         "written with": ", ".join(f"{name} {number}" for name, number in versions.items()),
         **{f"parity with slm: {name}": str(value) for name, value in parity.items()},
-        **{"note": note for note in notes},
+        **({"note": " ".join(notes)} if notes else {}),
     }
     use = {"executorch": _USE_PROGRAM.format(call=MAX_CALL_TOKENS), "gguf": _USE_GGUF}[engine]
     use += _MEASURE.format(file=file.name)

@@ -14,7 +14,7 @@ from slm.checkpoints.location import Provenance
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import load_tokenizer
 from slm.model.config import ModelConfig
-from slm.runtime.address import is_engine_file, local_folder
+from slm.runtime.address import local_folder
 
 
 class EngineCheckpoint(NamedTuple):
@@ -33,7 +33,7 @@ def open_engine(file: Path, config: ModelConfig, dtype: str) -> EngineModel:
 def check_engine(checkpoint: str) -> Provenance:
     """Check an export without loading it. Raises `ValueError` if files are missing, changed or damaged."""
     file = local_folder(checkpoint, None)
-    assert file is not None and is_engine_file(checkpoint)
+    assert file is not None  # it exists, so it is no hub id
     config_file = file.parent / "config.json"
     if not config_file.is_file():
         raise ValueError(f"checkpoint={checkpoint} needs the config.json and the tokenizer of its export beside it")

@@ -7,9 +7,8 @@ the signature and the constants (`get_max_context_len`, ...) that ExecuTorch's o
 from __future__ import annotations
 
 import logging
-import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,6 +101,7 @@ class ProgramModel(EngineModel):
             raise ValueError(f"checkpoint={file} has no method `forward`, so it is not a program of slm")
 
     def read(self, tokens: list[int], start: int) -> Tensor:
+        """See `EngineModel.read`."""
         parts = []
         for i in range(0, len(tokens), MAX_CALL_TOKENS):
             call = torch.tensor([tokens[i : i + MAX_CALL_TOKENS]])

@@ -31,8 +31,10 @@ from slm.model.config import ModelConfig
 from slm.runtime.files import replace
 
 _EXPORTED_FILES = frozenset(
-    ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml")
-    + ("model.pte", "model.gguf")
+    (
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml"),
+        *("model.pte", "model.gguf"),
+    )
 )
 """All files that an export can have. A folder that holds any other file is not replaced."""
 _LLAMA_FIELDS = {*LLAMA_KEYS, "rope_theta", "tie_embeddings"}

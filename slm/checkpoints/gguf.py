@@ -1,8 +1,8 @@
 """Write a Llama-shaped decoder as one GGUF file for llama.cpp, and run such a file with llama.cpp.
 
-Notable: llama.cpp rotates neighbouring channels, so rows of the query and key projections are reordered. It cuts text by
-rules that have names (`tokenizer.ggml.pre`), and stops at a name that it does not know. The rule of slm's own BPE has
-none there. The nearest one is written with a note, unless `tokenizer.split=llama3` trained the tokenizer.
+Notable: llama.cpp rotates neighbouring channels, so rows of the query and key projections are reordered. It cuts text
+by rules that have names (`tokenizer.ggml.pre`), and stops at a name that it does not know. The rule of slm's own BPE
+has none there. The nearest one is written with a note, unless `tokenizer.split=llama3` trained the tokenizer.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _tensor_name(name: str) -> str:
 
 
 def convert_tokenizer(tokenizer: Tokenizer, num_rows: int) -> Vocabulary:
-    """Return the tokenizer for an embedding of `num_rows` rows. Raises `ValueError` if llama.cpp has no such tokenizer."""
+    """Return the tokenizer for an embedding of `num_rows` rows. Raises `ValueError` if llama.cpp has none like it."""
     content = json.loads(tokenizer.content)
     model = content["model"]
     tokens = [f"[PAD{i}]" for i in range(num_rows)]
@@ -208,7 +208,7 @@ def _puts_space_first(content: Mapping[str, Any]) -> bool:
 
 
 class GgufModel(EngineModel):
-    """A GGUF file in llama.cpp, on as many threads as torch has; its memory is float16 unless the weights are float32."""
+    """A GGUF file in llama.cpp, on as many threads as torch has; its memory is float32 only if the weights are."""
 
     def __init__(self, file: Path, config: ModelConfig, dtype: str) -> None:
         llama_cpp = import_extra("llama_cpp", "gguf", f"checkpoint={file}")
@@ -230,6 +230,7 @@ class GgufModel(EngineModel):
             raise ValueError(f"checkpoint={file}: llama.cpp cannot load it ({error}): export it again") from None
 
     def read(self, tokens: list[int], start: int) -> Tensor:
+        """See `EngineModel.read`."""
         self.llama.n_tokens = start  # what is in memory after this is dropped
         self.llama.eval(tokens)
         logits: np.ndarray = self.llama.scores[start : start + len(tokens)]

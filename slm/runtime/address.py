@@ -19,7 +19,7 @@ def is_engine_file(given: str) -> bool:
 
 
 def local_folder(given: str, revision: str | None) -> Path | None:
-    """Return the local folder, or file of another engine, or None for a hub id. Raises `ValueError` for anything else."""
+    """Return the local folder or another engine's file, or None for a hub id. Raises `ValueError` for anything else."""
     path = Path(os.path.expanduser(given))
     if path.is_dir():
         if revision is not None:

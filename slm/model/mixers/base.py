@@ -108,7 +108,9 @@ class Mixer(nn.Module):
         """
         raise NotImplementedError
 
-    def forward_static(self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor) -> Tensor:
+    def forward_static(
+        self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor
+    ) -> Tensor:
         """Return `forward` of T tokens from position `start_1`, and write what later tokens need into `memory`.
 
         For compilers that fix all shapes but T (`slm.model.static`). `memory` has tensors (1, ...) of `static_shapes`,

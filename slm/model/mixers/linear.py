@@ -51,7 +51,9 @@ class LinearAttention(Projections):
         y = y / ((q_BKGC * z_BKC[:, :, None]).sum(-1, keepdim=True) + EPSILON)
         return self.o_proj(y.type_as(v).flatten(1)[:, None]), S_BKCC, z_BKC
 
-    def forward_static(self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor) -> Tensor:
+    def forward_static(
+        self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor
+    ) -> Tensor:
         # The T tokens are one chunk. `chunkwise` has shapes that a compiler cannot derive from T.
         q_1HTC, k_1KTC, v_1KTC = self.project(x_1TD, rotary)
         S_1KCC, z_1KC = restarted(memory, start_1)

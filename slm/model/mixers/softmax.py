@@ -207,7 +207,9 @@ class SoftmaxAttention(Projections):
         mixed = mixed + (own_weight / total).type_as(v_BK1C) * v_BK1C
         return self.o_proj(mixed.flatten(1)[:, None]), k_BK1C, v_BK1C
 
-    def forward_static(self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor) -> Tensor:
+    def forward_static(
+        self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor
+    ) -> Tensor:
         q_1HTC, *new = self.project(x_1TD, rotary)
         for store_1KLC, x_1KTC in zip(memory, new, strict=True):
             store_1KLC.index_copy_(2, torch.arange(x_1TD.shape[1]) + start_1, x_1KTC)

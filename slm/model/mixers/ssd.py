@@ -85,7 +85,9 @@ class SSD(Mixer):
         y_BKRC = (q[:, 0, :, None, :, None] * h_BKRNC).sum(-2)
         return self._gated_output(x_B1D, y_BKRC[:, None].type_as(v), v), tail_BtX, h_BKRNC
 
-    def forward_static(self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor) -> Tensor:
+    def forward_static(
+        self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor
+    ) -> Tensor:
         tail, state = restarted(memory, start_1)
         q, k, v, tail = self._convolved(x_1TD, tail)
         dt, log_decay = self._dt_and_log_decay(x_1TD)
