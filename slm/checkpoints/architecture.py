@@ -44,6 +44,10 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+class UnsupportedModel(ValueError):
+    """The config is of a model that our decoder cannot hold, but that others may compute."""
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file. Raises `ValueError` if the file is missing or holds anything else."""
     try:
@@ -61,13 +65,14 @@ def read_config(file: Path) -> ModelConfig:
     """Read the shape in a `config.json`, from the key `slm` of our own exports or the keys of Llama and MobileLLM.
 
     `tie_embeddings` is what the file says. When the weights are loaded, they decide whether there is a separate head.
-    Raises `ValueError` with the name of the key that is not supported.
+    Raises `UnsupportedModel` with the name of the key if our decoder cannot hold the model, and `ValueError` if the
+    config is damaged or contradicts itself.
     """
     json_config = read_json(file)
     model_type, slm_fields = json_config.get("model_type"), json_config.get("slm")
     if model_type not in MODEL_TYPES:
         given = "has no model_type" if model_type is None else f"has model_type {model_type!r}"
-        raise ValueError(f"{file} {given}, but must have one of {', '.join(MODEL_TYPES)}")
+        raise UnsupportedModel(f"{file} {given}, but must have one of {', '.join(MODEL_TYPES)}")
     try:
         if slm_fields is not None and not isinstance(slm_fields, Mapping):
             raise ValueError(f"slm={slm_fields!r} must be an object, the fields of ModelConfig")
@@ -88,7 +93,8 @@ def read_config(file: Path) -> ModelConfig:
                 )
         return slm_config
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+        kind = UnsupportedModel if isinstance(error, UnsupportedModel) else ValueError
+        raise kind(f"{file}: {error}") from None
 
 
 def _llama_config(json_config: Mapping[str, Any], *, may_share_blocks: bool) -> ModelConfig:
@@ -100,8 +106,9 @@ def _llama_config(json_config: Mapping[str, Any], *, may_share_blocks: bool) -> 
         fields |= {"layer_sharing": "immediate", "num_repeats": 2}
     # The hub's MobileLLM configs tie the head by share_embedding, although tie_word_embeddings is false.
     is_tied = bool(json_config.get("tie_word_embeddings")) or bool(json_config.get("share_embedding"))
+    rope_theta = _rope_theta(json_config)
     try:
-        return ModelConfig(**fields, rope_theta=_rope_theta(json_config), tie_embeddings=is_tied)
+        return ModelConfig(**fields, rope_theta=rope_theta, tie_embeddings=is_tied)
     except ValueError as error:
         raise ValueError(str(error).replace("model.", "")) from None
 
@@ -117,20 +124,25 @@ def _rope_theta(json_config: Mapping[str, Any]) -> float:
         if kind == "default" and any(isinstance(value, Mapping) for value in rope.values()):
             kind = "one for each kind of layer"
         if kind != "default":
-            raise ValueError(f"{key} asks for rotary positions of type {kind!r}, but only 'default' is supported")
+            raise UnsupportedModel(f"{key} asks for rotary positions of type {kind!r}, but only 'default' is supported")
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ValueError(f"{key}.partial_rotary_factor={rope['partial_rotary_factor']} must be 1 or absent")
+            raise UnsupportedModel(f"{key}.partial_rotary_factor={rope['partial_rotary_factor']} must be 1 or absent")
         theta = rope.get("rope_theta", theta)
     return 10_000.0 if theta is None else theta
 
 
-def _refuse_unsupported(json_config: Mapping[str, Any]) -> None:
+def refuse_quantised(json_config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if the config says that the weights are quantised."""
     if quantisation := json_config.get("quantization_config"):
         method = quantisation.get("quant_method", "unnamed") if isinstance(quantisation, Mapping) else quantisation
         raise ValueError(
             f"quantization_config says that the weights are quantised ({method}), which is not supported: "
             "give the release in float16, bfloat16 or float32"
         )
+
+
+def _refuse_unsupported(json_config: Mapping[str, Any]) -> None:
+    refuse_quantised(json_config)
     layer_types = json_config.get("layer_types") or []
     is_full_attention = isinstance(layer_types, list) and layer_types.count("full_attention") == len(layer_types)
     has_window = json_config.get("sliding_window") is not None and json_config.get("use_sliding_window", True)
@@ -142,4 +154,4 @@ def _refuse_unsupported(json_config: Mapping[str, Any]) -> None:
     }
     for key, (accepted, is_supported) in checks.items():
         if not is_supported:
-            raise ValueError(f"{key}={json_config[key]!r:.80} is not supported: it must be {accepted}")
+            raise UnsupportedModel(f"{key}={json_config[key]!r:.80} is not supported: it must be {accepted}")

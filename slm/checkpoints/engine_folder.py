@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from slm.checkpoints.architecture import read_config, read_json
 from slm.checkpoints.engine import EngineModel
@@ -15,14 +15,6 @@ from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import load_tokenizer
 from slm.model.config import ModelConfig
 from slm.runtime.address import local_folder
-
-
-class EngineCheckpoint(NamedTuple):
-    """A loaded export: the engine's model, the tokenizer, and where they came from."""
-
-    decoder: EngineModel
-    tokenizer: Tokenizer
-    provenance: Provenance
 
 
 def open_engine(file: Path, config: ModelConfig, dtype: str) -> EngineModel:
@@ -54,12 +46,12 @@ def check_engine(checkpoint: str) -> Provenance:
     )
 
 
-def load_engine(checkpoint: str) -> EngineCheckpoint:
+def load_engine(checkpoint: str) -> tuple[EngineModel, Tokenizer, Provenance]:
     """Load an export that `evaluate.py export=FOLDER format=...` wrote. Raises `ValueError` as `check_engine` does."""
     provenance = check_engine(checkpoint)
     file = provenance.folder / Path(checkpoint).name
     tokenizer = load_tokenizer(provenance.folder, asked_by="checkpoint")
-    return EngineCheckpoint(open_engine(file, provenance.config, provenance.stored_dtype), tokenizer, provenance)
+    return open_engine(file, provenance.config, provenance.stored_dtype), tokenizer, provenance
 
 
 def file_digest(file: Path) -> str:

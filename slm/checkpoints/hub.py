@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from slm.checkpoints.architecture import read_json
+from slm.checkpoints.foreign import OTHER_TOKENIZER_FILES
 from slm.checkpoints.weights import WEIGHT_FILES
 from slm.data.hub import require_network
 from slm.data.tokenizer import CONFIGS
@@ -48,7 +49,8 @@ def fetch_other_weights(repository: str, commit: str) -> bool:
 def _is_complete(folder: Path) -> bool:
     """Return whether the cache has all files that loading reads; an interrupted download leaves only some."""
     weights = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
-    if weights is None or not any((folder / name).exists() for name in TOKENIZER_FILES):
+    tokenizers = (*TOKENIZER_FILES, OTHER_TOKENIZER_FILES[0])
+    if weights is None or not any((folder / name).exists() for name in tokenizers):
         return False
     return all((folder / name).exists() for name in _shards(weights))
 
@@ -95,10 +97,11 @@ def _download(repository: str, revision: str | None, *, every_format: bool = Fal
 
 def _files_to_fetch(repository: str, names: Collection[str], *, every_format: bool) -> list[str]:
     """Return the files to fetch. The weights come last, so that other errors come before the long download."""
-    tokenizers = [name for name in TOKENIZER_FILES if name in names]
+    others = [name for name in OTHER_TOKENIZER_FILES if name in names]
+    tokenizers = [name for name in TOKENIZER_FILES if name in names][:1] or others
     weights = [name for name in WEIGHT_FILES if name in names]
     for present, accepted in ((tokenizers, TOKENIZER_FILES), (weights, WEIGHT_FILES)):
         if not present:
             raise ValueError(f"checkpoint={repository!r} has none of {', '.join(accepted)} on the hub")
     configs = [name for name in CONFIGS if name in names]
-    return [*configs, tokenizers[0], *(weights if every_format else weights[:1])]
+    return [*configs, *tokenizers, *(weights if every_format else weights[:1])]

@@ -12,16 +12,21 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from slm.checkpoints.location import Location, Parts, Provenance, find_location, open_parts
+from slm.checkpoints.engine_folder import check_engine, load_engine
+from slm.checkpoints.foreign import ForeignShape
+from slm.checkpoints.location import AnyProvenance, Location, Parts, Provenance, find_location, open_parts
+from slm.checkpoints.transformers_model import load_transformers_model
 from slm.checkpoints.weights import EMBEDDING, HEAD, Weights, dtype_name, empty_decoder
 from slm.data.tokenizer import Tokenizer
 from slm.model import Decoder
 from slm.model.config import ModelConfig
+from slm.model.interface import CausalLM
+from slm.runtime.address import is_engine_file
 from slm.runtime.words import shortlist
 
 _MAX_UNUSED_SHARE = 0.05  # if a larger share of the embedding's rows has no token, a note says so
@@ -35,6 +40,14 @@ class Checkpoint(NamedTuple):
     decoder: Decoder
     tokenizer: Tokenizer
     provenance: Provenance
+
+
+class AnyCheckpoint(NamedTuple):
+    """A loaded checkpoint of any model: ours, or one that transformers computes."""
+
+    decoder: CausalLM
+    tokenizer: Tokenizer
+    provenance: AnyProvenance
 
 
 def load(
@@ -51,8 +64,33 @@ def load(
     sentence, if the checkpoint cannot be loaded.
     """
     location = find_location(path_or_repo, revision)
-    parts = _checked_parts(location)
-    config, notes = _settle_head(parts.config, parts.weights)
+    return _load_decoder(location, _checked_parts(location), dtype, device)
+
+
+def load_any(
+    path_or_repo: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> AnyCheckpoint:
+    """Load like `load`, but let transformers compute a model that our decoder cannot hold, and engines their exports."""
+    if is_engine_file(str(path_or_repo)):
+        return AnyCheckpoint(*load_engine(str(path_or_repo)))
+    location = find_location(path_or_repo, revision)
+    parts = _checked_parts(location, may_be_foreign=True)
+    if not isinstance(parts.config, ForeignShape):
+        return AnyCheckpoint(*_load_decoder(location, parts, dtype, device))
+    tensors = parts.weights.tensors
+    model = load_transformers_model(location.folder, parts.config, tensors, dtype=dtype, device=device)
+    non_finite_names = [name for name, parameter in model.model.named_parameters() if not _all_finite(parameter)]
+    provenance = AnyProvenance(**_origin(location, parts), config=parts.config)
+    notes = (*provenance.notes, *_non_finite_notes(non_finite_names))
+    return AnyCheckpoint(model, parts.tokenizer, dataclasses.replace(provenance, notes=notes))
+
+
+def _load_decoder(location: Location, parts: Parts, dtype: torch.dtype, device: torch.device | str) -> Checkpoint:
+    config, notes = _settle_head(_our_config(parts), parts.weights)
     decoder = empty_decoder(config)
     tensors: dict[str, Tensor] = {}
     non_finite_names: list[str] = []
@@ -63,11 +101,13 @@ def load(
         if not _all_finite(tensors[name]):
             non_finite_names.append(name)
     decoder.load_state_dict(tensors, assign=True)
-    if non_finite_names:
-        names_text = shortlist(non_finite_names, max_items=3)
-        notes = (*notes, f"{names_text} hold NaN or infinite values, so no loss is finite.")
+    notes = (*notes, *_non_finite_notes(non_finite_names))
     provenance = _provenance(location, parts, config, notes)
     return Checkpoint(decoder.eval().requires_grad_(False), parts.tokenizer, provenance)
+
+
+def _non_finite_notes(names: list[str]) -> list[str]:
+    return [f"{shortlist(names, max_items=3)} hold NaN or infinite values, so no loss is finite."] if names else []
 
 
 def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenance:
@@ -78,13 +118,29 @@ def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenanc
     """
     location = find_location(path_or_repo, revision)
     parts = _checked_parts(location)
-    return _provenance(location, parts, parts.config, ())
+    return _provenance(location, parts, _our_config(parts), ())
 
 
-def _checked_parts(location: Location) -> Parts:
-    parts = open_parts(location)
-    num_ids, num_rows = parts.tokenizer.vocab_size, parts.config.vocab_size
-    if num_ids > num_rows:
+def check_any(path_or_repo: str | Path, *, revision: str | None = None) -> AnyProvenance:
+    """Check a checkpoint that `load_any` would load. Whether transformers has all weights is known when it loads."""
+    if is_engine_file(str(path_or_repo)):
+        return check_engine(str(path_or_repo))
+    location = find_location(path_or_repo, revision)
+    parts = _checked_parts(location, may_be_foreign=True)
+    return AnyProvenance(**_origin(location, parts), config=parts.config)
+
+
+def _our_config(parts: Parts) -> ModelConfig:
+    assert isinstance(parts.config, ModelConfig)  # `open_parts` gives another shape only if the model may be foreign
+    return parts.config
+
+
+def _checked_parts(location: Location, *, may_be_foreign: bool = False) -> Parts:
+    parts = open_parts(location, may_be_foreign=may_be_foreign)
+    tokenizer, num_rows = parts.tokenizer, parts.config.vocab_size
+    num_ids = tokenizer.vocab_size
+    # Text never becomes a special token, so only ids of text, begin and end must have a row.
+    if tokenizer.token_bytes[num_rows:].any() or max(tokenizer.eos_id, tokenizer.separator_id) >= num_rows:
         raise ValueError(
             f"checkpoint={location.checkpoint}: the tokenizer has {num_ids:,} ids and the embedding {num_rows:,} rows, "
             "so they do not belong together: give the folder the tokenizer that the model was trained with"
@@ -116,22 +172,28 @@ def _all_finite(tensor: Tensor) -> bool:
 
 
 def _provenance(location: Location, parts: Parts, config: ModelConfig, notes: tuple[str, ...]) -> Provenance:
+    fields = _origin(location, parts)
+    return Provenance(**fields | {"notes": (*fields["notes"], *notes)}, config=config)
+
+
+def _origin(location: Location, parts: Parts) -> dict[str, Any]:
+    """Return the fields of `AnyProvenance` without the shape."""
     dtype_bytes = Counter[str]()
     for tensor in parts.weights.tensors.values():
         dtype_bytes[dtype_name(tensor.dtype)] += tensor.nbytes
-    all_notes = list(parts.notes)
+    notes = list(parts.notes)
     if len(dtype_bytes) > 1:
-        all_notes.append(f"The tensors are stored in different precisions: {', '.join(sorted(dtype_bytes))}.")
+        notes.append(f"The tensors are stored in different precisions: {', '.join(sorted(dtype_bytes))}.")
     num_ids, num_rows = parts.tokenizer.vocab_size, parts.config.vocab_size
     if num_rows - num_ids > _MAX_UNUSED_SHARE * num_rows:
-        all_notes.append(f"The tokenizer uses {num_ids:,} of the embedding's {num_rows:,} rows.")
-    return Provenance(
+        notes.append(f"The tokenizer uses {num_ids:,} of the embedding's {num_rows:,} rows.")
+    return {
         **vars(location),
-        config=config,
-        stored_dtype=dtype_bytes.most_common(1)[0][0],
-        fingerprint=_fingerprint(parts),
-        notes=(*all_notes, *notes),
-    )
+        "kind": "transformers" if isinstance(parts.config, ForeignShape) else location.kind,
+        "stored_dtype": dtype_bytes.most_common(1)[0][0],
+        "fingerprint": _fingerprint(parts),
+        "notes": tuple(notes),
+    }
 
 
 def _fingerprint(parts: Parts) -> str:

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from slm.checkpoints.architecture import read_config, read_json
+from slm.checkpoints.architecture import UnsupportedModel, read_config, read_json
+from slm.checkpoints.foreign import foreign_tokenizer, read_foreign
 from slm.checkpoints.hub import fetch, fetch_other_weights
 from slm.checkpoints.weights import Weights, open_run_checkpoint, open_weights
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import load_tokenizer
 from slm.model.config import ModelConfig
+from slm.model.interface import Shape
 from slm.runtime.address import local_folder
 from slm.runtime.files import is_intact_zip, read_json_object
 
@@ -45,10 +47,10 @@ class Location:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance(Location):
+class AnyProvenance(Location):
     """Where the weights of a checkpoint came from, and what identifies them."""
 
-    config: ModelConfig
+    config: Shape
     stored_dtype: str
     """The dtype in which most bytes are stored, such as "float16"."""
     fingerprint: str
@@ -57,10 +59,17 @@ class Provenance(Location):
     """Full sentences that a reader of results must know."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Provenance(AnyProvenance):
+    """The same of a checkpoint that our decoder can hold."""
+
+    config: ModelConfig
+
+
 class Parts(NamedTuple):
     """What a checkpoint consists of, before any weights are read."""
 
-    config: ModelConfig
+    config: Shape
     weights: Weights
     tokenizer: Tokenizer
     notes: tuple[str, ...]
@@ -98,24 +107,45 @@ def _kind(folder: Path) -> str:
     return "export" if "slm" in read_json(folder / "config.json") else "hf"
 
 
-def open_parts(location: Location) -> Parts:
-    """Open the parts of a checkpoint. Raises `ValueError` if one of them cannot be used."""
+def open_parts(location: Location, *, may_be_foreign: bool = False) -> Parts:
+    """Open the parts of a checkpoint. Raises `ValueError` if one of them cannot be used.
+
+    A model that our decoder cannot hold is opened for transformers if it may be foreign, and else refused.
+    """
     if location.run is not None and location.folder == location.run / "checkpoints":
         return _open_unfinished_run(location, location.run)
-    config = read_config(location.folder / "config.json")
     name = location.checkpoint if location.revision else None
-    tokenizer = load_tokenizer(location.folder, name=name, asked_by="checkpoint")
     try:
-        weights, notes = open_weights(location.folder, config)
-    except ValueError:
-        # Weights in another format are downloaded only if the first format cannot be used.
-        if location.revision is None or not fetch_other_weights(location.checkpoint, location.revision):
-            raise
-        weights, notes = open_weights(location.folder, config)
+        config = read_config(location.folder / "config.json")
+    except UnsupportedModel as error:
+        if not may_be_foreign:
+            raise ValueError(f"{error}; only evaluate.py takes a model that our decoder cannot hold") from None
+        return _open_foreign(location, name, error)
+    tokenizer = load_tokenizer(location.folder, name=name, asked_by="checkpoint")
+    weights, notes = _open_weights(location, config)
     status = location.result.get("status")
     if location.kind == "run" and status != "completed":
         notes = (f"The run has an export, but its status in result.json is {status}.", *notes)
     return Parts(config, weights, tokenizer, notes)
+
+
+def _open_foreign(location: Location, name: str | None, reason: UnsupportedModel) -> Parts:
+    shape, notes = read_foreign(location.folder, reason)
+    tokenizer = foreign_tokenizer(location.folder, name)
+    weights, weight_notes = _open_weights(location, None)
+    # Keys of the config that no field of the shape has change the function too, so the file counts for the fingerprint.
+    weights = Weights(weights.tensors, [location.folder / "config.json", *weights.files])
+    return Parts(shape, weights, tokenizer, (*notes, *weight_notes))
+
+
+def _open_weights(location: Location, config: ModelConfig | None) -> tuple[Weights, tuple[str, ...]]:
+    try:
+        return open_weights(location.folder, config)
+    except ValueError:
+        # Weights in another format are downloaded only if the first format cannot be used.
+        if location.revision is None or not fetch_other_weights(location.checkpoint, location.revision):
+            raise
+        return open_weights(location.folder, config)
 
 
 def _open_unfinished_run(location: Location, run: Path) -> Parts:

@@ -47,15 +47,17 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def open_weights(folder: Path, config: ModelConfig) -> tuple[Weights, tuple[str, ...]]:
+def open_weights(folder: Path, config: ModelConfig | None) -> tuple[Weights, tuple[str, ...]]:
     """Open the first usable file of `WEIGHT_FILES` in a folder. Returns its weights, and notes on unusable files.
+
+    With a config, the tensors have the names and shapes of its decoder. With None, they have the names in the file.
 
     Raises `ValueError` if every file is absent, damaged, holds more than tensors, or belongs to another decoder.
     """
     problems: list[str] = []
     for file in [folder / name for name in WEIGHT_FILES if (folder / name).exists()]:
         try:
-            weights = match_weights(_open_tensors(file), config, folder)
+            weights = _open_foreign(file) if config is None else match_weights(_open_tensors(file), config, folder)
         except ValueError as error:
             problems.append(str(error))
         else:
@@ -72,6 +74,13 @@ def _open_tensors(file_or_index: Path) -> Weights:
             # Skip rotary frequencies, which old releases store although the config determines them.
             if "rotary_emb" not in name.split("."):
                 tensors[name.removeprefix("model.")] = tensor
+    return Weights(tensors, files)
+
+
+def _open_foreign(file_or_index: Path) -> Weights:
+    """Open all floating-point tensors. Old releases also store masks, which are of integers and not needed."""
+    files = _shards(file_or_index) if file_or_index.suffix == ".json" else [file_or_index]
+    tensors = {name: tensor for file in files for name, tensor in open_file(file, may_have_masks=True).items()}
     return Weights(tensors, files)
 
 
@@ -134,8 +143,8 @@ def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weight
     return Weights(stored, weights.files)
 
 
-def open_file(file: Path) -> dict[str, Tensor]:
-    """Open the tensors of one file under their names in the file."""
+def open_file(file: Path, *, may_have_masks: bool = False) -> dict[str, Tensor]:
+    """Open the tensors of one file under their names in the file, without its masks of integers if it may have some."""
     try:
         with file.open("rb") as handle:
             first_bytes = handle.read(len(LFS_POINTER))
@@ -145,8 +154,16 @@ def open_file(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} is empty: download it again")
     if first_bytes == LFS_POINTER:
         raise ValueError(f"{file} is a git-lfs pointer, not the weights: run git lfs pull in {file.parent}")
-    content = _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file)
+    content: dict[str, Any] = _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file)
+    if may_have_masks:
+        content = {name: tensor for name, tensor in content.items() if not _is_mask(str(name), tensor)}
     return _check_tensors(file, content)
+
+
+def _is_mask(name: str, tensor: Any) -> bool:
+    # Integers under the name of a weight are quantised weights, which are refused.
+    is_float = not isinstance(tensor, Tensor) or tensor.is_floating_point()
+    return not is_float and not name.endswith(".weight")
 
 
 def _shards(index: Path) -> list[Path]:

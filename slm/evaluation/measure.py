@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from slm.checkpoints import Checkpoint, Provenance
+from slm.checkpoints import AnyCheckpoint as Checkpoint
+from slm.checkpoints import AnyProvenance as Provenance
 from slm.evaluation.encode import Stream, encode, run_stream
 from slm.evaluation.ledger import Entry
 from slm.evaluation.perplexity import Protocol, perplexity
@@ -101,6 +102,11 @@ def _speed(settings: Mapping[str, Any], provenance: Provenance, device: str) -> 
     prompt_tokens = settings["prompt_tokens"] or max(1, min(512, context - settings["new_tokens"]))
     settings = {**settings, "prompt_tokens": prompt_tokens}
     check_speed(settings, context, device)
+    if settings["compile"] is True and provenance.kind == "transformers":
+        raise ValueError(
+            f"speed.compile=true, but checkpoint={provenance.checkpoint} is computed by transformers, uncompiled: give "
+            "speed.compile=auto"
+        )
 
     def measure(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         with progress("evaluation: speed", 100, "%") as advance:

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from slm.checkpoints import Checkpoint, Provenance, check, export, load
+from slm.checkpoints import AnyCheckpoint as Checkpoint
+from slm.checkpoints import AnyProvenance as Provenance
+from slm.checkpoints import check_any, export, load_any
 from slm.checkpoints.engine_export import export_for_engine
-from slm.checkpoints.engine_folder import check_engine, load_engine
 from slm.checkpoints.weights import dtype_name
 from slm.data.tokenizer import Tokenizer
 from slm.evaluation.config import address_of
@@ -27,7 +28,6 @@ from slm.evaluation.report.rows import rows
 from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
 from slm.model import generate
-from slm.model.counts import num_params
 from slm.runtime.address import is_engine_file
 from slm.runtime.machine import why_no_gpu
 from slm.runtime.progress import say
@@ -93,15 +93,13 @@ def evaluate(settings: Mapping[str, Any]) -> int:
 
 def _check(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:
     address, revision = address_of(checkpoint, settings)
-    return check_engine(address) if is_engine_file(address) else check(address, revision=revision)
+    return check_any(address, revision=revision)
 
 
 def _load(provenance: Provenance, precision: Precision) -> Checkpoint:
     # The folder of a hub repository holds the revision that was checked.
     source = provenance.checkpoint if provenance.revision is None else provenance.folder
-    if is_engine_file(str(source)):
-        return load_engine(str(source))
-    return load(source, dtype=precision.dtype, device=precision.device)
+    return load_any(source, dtype=precision.dtype, device=precision.device)
 
 
 def _measure(
@@ -116,11 +114,11 @@ def _measure(
     checkpoint = _load(provenance, precision)
     if checkpoint.provenance.fingerprint != provenance.fingerprint:
         raise ValueError(f"checkpoint={entry['checkpoint']} changed during the evaluation: run the command again")
-    config = checkpoint.decoder.config
+    counts = checkpoint.decoder.counts()
     entry["load_seconds"] = time.perf_counter() - start
-    entry["params_total"] = num_params(config)
-    entry["params_non_embedding"] = num_params(config, non_embedding=True)
-    entry["shape"] = config.to_dict()
+    entry["params_total"] = counts.params_total
+    entry["params_non_embedding"] = counts.params_non_embedding
+    entry["shape"] = checkpoint.decoder.config.to_dict()
     entry["notes"] = [*checkpoint.provenance.notes, *precision.notes]
     if "continued" in entry:
         entry["notes"].append(entry["continued"])
@@ -206,7 +204,7 @@ def _sample(settings: Mapping[str, Any]) -> int:
     ending = ""
     if len(new_ids) < options["max_new_tokens"]:
         ending = ", then the model ended the text or its context was full"
-        tokens_1T = torch.tensor([[*ids, *new_ids][-max_length:]], device=decoder.head_weight.device)
+        tokens_1T = torch.tensor([[*ids, *new_ids][-max_length:]], device=decoder.device)
         with torch.inference_mode():
             if not decoder.hidden(tokens_1T)[:, -1].isfinite().all():
                 raise ValueError(f"checkpoint={provenance.checkpoint} gives logits that are not finite: it diverged")

@@ -9,13 +9,28 @@ count: norms, activations, softmax, rotations, the short convolution, sums of ch
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from slm.model.config import ModelConfig
 from slm.model.mixers import MIXERS
 
 if TYPE_CHECKING:
     from slm.model.mixers.base import Mixer
+
+
+class Counts(NamedTuple):
+    """Parameters, and bytes in the dtype of the weights. Tied and shared parameters count once."""
+
+    params_total: int
+    params_non_embedding: int
+    """Without the tables of tokens and positions, and without an untied head."""
+    model_bytes: int
+    kv_bytes_per_token: int
+    """Keys and values of one token."""
+    kv_cache_bytes: int
+    """Keys and values of a full context."""
+    state_bytes: int
+    """Recurrent states, which do not grow with the context."""
 
 
 def mixers_of_blocks(config: ModelConfig) -> list[type[Mixer]]:
@@ -80,6 +95,19 @@ def state_bytes(config: ModelConfig, *, batch_size: int = 1, bytes_per_value: in
     mixers = mixers_of_blocks(config)
     shapes = [shape for block in config.block_uses for shape in mixers[block].state_shapes(config)]
     return sum(map(prod, shapes)) * batch_size * bytes_per_value
+
+
+def count(config: ModelConfig, bytes_per_value: int) -> Counts:
+    """Return all counts for weights of a dtype. Recurrent states are float32 or wider."""
+    params = num_params(config)
+    return Counts(
+        params_total=params,
+        params_non_embedding=num_params(config, non_embedding=True),
+        model_bytes=params * bytes_per_value,
+        kv_bytes_per_token=kv_cache_bytes(config, 1, bytes_per_value=bytes_per_value),
+        kv_cache_bytes=kv_cache_bytes(config, config.max_position_embeddings, bytes_per_value=bytes_per_value),
+        state_bytes=state_bytes(config, bytes_per_value=max(4, bytes_per_value)),
+    )
 
 
 def _mlp_weights(config: ModelConfig) -> int:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slm.model.config import ModelConfig
-from slm.model.counts import kv_cache_bytes, mixers_of_blocks, num_params, state_bytes
-from slm.model.interface import Counts
+from slm.model.counts import Counts, count, mixers_of_blocks
 from slm.model.layers import FeedForward, linear, make_norm, scaled
 from slm.model.loss import ChunkLoss, chunk_loss, compute_dtype, cross_entropy, token_losses
 from slm.model.mixers.base import Memory, Mixer
@@ -158,16 +157,8 @@ class Decoder(nn.Module):
         return KVCache(self.config, **size, device=self.device, dtype=dtype or self.dtype)
 
     def counts(self) -> Counts:
-        """Count parameters and bytes; recurrent states are float32 or wider."""
-        config, size = self.config, self.dtype.itemsize
-        return Counts(
-            params_total=num_params(config),
-            params_non_embedding=num_params(config, non_embedding=True),
-            model_bytes=sum(parameter.nbytes for parameter in self.parameters()),
-            kv_bytes_per_token=kv_cache_bytes(config, 1, bytes_per_value=size),
-            kv_cache_bytes=kv_cache_bytes(config, config.max_position_embeddings, bytes_per_value=size),
-            state_bytes=state_bytes(config, bytes_per_value=max(4, size)),
-        )
+        """Count parameters and bytes."""
+        return count(self.config, self.dtype.itemsize)
 
     def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """Return the input of the head, (B, T, D). With a cache, the T tokens come after the cached tokens.

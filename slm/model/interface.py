@@ -8,10 +8,12 @@ Legend: B batch, T tokens, N tokens of any shape flattened, S width of the state
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from slm.model.counts import Counts
 
 
 class Shape(Protocol):
@@ -41,21 +43,6 @@ class Cache(Protocol):
     def select(self, source: Any, rows: Tensor) -> None:
         """Become a copy of another cache of the model; sequence r is sequence `rows[r]` of `source`."""
         ...
-
-
-class Counts(NamedTuple):
-    """Parameters, and bytes in the dtype of the weights. Tied and shared parameters count once."""
-
-    params_total: int
-    params_non_embedding: int
-    """Without the tables of tokens and positions, and without an untied head."""
-    model_bytes: int
-    kv_bytes_per_token: int
-    """Keys and values of one token."""
-    kv_cache_bytes: int
-    """Keys and values of a full context."""
-    state_bytes: int
-    """Recurrent states, which do not grow with the context."""
 
 
 class CausalLM(Protocol):
