@@ -9,6 +9,11 @@ Legend: B batch, T tokens, N tokens of any shape flattened, V vocabulary.
 
 from __future__ import annotations
 
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -118,3 +123,20 @@ def import_extra(module: str, extra: str, asked_by: str) -> Any:
     except ImportError as error:
         package = str(error.name or module).partition(".")[0]
         raise ValueError(f"{asked_by} needs the package {package}: pip install 'slm[{extra}]'") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep from the user what an engine's libraries print about their own parts, also without Python."""
+    level, kept = logging.root.manager.disable, [os.dup(1), os.dup(2)]
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"), open(os.devnull, "w") as nowhere:
+            for number in (1, 2):
+                os.dup2(nowhere.fileno(), number)
+            yield
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        logging.disable(level)

@@ -24,6 +24,7 @@ from slm.checkpoints.location import Provenance
 from slm.data.tokenizer import Tokenizer
 from slm.model import Decoder, generate
 from slm.model.config import ModelConfig
+from slm.runtime.progress import say
 
 FILES = {"executorch": "model.pte", "gguf": "model.gguf"}
 _PACKAGES = {"executorch": ("executorch", "torch"), "gguf": ("gguf", "llama-cpp-python")}
@@ -82,6 +83,10 @@ def export_for_engine(
     if engine == "gguf":
         unroll(source.config, {}, asked_by="format=gguf")  # refuses the shape before weights are read
     decoder, tokenizer, provenance = load(checkpoint, revision=source.revision)
+    uses = len(decoder.config.block_uses)
+    say(
+        f"export: {uses} uses of a block for {engine}" + ("; compiling takes minutes" if engine == "executorch" else "")
+    )
     with replaced_folder(target) as partial:
         file = partial / FILES[engine]
         config = dataclasses.replace(decoder.config, max_position_embeddings=context)

@@ -6,17 +6,13 @@ the signature and the constants (`get_max_context_len`, ...) that ExecuTorch's o
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from slm.checkpoints.engine import EngineModel, import_extra
+from slm.checkpoints.engine import EngineModel, import_extra, quiet
 from slm.data.tokenizer import Tokenizer
 from slm.model import Decoder
 from slm.model.config import ModelConfig
@@ -24,13 +20,15 @@ from slm.model.static import StaticDecoder
 
 MAX_CALL_TOKENS = 128
 """Tokens of one call, for which the program plans memory: logits take 512 bytes times the vocabulary."""
+_XNNPACK = "executorch.backends.xnnpack.partition"
 _IDENTIFIER = b"ET12"  # at byte 4 of the file format that this version of ExecuTorch reads and writes
 
 
 def write_program(file: Path, decoder: Decoder, max_length: int, tokenizer: Tokenizer) -> None:
     """Compile the decoder for texts of up to `max_length` tokens. Raises `ValueError` for a mixer that cannot be."""
-    exir = import_extra("executorch.exir", "device", "format=executorch")
-    xnnpack = import_extra("executorch.backends.xnnpack.partition.xnnpack_partitioner", "device", "format=executorch")
+    with quiet():
+        exir = import_extra("executorch.exir", "device", "format=executorch")
+        xnnpack = import_extra(f"{_XNNPACK}.xnnpack_partitioner", "device", "format=executorch")
     model = StaticDecoder(decoder, max_length).eval()
     max_call = min(MAX_CALL_TOKENS, max_length)
     example = torch.zeros(1, min(5, max_call), dtype=torch.long), torch.zeros(1, dtype=torch.long)
@@ -47,7 +45,7 @@ def write_program(file: Path, decoder: Decoder, max_length: int, tokenizer: Toke
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": False,
     }
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         exported = torch.export.export(
             model, example, dynamic_shapes={"tokens_1T": {1: length}, "start_1": None}, strict=False
         )
@@ -58,18 +56,6 @@ def write_program(file: Path, decoder: Decoder, max_length: int, tokenizer: Toke
         program = edge.to_executorch(exir.ExecutorchBackendConfig(run_reinplace_pass=True))
     with file.open("wb") as handle:
         program.write_to_file(handle)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the compiler's warnings about its own parts from the user."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(level)
 
 
 def check_program(file: Path) -> None:
@@ -91,10 +77,13 @@ class ProgramModel(EngineModel):
     def __init__(self, file: Path, config: ModelConfig) -> None:
         super().__init__(config, torch.float32, file.stat().st_size)
         check_program(file)
-        runtime = import_extra("executorch.runtime", "device", f"checkpoint={file}")
         try:
-            self._program = runtime.Runtime.get().load_program(file)
-            self._forward: Any = self._program.load_method("forward")
+            with quiet():
+                runtime = import_extra("executorch.runtime", "device", f"checkpoint={file}")
+                self._program = runtime.Runtime.get().load_program(file)
+                self._forward: Any = self._program.load_method("forward")
+        except ValueError:
+            raise
         except Exception as error:  # the runtime has no error class of its own
             raise ValueError(f"checkpoint={file}: ExecuTorch cannot load it ({error}): export it again") from None
         if self._forward is None:

@@ -74,7 +74,7 @@ def load_any(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> AnyCheckpoint:
-    """Load like `load`, but let transformers compute a model that our decoder cannot hold, and engines their exports."""
+    """Load like `load`, but let transformers compute what our decoder cannot hold, and engines their exports."""
     if is_engine_file(str(path_or_repo)):
         return AnyCheckpoint(*load_engine(str(path_or_repo)))
     location = find_location(path_or_repo, revision)
