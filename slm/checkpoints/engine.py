@@ -58,25 +58,22 @@ class EngineModel:
         raise NotImplementedError
 
     def hidden(self, tokens_BT: Tensor, cache: TokenCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
-        """Return the logits (B, T, V); see `CausalLM.hidden`. Each document is read from position 0.
+        """Return the logits (B, T, V); see `CausalLM.hidden`.
 
-        Raises `ValueError` if the tokens do not fit, or for documents in a model with sparse attention, whose blocks
-        count from the start of the row.
+        Raises `ValueError` if the tokens do not fit, and for documents, which only a run's own validation text has.
         """
         cache = cache or TokenCache(len(tokens_BT))
         length, max_length = cache.length + tokens_BT.shape[1], self.config.max_position_embeddings
         if length > max_length:
             raise ValueError(f"{length} tokens do not fit: the context or the cache ends at {max_length}")
-        if documents_BT is not None and "P" in self.config.mixer_letters:
-            raise ValueError("a model with sparse attention cannot separate documents here: give data=...")
+        if documents_BT is not None:
+            raise ValueError(
+                "an engine cannot hide documents of one row from each other: give the documents separately"
+            )
         rows = []
         for row, tokens in enumerate(tokens_BT.tolist()):
-            if documents_BT is None:
-                rows.append(self._continue(cache.rows[row], tokens))
-                cache.rows[row] = cache.rows[row] + tokens
-                continue
-            sizes = documents_BT[row].unique_consecutive(return_counts=True)[1].tolist()
-            rows.append(torch.cat([self._continue([], part.tolist()) for part in tokens_BT[row].split(sizes)]))
+            rows.append(self._continue(cache.rows[row], tokens))
+            cache.rows[row] = cache.rows[row] + tokens
         return torch.stack(rows)
 
     def _continue(self, past: list[int], tokens: list[int]) -> Tensor:

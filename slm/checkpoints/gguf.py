@@ -8,6 +8,7 @@ has none there. The nearest one is written with a note, unless `tokenizer.split=
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -228,6 +229,7 @@ class GgufModel(EngineModel):
             )
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"checkpoint={file}: llama.cpp cannot load it ({error}): export it again") from None
+        weakref.finalize(self, self.llama.close)  # also at exit, before Python takes the library's functions away
 
     def read(self, tokens: list[int], start: int) -> Tensor:
         """See `EngineModel.read`."""

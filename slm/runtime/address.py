@@ -29,6 +29,8 @@ def local_folder(given: str, revision: str | None) -> Path | None:
         if is_engine_file(given) and revision is None:
             return path
         raise ValueError(f"checkpoint={given} is a file: give the run directory, or the folder with config.json")
+    if given.endswith(ENGINE_SUFFIXES):
+        raise ValueError(f"checkpoint={given} does not exist: give a file that evaluate.py export=FOLDER wrote")
     if not _HUB_ID.fullmatch(given):
         raise ValueError(
             f"checkpoint={given!r} does not exist: give a run directory, a folder with config.json and weights, or a "
