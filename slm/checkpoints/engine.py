@@ -50,7 +50,7 @@ class EngineModel:
     def __init__(self, config: ModelConfig, dtype: torch.dtype, file_bytes: int) -> None:
         self.config = config  # `max_position_embeddings` is the length of the engine's memory
         self.dtype = dtype
-        self.file_bytes = file_bytes
+        self.file_bytes = self.held_bytes = file_bytes  # of which the engine may hold more, once it is loaded
         self._read: list[int] = []  # tokens in the engine's memory
 
     def read(self, tokens: list[int], start: int) -> Tensor:

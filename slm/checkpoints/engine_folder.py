@@ -14,12 +14,17 @@ from slm.checkpoints.location import Provenance
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import load_tokenizer
 from slm.model.config import ModelConfig
+from slm.runtime import machine
 from slm.runtime.address import local_folder
 
 
 def open_engine(file: Path, config: ModelConfig, dtype: str) -> EngineModel:
     """Load the file in its engine. Raises `ValueError` if the engine is missing or cannot load it."""
-    return ProgramModel(file, config) if file.suffix == ".pte" else GgufModel(file, config, dtype)
+    before = machine.resident_bytes()
+    model = ProgramModel(file, config) if file.suffix == ".pte" else GgufModel(file, config, dtype)
+    growth = (machine.resident_bytes() or 0) - (before or 0)
+    model.held_bytes = max(growth, model.file_bytes)
+    return model
 
 
 def check_engine(checkpoint: str) -> Provenance:
