@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from math import prod
 from typing import Any
 
 import torch
@@ -96,20 +97,22 @@ class EngineModel:
         return TokenCache(batch_size)
 
     def counts(self) -> Counts:
-        """Count parameters, and the bytes of the file and of a float32 memory of full length."""
-        config, values = self.config, [0, 0]  # of all memories at full length, and at one token less
-        for i, length in enumerate((config.max_position_embeddings, config.max_position_embeddings - 1)):
-            mixers = mixers_of_blocks(config)
-            for block in config.block_uses:
-                values[i] += sum(torch.Size(shape).numel() for shape in mixers[block].static_shapes(config, length))
-        per_token = 4 * (values[0] - values[1])
+        """Count parameters, and the bytes of the file and of a memory of full length in the dtype of the model."""
+        config, mixers = self.config, mixers_of_blocks(self.config)
+
+        def memory_bytes(length: int) -> int:
+            shapes = [shape for block in config.block_uses for shape in mixers[block].static_shapes(config, length)]
+            return self.dtype.itemsize * sum(map(prod, shapes))
+
+        full_length = config.max_position_embeddings
+        per_token = memory_bytes(full_length) - memory_bytes(full_length - 1)
         return Counts(
             params_total=num_params(config),
             params_non_embedding=num_params(config, non_embedding=True),
             model_bytes=self.file_bytes,
             kv_bytes_per_token=per_token,
-            kv_cache_bytes=per_token * config.max_position_embeddings,
-            state_bytes=4 * values[0] - per_token * config.max_position_embeddings,
+            kv_cache_bytes=per_token * full_length,
+            state_bytes=memory_bytes(full_length) - per_token * full_length,
         )
 
 

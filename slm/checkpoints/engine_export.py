@@ -106,7 +106,7 @@ def _parity(file: Path, decoder: Decoder, config: ModelConfig, tokenizer: Tokeni
     try:
         model = open_engine(file, config, dtype)
     except ValueError as error:
-        return {"not compared": str(error)}
+        return {"not compared": str(error).replace(str(file), file.name)}  # without the path of this machine
     rng = torch.Generator().manual_seed(0)
     length = min(PARITY_TOKENS, config.max_position_embeddings)
     tokens_1T = torch.randint(int(tokenizer.token_bytes.size), (1, length), generator=rng)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slm.checkpoints.engine import EngineModel, import_extra
+from slm.checkpoints.engine import EngineModel, import_extra, quiet
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import SPLITS
 from slm.model.config import ModelConfig
@@ -216,17 +216,11 @@ class GgufModel(EngineModel):
         super().__init__(config, torch.float32 if dtype == "float32" else torch.float16, file.stat().st_size)
         memory_type = llama_cpp.GGML_TYPE_F32 if dtype == "float32" else llama_cpp.GGML_TYPE_F16
         threads = torch.get_num_threads()
+        options = {"type_k": memory_type, "type_v": memory_type, "n_threads": threads, "n_threads_batch": threads}
+        options |= {"n_ctx": config.max_position_embeddings, "logits_all": True, "verbose": False}
         try:
-            self.llama = llama_cpp.Llama(
-                str(file),
-                n_ctx=config.max_position_embeddings,
-                logits_all=True,
-                type_k=memory_type,
-                type_v=memory_type,
-                n_threads=threads,
-                n_threads_batch=threads,
-                verbose=False,
-            )
+            with quiet():
+                self.llama = llama_cpp.Llama(str(file), **options)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"checkpoint={file}: llama.cpp cannot load it ({error}): export it again") from None
         weakref.finalize(self, self.llama.close)  # also at exit, before Python takes the library's functions away
