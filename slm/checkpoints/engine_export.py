@@ -29,6 +29,7 @@ from slm.runtime.progress import say
 FILES = {"executorch": "model.pte", "gguf": "model.gguf"}
 _PACKAGES = {"executorch": ("executorch", "torch"), "gguf": ("gguf", "llama-cpp-python")}
 _KEPT_RESULTS = ("family", "train_tokens", "sequence_length", "status")
+MIN_CONTEXT = 4  # so that the number of tokens of a call can change
 PARITY_TOKENS, PARITY_NEW_TOKENS = 128, 32
 _MEASURE = "or measure it: `python evaluate.py checkpoint=FOLDER/{file} data=local data.paths=TEXT.txt`\n"
 _USE_PROGRAM = """\
@@ -77,6 +78,8 @@ def export_for_engine(
     target = export_folder(source, folder, engine)
     positions = source.config.max_position_embeddings
     context = max_length or min(positions, source.result.get("sequence_length") or positions)
+    if context < MIN_CONTEXT:
+        raise ValueError(f"export_context={context} must be at least {MIN_CONTEXT}")
     if context > positions:
         raise ValueError(f"export_context={context} is longer than the {positions} positions of the checkpoint")
     dtype = {"executorch": "float32", "gguf": "float16"}[engine] if dtype == "auto" else dtype

@@ -33,7 +33,7 @@ def write_program(file: Path, decoder: Decoder, max_length: int, tokenizer: Toke
     max_call = min(MAX_CALL_TOKENS, max_length)
     example = torch.zeros(1, min(5, max_call), dtype=torch.long), torch.zeros(1, dtype=torch.long)
     # A shape with T = 1 is another shape for torch; the program, which checks no such guards, takes it too.
-    length = torch.export.Dim("T", min=2, max=max_call) if max_call > 2 else None
+    length = torch.export.Dim("T", min=2, max=max_call)
     constants = {
         "get_max_seq_len": max_call,
         "get_max_context_len": max_length,

@@ -70,7 +70,7 @@ KINDS = {
     "export": kinds.or_null(kinds.TEXT),
     "format": kinds.one_of("transformers", "executorch", "gguf"),
     "export_dtype": kinds.one_of("auto", "float32", "float16", "q8_0"),
-    "export_context": kinds.or_null(_integer(2)),
+    "export_context": kinds.or_null(_integer(4)),
     "unroll_sharing": kinds.SWITCH,
     "logger": kinds.Kind("a group of settings", lambda value: isinstance(value, Mapping)),
 }
