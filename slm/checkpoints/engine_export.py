@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from slm.checkpoints.card import model_card, training_config
 from slm.checkpoints.engine_folder import file_digest, open_engine
 from slm.checkpoints.executorch import MAX_CALL_TOKENS, write_program
 from slm.checkpoints.export import as_llama, export_folder, hf_config, replaced_folder, unroll
-from slm.checkpoints.gguf import write_gguf
+from slm.checkpoints.gguf import GgufModel, write_gguf
 from slm.checkpoints.load import check, load
 from slm.checkpoints.location import Provenance
 from slm.data.tokenizer import Tokenizer
@@ -29,8 +30,9 @@ from slm.runtime.progress import say
 FILES = {"executorch": "model.pte", "gguf": "model.gguf"}
 _PACKAGES = {"executorch": ("executorch", "torch"), "gguf": ("gguf", "llama-cpp-python")}
 _KEPT_RESULTS = ("family", "train_tokens", "sequence_length", "status")
+_GGUF = {"asked_by": "format=gguf", "instead": "format=executorch takes every shape"}
 MIN_CONTEXT = 4  # so that the number of tokens of a call can change
-PARITY_TOKENS, PARITY_NEW_TOKENS = 128, 32
+PARITY_TOKENS, PARITY_NEW_TOKENS, PARITY_TEXTS = 128, 32, 2000
 _MEASURE = "or measure it: `python evaluate.py checkpoint=FOLDER/{file} data=local data.paths=TEXT.txt`\n"
 _USE_PROGRAM = """\
 In Python (`pip install executorch`), on a phone with ExecuTorch's library for Android or iOS:
@@ -84,7 +86,7 @@ def export_for_engine(
         raise ValueError(f"export_context={context} is longer than the {positions} positions of the checkpoint")
     dtype = {"executorch": "float32", "gguf": "float16"}[engine] if dtype == "auto" else dtype
     if engine == "gguf":
-        unroll(source.config, {}, asked_by="format=gguf")  # refuses the shape before weights are read
+        unroll(source.config, {}, **_GGUF)  # refuses the shape before weights are read
     decoder, tokenizer, provenance = load(checkpoint, revision=source.revision)
     uses = len(decoder.config.block_uses)
     say(
@@ -95,7 +97,7 @@ def export_for_engine(
         config = dataclasses.replace(decoder.config, max_position_embeddings=context)
         notes: tuple[str, ...] = ()
         if engine == "gguf":
-            llama, tensors = unroll(*as_llama(config, decoder.state_dict()), asked_by="format=gguf")
+            llama, tensors = unroll(*as_llama(config, decoder.state_dict()), **_GGUF)
             notes = write_gguf(file, target.name, llama, tensors, tokenizer, dtype)
         else:
             write_program(file, decoder, context, tokenizer)
@@ -118,7 +120,12 @@ def _parity(file: Path, decoder: Decoder, config: ModelConfig, tokenizer: Tokeni
     prompt = tokens_1T[0, : length // 2].tolist()
     options: dict[str, Any] = {"max_new_tokens": PARITY_NEW_TOKENS, "temperature": 0}
     first, second = (list(generate(lm, prompt, **options)) for lm in (decoder, model))
-    return {
+    ids = {}
+    if isinstance(model, GgufModel):  # llama.cpp has a tokenizer of its own
+        texts = [text for topic in topics.values() for text in topic.split("\n\n")][:PARITY_TEXTS]
+        equal = sum(model.encode(text) == tokenizer.encode(text) for text in texts)
+        ids = {"equal token ids": f"{equal:,} of {len(texts):,} paragraphs of Python's manual"}
+    return ids | {
         "largest difference of logits": float((ours - theirs).abs().max()),
         "largest logit": float(ours.abs().max()),
         "equal greedy tokens": f"{sum(a == b for a, b in zip(first, second, strict=False))} of {len(first)}",

@@ -193,7 +193,11 @@ def _evens_then_odds(rows: Tensor, head_width: int) -> Tensor:
 
 
 def unroll(
-    config: ModelConfig, tensors: Mapping[str, Tensor], *, asked_by: str = "unroll_sharing=true"
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    asked_by: str = "unroll_sharing=true",
+    instead: str = "export without unroll_sharing and load the folder with slm",
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Copy a shared block for each time that it runs. Returns the config and tensors of an equivalent decoder.
 
@@ -201,10 +205,8 @@ def unroll(
     """
     if unsupported := [name for name in non_llama_fields(config) if name not in _REWRITTEN_FIELDS]:
         name = unsupported[0]
-        raise ValueError(
-            f"{asked_by} writes a plain Llama, which has no model.{name}={getattr(config, name)}: export "
-            f"without {asked_by.partition('=')[0]} and load the folder with slm"
-        )
+        given = f"model.{name}={getattr(config, name)}"
+        raise ValueError(f"{asked_by} writes a plain Llama, which has no {given}: {instead}")
     unrolled = {name: tensor for name, tensor in tensors.items() if not name.startswith("layers.")}
     for new_number, block_number in enumerate(config.block_uses):
         prefix = f"layers.{block_number}."

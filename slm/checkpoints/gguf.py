@@ -231,3 +231,7 @@ class GgufModel(EngineModel):
         self.llama.eval(tokens)
         logits: np.ndarray = self.llama.scores[start : start + len(tokens)]
         return torch.from_numpy(logits.copy())
+
+    def encode(self, text: str) -> list[int]:
+        """Return llama.cpp's ids of a text, without begin and end."""
+        return list(self.llama.tokenize(text.encode(), add_bos=False))
