@@ -83,8 +83,19 @@ def training_config(provenance: Provenance) -> str | None:
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
-def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance, *, is_llama: bool) -> str:
-    """Return the text of README.md, with the front matter that the hub reads."""
+def model_card(
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    provenance: Provenance,
+    *,
+    is_llama: bool,
+    engine_rows: Mapping[str, Any] | None = None,
+    engine_use: str = "",
+) -> str:
+    """Return the text of README.md, with the front matter that the hub reads.
+
+    `engine_rows` and `engine_use` describe an export for another engine and say how to run it.
+    """
     result = provenance.result if provenance.run is not None else {}
     # A local folder is stated without its path, which means nothing on another machine.
     name = provenance.checkpoint if provenance.revision else provenance.folder.resolve().name
@@ -96,9 +107,9 @@ def model_card(config: ModelConfig, tokenizer: Tokenizer, provenance: Provenance
     return _CARD.format(
         name=result.get("name") or name,
         origin="\n".join([f"Exported by slm from {source}; {source_statement(provenance)}.", *notes]),
-        model=_table(_model_rows(config, tokenizer, provenance, result)),
+        model=_table(_model_rows(config, tokenizer, provenance, result) | dict(engine_rows or {})),
         training=_TRAINING.format(rows=_table(_training_rows(result))) if result else "",
-        use=introduction + _USE_SLM,
+        use=engine_use or introduction + _USE_SLM,
     )
 
 

@@ -12,7 +12,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ from slm.model.config import ModelConfig
 from slm.runtime.files import replace
 
 _EXPORTED_FILES = frozenset(
-    ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml")
-) | {TEMPLATE_FILE}
+    (
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml"),
+        *(TEMPLATE_FILE, "model.pte", "model.gguf"),
+    )
+)
 """All files that an export can have. A folder that holds any other file is not replaced."""
 _LLAMA_FIELDS = {*LLAMA_KEYS, "rope_theta", "tie_embeddings"}
 _REWRITTEN_FIELDS = {"layer_sharing", "num_repeats", "rope_style"}  # Llama lacks them; rewriting can remove them
@@ -54,7 +58,7 @@ def export(
     folder holds anything but an export of the same weights, or if the shape cannot be unrolled to a Llama.
     """
     source = check(checkpoint, revision=revision)
-    target = _export_folder(source, folder, unroll_sharing)
+    target = export_folder(source, folder, "export-unrolled" if unroll_sharing else "export")
     dtype = getattr(torch, source.stored_dtype)
     decoder, tokenizer, provenance = load(checkpoint, revision=source.revision, dtype=dtype)
     config, tensors = as_llama(decoder.config, decoder.state_dict())
@@ -67,12 +71,12 @@ def export(
     return target
 
 
-def _export_folder(source: Provenance, folder: str | Path | None, unroll_sharing: bool) -> Path:
+def export_folder(source: Provenance, folder: str | Path | None, default: str) -> Path:
     """Return the folder to write to. Raises `ValueError` unless it is new, empty, or an export of the same weights."""
     if folder is not None:
         target = Path(os.path.expanduser(folder))
     elif source.run is not None:
-        target = source.run / ("export-unrolled" if unroll_sharing else "export")
+        target = source.run / default
     else:
         raise ValueError(f"export of {source.checkpoint}, which is not a run directory, needs a folder to write to")
     if target.resolve() == source.folder.resolve():
@@ -130,9 +134,7 @@ def export_model(
 
     An existing folder is replaced as a whole, or left unchanged if anything fails.
     """
-    partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
-    partial.mkdir(parents=True)
-    try:
+    with replaced_folder(folder) as partial:
         dtype = state_dict["embed_tokens.weight"].dtype
         json_config = hf_config(config, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, dtype=dtype)
         all_texts = {"config.json": json.dumps(json_config, indent=2) + "\n", **(texts or {})}
@@ -146,6 +148,15 @@ def export_model(
         # Without this line, only the owner could read the file that safetensors has written.
         shutil.copymode(partial / "config.json", partial / "model.safetensors")
         tokenizer.save(partial)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder that takes the place of `folder` at the end; if anything fails, `folder` is unchanged."""
+    partial = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
         if folder.exists():
             shutil.rmtree(folder)
         replace(partial, folder)
@@ -182,17 +193,21 @@ def _evens_then_odds(rows: Tensor, head_width: int) -> Tensor:
     return pairs.transpose(1, 2).flatten(0, 2)
 
 
-def unroll(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
+def unroll(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    asked_by: str = "unroll_sharing=true",
+    instead: str = "export without unroll_sharing and load the folder with slm",
+) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Copy a shared block for each time that it runs. Returns the config and tensors of an equivalent decoder.
 
     Raises `ValueError` if the decoder has anything that Llama lacks besides shared blocks and interleaved rotation.
     """
     if unsupported := [name for name in non_llama_fields(config) if name not in _REWRITTEN_FIELDS]:
         name = unsupported[0]
-        raise ValueError(
-            f"unroll_sharing=true writes a plain Llama, which has no model.{name}={getattr(config, name)}: export "
-            "without unroll_sharing and load the folder with slm"
-        )
+        given = f"model.{name}={getattr(config, name)}"
+        raise ValueError(f"{asked_by} writes a plain Llama, which has no {given}: {instead}")
     unrolled = {name: tensor for name, tensor in tensors.items() if not name.startswith("layers.")}
     for new_number, block_number in enumerate(config.block_uses):
         prefix = f"layers.{block_number}."

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from slm.checkpoints.engine_folder import check_engine, load_engine
 from slm.checkpoints.foreign import ForeignShape
 from slm.checkpoints.location import AnyProvenance, Location, Parts, Provenance, find_location, open_parts
 from slm.checkpoints.transformers_model import load_transformers_model
@@ -25,7 +26,7 @@ from slm.data.tokenizer import Tokenizer
 from slm.model import Decoder
 from slm.model.config import ModelConfig
 from slm.model.interface import CausalLM
-from slm.runtime.address import named, split_revision
+from slm.runtime.address import is_engine_file, named, split_revision
 from slm.runtime.words import shortlist
 
 _MAX_UNUSED_SHARE = 0.05  # if a larger share of the embedding's rows has no token, a note says so
@@ -73,7 +74,9 @@ def load_any(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> AnyCheckpoint:
-    """Load like `load`, but let transformers compute a model that our decoder cannot hold."""
+    """Load like `load`, but let transformers compute what our decoder cannot hold, and engines their exports."""
+    if is_engine_file(str(path_or_repo)):
+        return AnyCheckpoint(*load_engine(str(path_or_repo)))
     location = find_location(path_or_repo, revision)
     parts = _checked_parts(location, may_be_foreign=True)
     if not isinstance(parts.config, ForeignShape):
@@ -133,6 +136,8 @@ def inspect(key: str, given: str) -> tuple[Provenance, Tokenizer]:
 
 def check_any(path_or_repo: str | Path, *, revision: str | None = None) -> AnyProvenance:
     """Check a checkpoint that `load_any` would load. Whether transformers has all weights is known when it loads."""
+    if is_engine_file(str(path_or_repo)):
+        return check_engine(str(path_or_repo))
     location = find_location(path_or_repo, revision)
     parts = _checked_parts(location, may_be_foreign=True)
     return AnyProvenance(**_origin(location, parts), config=parts.config)

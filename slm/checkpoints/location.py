@@ -36,7 +36,7 @@ class Location:
     checkpoint: str
     """The path or hub id that the user gave."""
     kind: str
-    """One of "run", "export" (a `model/` folder of ours) or "hf"."""
+    """One of "run", "export" (a `model/` folder of ours), "hf", or the format of an export for another engine."""
     folder: Path
     """The folder with config.json and the weights; for a run without an export, its checkpoints."""
     revision: str | None = None

@@ -84,6 +84,7 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "data.document_masking": kinds.SWITCH,
     **{f"data.max_{key}": kinds.or_null(kinds.COUNT) for key in ("document_bytes", "documents", "bytes")},
     "tokenizer.vocab_size": kinds.COUNT,
+    "tokenizer.split": kinds.one_of("slm", "llama3"),
     "tokenizer.train_bytes": kinds.or_null(kinds.COUNT),
     "tokenizer.path": kinds.NAME,
 }

@@ -81,6 +81,11 @@ class Tokenizer:
         """The id of each token."""
         return self._vocabulary
 
+    @property
+    def content(self) -> str:
+        """The text of tokenizer.json."""
+        return self._content
+
     @cached_property
     def fingerprint(self) -> str:
         """The first 16 hex digits of the SHA-256 of tokenizer.json, with sorted keys."""

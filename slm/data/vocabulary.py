@@ -28,6 +28,9 @@ _NUM_BYTES = 256
 # tiktoken's cl100k (GPT-4) without English contractions. On pydocs with 4,096 tokens it gives 3.34 bytes per token;
 # GPT-2's pattern, where a piece of any class includes the space before it, gives 3.19.
 _SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CONTRACTIONS = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|"
+SPLITS = {"slm": _SPLIT, "llama3": _CONTRACTIONS + _SPLIT}
+"""Values of `tokenizer.split`. With the contractions it is cl100k's and Llama 3's, which other engines know."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 Batches = Iterator[list[str]]
@@ -50,7 +53,7 @@ def plan_tokenizer(config: Mapping[str, Any]) -> Plan:
     """Return the plan for a tokenizer config; downloads a released tokenizer. Raises ValueError for wrong options."""
     kind = config["kind"]
     if kind == "bpe":
-        return _plan_bpe(config["vocab_size"], config["train_bytes"])
+        return _plan_bpe(config["vocab_size"], config["train_bytes"], config.get("split", "slm"))
     if kind == "bytes":
         return Plan(name="bytes", key=["bytes", 1], make=lambda texts: byte_tokenizer())
     if kind == "file":
@@ -66,22 +69,22 @@ def plan_tokenizer(config: Mapping[str, Any]) -> Plan:
     raise ValueError(f"tokenizer.kind={kind!r} is not one of bpe, bytes, file")
 
 
-def _plan_bpe(vocab_size: int, train_bytes: int | None) -> Plan:
+def _plan_bpe(vocab_size: int, train_bytes: int | None, split: str) -> Plan:
     if vocab_size < _NUM_BYTES + 1:
         raise ValueError(f"tokenizer.vocab_size={vocab_size} must be at least 257: 256 bytes and the end token")
     if train_bytes is not None and train_bytes < 1:
         raise ValueError(f"tokenizer.train_bytes={train_bytes} must be positive, or null for all of the text")
     return Plan(
         name=f"bpe-{vocab_size}",
-        key=["bpe", vocab_size, train_bytes, _SPLIT, tokenizers.__version__],
-        make=lambda texts: _train_bpe(texts(), vocab_size, train_bytes),
+        key=["bpe", vocab_size, train_bytes, SPLITS[split], tokenizers.__version__],
+        make=lambda texts: _train_bpe(texts(), vocab_size, train_bytes, SPLITS[split]),
         is_trained=True,
     )
 
 
-def _train_bpe(texts: Batches, vocab_size: int, train_bytes: int | None) -> Tokenizer:
+def _train_bpe(texts: Batches, vocab_size: int, train_bytes: int | None, pattern: str) -> Tokenizer:
     inner = tokenizers.Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated")
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     inner.decoder = decoders.ByteLevel()

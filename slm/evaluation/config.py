@@ -80,6 +80,9 @@ KINDS = {
     "generation.repetition_penalty": kinds.POSITIVE,
     "generation.compile": kinds.SWITCH,
     "export": kinds.or_null(kinds.TEXT),
+    "format": kinds.one_of("transformers", "executorch", "gguf"),
+    "export_dtype": kinds.one_of("auto", "float32", "float16", "q8_0"),
+    "export_context": kinds.or_null(_integer(4)),
     "unroll_sharing": kinds.SWITCH,
     "logger": kinds.Kind("a group of settings", lambda value: isinstance(value, Mapping)),
 }
@@ -113,8 +116,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{' and '.join(actions)} cannot be combined: give one of them")
     if config["system"] is not None and not config["chat"]:
         raise ValueError("system needs chat=true")
-    if config["unroll_sharing"] and config["export"] is None:
-        raise ValueError("unroll_sharing=true needs export=FOLDER")
+    _check_export(config)
     perplexity = config["perplexity"]
     if config.get("data") is not None and config["source"] is not None:
         raise ValueError(
@@ -131,6 +133,21 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if not has_measurement and not actions:
         raise ValueError("nothing to measure: perplexity.protocols=[], speed.enabled=false and there are no tasks")
     return settings
+
+
+def _check_export(config: Mapping[str, Any]) -> None:
+    target, dtype = config["format"], config["export_dtype"]
+    given = {"unroll_sharing": config["unroll_sharing"] and "true", "format": target != "transformers" and target}
+    given |= {"export_dtype": dtype != "auto" and dtype, "export_context": config["export_context"]}
+    for key, value in given.items():
+        if value and config["export"] is None:
+            raise ValueError(f"{key}={value} needs export=FOLDER")
+        if value and key.startswith("export_") and target == "transformers":
+            raise ValueError(f"{key}={value} needs format=executorch or format=gguf: format=transformers keeps both")
+    if config["unroll_sharing"] and target != "transformers":
+        raise ValueError(f"unroll_sharing=true is for format=transformers: format={target} needs no such setting")
+    if target == "executorch" and dtype not in ("auto", "float32"):
+        raise ValueError(f"export_dtype={dtype} is for format=gguf: format=executorch writes float32")
 
 
 def check_paths(settings: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from slm.evaluation.speed import check_speed, measure_speed
 from slm.evaluation.tasks.items import samples_file
 from slm.evaluation.tasks.run import run_task
 from slm.evaluation.texts import Text, read_run, read_text, sources_of_run, training_documents
+from slm.runtime.address import is_engine_file
 from slm.runtime.machine import has_mps, native_bfloat16, why_no_gpu
 from slm.runtime.progress import progress
 
@@ -56,6 +57,11 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
     Raises `ValueError` for a device that this machine lacks.
     """
     device = settings["device"]
+    if is_engine_file(provenance.checkpoint):
+        if device not in ("auto", "cpu") or settings["dtype"] != "auto":
+            given = f"device={device} dtype={settings['dtype']}"
+            raise ValueError(f"{given}: {provenance.checkpoint} runs on the CPU, in the precision of the file")
+        return Precision(device="cpu", dtype=torch.float32, autocast=None)
     if device == "cuda" and not torch.cuda.is_available():
         reason = why_no_gpu()
         hint = f" ({reason})" if reason else ""
@@ -103,10 +109,10 @@ def _speed(settings: Mapping[str, Any], provenance: Provenance, device: str) -> 
     prompt_tokens = settings["prompt_tokens"] or max(1, min(512, context - settings["new_tokens"]))
     settings = {**settings, "prompt_tokens": prompt_tokens}
     check_speed(settings, context, device)
-    if settings["compile"] is True and provenance.kind == "transformers":
+    if settings["compile"] is True and provenance.kind not in ("run", "export", "hf"):
         raise ValueError(
-            f"speed.compile=true, but checkpoint={provenance.checkpoint} is computed by transformers, uncompiled: give "
-            "speed.compile=auto"
+            f"speed.compile=true, but checkpoint={provenance.checkpoint} is computed by {provenance.kind}, "
+            "uncompiled: give speed.compile=auto"
         )
 
     def measure(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:

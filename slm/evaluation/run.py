@@ -14,6 +14,7 @@ from typing import Any
 from slm.checkpoints import AnyCheckpoint as Checkpoint
 from slm.checkpoints import AnyProvenance as Provenance
 from slm.checkpoints import check_any, export, load_any
+from slm.checkpoints.engine_export import export_for_engine
 from slm.checkpoints.weights import dtype_name
 from slm.evaluation.config import address_of
 from slm.evaluation.ledger import Entry, Ledger
@@ -22,6 +23,7 @@ from slm.evaluation.report.results import Results, task_metric
 from slm.evaluation.report.rows import rows
 from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
+from slm.runtime.address import is_engine_file
 from slm.runtime.machine import why_no_gpu
 from slm.runtime.progress import say
 from slm.runtime.system import keep_freed_memory
@@ -214,6 +216,13 @@ def _task_measures(result: Entry) -> dict[str, Any]:
 
 def _export(settings: Mapping[str, Any]) -> int:
     address, revision = address_of(settings["checkpoints"][0], settings)
+    if is_engine_file(address):
+        raise ValueError(f"export of {address}, which is an export already: give the checkpoint that it was made from")
+    if settings["format"] != "transformers":
+        options = {"engine": settings["format"], "dtype": settings["export_dtype"]}
+        options |= {"max_length": settings["export_context"], "revision": revision}
+        print(f"exported to {export_for_engine(address, settings['export'], **options)}")
+        return 0
     folder = export(address, settings["export"], revision=revision, unroll_sharing=settings["unroll_sharing"])
     print(f"exported to {folder}")
     return 0

@@ -69,7 +69,7 @@ def measure_speed(
         "prompt_tokens": settings["prompt_tokens"],
         "new_tokens": settings["new_tokens"],
         "repetitions": len(main_timer.seconds),
-        "peak_memory_bytes": None if growth is None else counts.model_bytes + growth,
+        "peak_memory_bytes": None if growth is None else getattr(model, "held_bytes", counts.model_bytes) + growth,
         **{name: count for name, count in counts._asdict().items() if not name.startswith("params")},
     }
 

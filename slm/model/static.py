@@ -20,9 +20,9 @@ from slm.model.mixers.base import Mixer
 
 
 class StaticDecoder(nn.Module):
-    """The decoder for one sequence of up to `max_length` tokens. Raises `ValueError` for a mixer without `forward_static`.
+    """The decoder for one sequence of up to `max_length` tokens; `names` has the buffers of each use of a block.
 
-    `memory` has the buffers, one list for each use of a block in the order of the forward pass.
+    Raises `ValueError` for a mixer without `forward_static`.
     """
 
     def __init__(self, decoder: Decoder, max_length: int) -> None:

@@ -120,7 +120,7 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def static_bias(self, T: int, start_1: Tensor, max_length: int) -> Tensor | None:
-        """Return what `forward_static` of T tokens adds to scores; blocks of one kind share it. None by default."""
+        """Return what hides keys from queries in `forward_static` of T tokens; blocks of one kind share it."""
         return None
 
     @classmethod
@@ -206,6 +206,20 @@ class Projections(Mixer):
         if self.rope and rotary is not None:
             q, k = (rotate(x, *rotary, self.config.rope_style) for x in (q, k))
         return q, k, v
+
+    def rows_of_queries(self, q_1HTC: Tensor) -> Tensor:
+        """Return (K, r, C) for `forward_static`, where a key head has r = TG rows: T tokens, each with G queries.
+
+        The other order of r, or four axes, would give shapes that a compiler cannot derive from T, or copies.
+        """
+        q_1KTGC = q_1HTC.unflatten(1, (self.config.kv_heads, -1)).transpose(2, 3)
+        return q_1KTGC.flatten(2, 3).flatten(0, 1)
+
+    def project_rows(self, mixed_KrC: Tensor) -> Tensor:
+        """Return the output projection (1, T, D) of mixed values in the order of `rows_of_queries`."""
+        mixed_KTGC = mixed_KrC.unflatten(1, (-1, self.config.num_heads // self.config.kv_heads))
+        projected: Tensor = self.o_proj(mixed_KTGC.transpose(0, 1).flatten(1)[None])
+        return projected
 
     @classmethod
     def num_params(cls, config: ModelConfig) -> tuple[int, int]:

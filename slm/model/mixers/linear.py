@@ -54,13 +54,22 @@ class LinearAttention(Projections):
     def forward_static(
         self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor
     ) -> Tensor:
-        q, k, v = self.project(x_1TD, rotary)
-        state = restarted(memory, start_1)
-        y, *new = chunkwise(feature(q), feature(k), v, x_1TD.shape[1], state)
-        for tensor, value in zip(memory, new, strict=True):
-            tensor.copy_(value)
-        mixed: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
-        return mixed
+        # The T tokens are one chunk. `chunkwise` has shapes that a compiler cannot derive from T.
+        q_1HTC, k_1KTC, v_1KTC = self.project(x_1TD, rotary)
+        S_1KCC, z_1KC = restarted(memory, start_1)
+        q_KrC, k_KTC, v_KTC = self.rows_of_queries(feature(q_1HTC)), feature(k_1KTC).flatten(0, 1), v_1KTC.flatten(0, 1)
+        scores_KrT = torch.bmm(q_KrC, k_KTC.transpose(1, 2)) * bias
+        numerator_KrC = torch.bmm(scores_KrT, v_KTC) + torch.bmm(q_KrC, S_1KCC.flatten(0, 1))
+        normaliser_Kr1 = scores_KrT.sum(-1, keepdim=True) + torch.bmm(q_KrC, z_1KC.flatten(0, 1)[..., None])
+        memory[0].copy_(S_1KCC + torch.bmm(k_KTC.transpose(1, 2), v_KTC)[None])
+        memory[1].copy_(z_1KC + feature(k_1KTC).sum(2))
+        return self.project_rows(numerator_KrC / (normaliser_Kr1 + EPSILON))
+
+    def static_bias(self, T: int, start_1: Tensor, max_length: int) -> Tensor:
+        """Return (r, T): the factor on scores, 1 where a query sees a key of the same call."""
+        token_T = torch.arange(T)
+        sees_TT = (token_T <= token_T[:, None]).to(self.q_proj.weight.dtype)
+        return sees_TT[:, None].expand(-1, self.config.num_heads // self.config.kv_heads, -1).flatten(0, 1)
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, layer: int, T: int) -> float:

@@ -211,26 +211,22 @@ class SoftmaxAttention(Projections):
         self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor
     ) -> Tensor:
         q_1HTC, *new = self.project(x_1TD, rotary)
-        T, K = x_1TD.shape[1], self.config.kv_heads
         for store_1KLC, x_1KTC in zip(memory, new, strict=True):
-            store_1KLC.index_copy_(2, torch.arange(T) + start_1, x_1KTC)
-        k_1KLC, v_1KLC = memory
-        # r: the tokens of a key's head, each with its G queries. The other order would make shapes that depend on T.
-        q_1KrC = (q_1HTC * self.config.attention_scale).unflatten(1, (K, -1)).transpose(2, 3).flatten(2, 3)
-        weights_1KrL = (q_1KrC @ k_1KLC.transpose(-2, -1) + bias).softmax(-1)
-        mixed_1KTGC = (weights_1KrL @ v_1KLC).unflatten(2, (-1, self.config.num_heads // K))
-        mixed: Tensor = self.o_proj(mixed_1KTGC.transpose(1, 2).flatten(2))
-        return mixed
+            store_1KLC.index_copy_(2, torch.arange(x_1TD.shape[1]) + start_1, x_1KTC)
+        k_KLC, v_KLC = (store_1KLC.flatten(0, 1) for store_1KLC in memory)
+        q_KrC = self.rows_of_queries(q_1HTC * self.config.attention_scale)
+        weights_KrL = (torch.bmm(q_KrC, k_KLC.transpose(1, 2)) + bias).softmax(-1)
+        return self.project_rows(torch.bmm(weights_KrL, v_KLC))
 
     def static_bias(self, T: int, start_1: Tensor, max_length: int) -> Tensor:
-        """Return (1, K or 1, r, L): -inf where a query must not see a key, and ALiBi's bias elsewhere."""
+        """Return (K or 1, r, L): -inf where a query must not see a key, and ALiBi's bias elsewhere."""
         key_L, query_T1 = torch.arange(max_length), (torch.arange(T) + start_1)[:, None]
         G = self.config.num_heads // self.config.kv_heads
         bias_KGTL = torch.zeros(1, G, 1, 1)
         if self.slopes:
             bias_KGTL = alibi_bias(self.slopes, self.config.kv_heads, (query_T1 - key_L).float())
         bias_KGTL = bias_KGTL.masked_fill(~self.sees(query_T1, key_L), -torch.inf)
-        return bias_KGTL.transpose(1, 2).flatten(1, 2)[None]
+        return bias_KGTL.transpose(1, 2).flatten(1, 2)
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         """Whether the query at one position sees the key at another; subclasses override it."""
