@@ -11,8 +11,8 @@ pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 
 import torch
 
 from slm.data.conversations import conversation
-from slm.data.vocabulary import byte_tokenizer
 from slm.data.questions import question_texts, read_records
+from slm.data.vocabulary import byte_tokenizer
 from slm.evaluation.tasks.run import run_task
 from tests.evaluation.toys import random_decoder
 
