@@ -80,7 +80,7 @@ def run_key(settings: Mapping[str, Any]) -> str:
     A key added later enters the hash only if it changes what older runs did. Precision is hashed as requested, because
     `auto` depends on the machine.
     """
-    values: dict[str, Any] = {group: settings.get(group) for group in IDENTITY_KEYS}
+    values: dict[str, Any] = {group: settings[group] for group in IDENTITY_KEYS if group in settings}
     hashed = {group: value for group, value in values.items() if value != LEGACY_VALUES.get(group)}
     for group, later_keys in LATER_KEYS.items():
         without_effect = {key for key in later_keys if hashed[group].get(key) == LEGACY_VALUES[f"{group}.{key}"]}

@@ -23,7 +23,7 @@ from slm.checkpoints.location import Provenance
 from slm.checkpoints.weights import EMBEDDING, HEAD
 from slm.composition.budget import model_config
 from slm.composition.keys import default_choice
-from slm.data.tokenizer import Tokenizer
+from slm.data.tokenizer import CONFIGS, Tokenizer
 from slm.data.vocabulary import plan_tokenizer
 from slm.model.config import ModelConfig
 from slm.model.decoder import Decoder
@@ -63,9 +63,9 @@ def complete_settings(settings: Mapping[str, Any], overrides: Sequence[str]) -> 
             "optimizer and schedule of its trunk, and init_from starts new ones, so set one of them to null"
         )
     tokenizer, keeps_vocab = settings["tokenizer"], settings["init_vocab"] == "same"
-    is_chosen = tokenizer["kind"] not in ("checkpoint", default_choice("train", "tokenizer")["kind"])
-    is_chosen |= any(re.match(r"\+*tokenizer[.=]", override) for override in overrides)
-    is_chosen &= tokenizer["kind"] != "checkpoint"
+    is_named = any(re.match(r"\+*tokenizer[.=]", override) for override in overrides)
+    has_default = tokenizer["kind"] == default_choice("train", "tokenizer")["kind"]
+    is_chosen = tokenizer["kind"] != "checkpoint" and (is_named or not has_default)
     if stored := _stored_settings(settings):
         shape, family = model_config(stored["model"]), stored["model"].get("family")
         own_tokenizer = stored["tokenizer"]
@@ -214,7 +214,7 @@ def _copied_to_cache(tokenizer: Tokenizer, provenance: Provenance, settings: Map
     name = (provenance.result.get("tokenizer") or {}).get("name") or tokenizer.name
     config = {"kind": "checkpoint", "name": Path(name).name, "fingerprint": tokenizer.fingerprint}
     folder = Path(tokenizer_source({**settings, "tokenizer": config})["path"])
-    if not folder.exists():
+    if not (folder / CONFIGS[0]).exists():  # which is written last
         tokenizer.save(folder)
     return config
 

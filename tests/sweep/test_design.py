@@ -234,8 +234,12 @@ def test_what_decides_a_run_decides_its_hash_and_nothing_else_does() -> None:
 def test_a_key_that_came_later_leaves_the_hash_of_runs_that_do_not_use_it() -> None:
     config = Recipe("mobilellm", ()).settings({})
     before = {**config, "train": {key: value for key, value in config["train"].items() if key != "val_tokens"}}
+    for key in ("init_from", "init_vocab"):
+        del before[key]
     assert run_key(config) == run_key(before)
-    assert run_key({**config, "train": {**config["train"], "val_tokens": 640}}) != run_key(before)
+    taught = Recipe("mobilellm", ("distill=logits", "distill.teacher=runs/a")).settings({})
+    val_tokens = {**config, "train": {**config["train"], "val_tokens": 640}}
+    assert len({run_key(before), run_key(val_tokens), run_key(taught)}) == 3
 
 
 def test_designs_and_shapes_are_checked_without_torch() -> None:
@@ -278,6 +282,10 @@ def test_designs_and_shapes_are_checked_without_torch() -> None:
         (["sweep.overrides=['seed=2']"], "sweep.overrides has seed=2, which the design sets: set sweep.seeds"),
         (["sweep.overrides=['train.tokens=2']"], "set sweep.budget instead"),
         (["sweep.overrides=['train']"], "sweep.overrides has 'train': an override of train.py has the form KEY=VALUE"),
+        (
+            ["sweep.also=['init_from=runs/a']"],
+            "sweep.also has init_from=runs/a, but a sweep compares shapes, and a check",
+        ),
         (["sweep.also=['seed=2']"], "sweep.also has seed=2, which the design sets: set sweep.seeds"),
         (["sweep.overrides=['train.tockens=2']"], "tockens"),
         (["sweep.overrides=['train.log_every=0']"], "train.log_every=0 must be a whole number of at least 1"),
