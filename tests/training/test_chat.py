@@ -101,8 +101,8 @@ def test_a_run_that_was_killed_is_the_run_that_was_not_and_its_model_can_talk(
     settings = ["speed.enabled=false", "logger=csv", "device=cpu", f"output_dir={tmp_path / 'evaluation'}"]
     done = run_script([*command_line, *settings, f"cache_dir={tmp_path / 'cache'}"])
     assert done.returncode == 0, done.stderr
-    entry = json.loads((tmp_path / "evaluation" / "results.json").read_text())
-    found = [score for checkpoint in entry["checkpoints"] for score in checkpoint["perplexity_results"]]
+    (entry,) = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    found = entry["perplexity_results"]
     assert len(found) == 2
     for score in found:
         assert (score["tokens"], score["bytes"]) == (result["val"]["tokens"], result["val"]["bytes"])
