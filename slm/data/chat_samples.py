@@ -139,11 +139,11 @@ def questions() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def write_set(folder: Path, rows: Iterable[tuple[str, dict[str, Any]]], val_share: float) -> dict[str, int]:
     """Write train.jsonl and val.jsonl into `folder`; the hash of a row's name decides. Returns their sizes."""
+    folder.mkdir(parents=True, exist_ok=True)  # first, because making the rows takes seconds
     lines: dict[str, list[str]] = {"train": [], "val": []}
     for name, row in rows:
         is_val = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / (1 << 48) < val_share
         lines["val" if is_val else "train"].append(json.dumps(row, ensure_ascii=False) + "\n")
-    folder.mkdir(parents=True, exist_ok=True)
     for split, split_lines in lines.items():
         write_atomically(folder / f"{split}.jsonl", "".join(split_lines))
     return {split: len(split_lines) for split, split_lines in lines.items()}

@@ -11,7 +11,7 @@ from tests.data.chats import CHATML, LLAMA, MARKED, TALK, TOOLS
 
 LOOPS = "{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.role == 'tool' %}{% continue %}{% endif %}"
 LOOPS += "{% set ns.n = ns.n + 1 %}{{ ns.n }}: {{ {'b': '<', 'a': m.content} | tojson }}\n{% endfor %}"
-LOOPS += "{{ tools | tojson(indent=2) }}"
+LOOPS += "  {% if tools %}\n  {{ tools | tojson(indent=2) }}\n  {% endif %}\n"
 
 
 @pytest.mark.parametrize("template", [PLAIN_TEMPLATE, CHATML, LLAMA, MARKED, LOOPS])
