@@ -114,7 +114,7 @@ def test_values_are_written_as_they_are_typed() -> None:
 def test_the_program_prints_it_with_groups_of_a_folder_of_ones_own() -> None:
     command = [sys.executable, "train.py", "--config-dir", "docs/extending", "data=lines", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    assert "fineweb_edu, lines, local" in entry(done.stdout, "data")
+    assert "hub, lines, local" in entry(done.stdout, "data")
     assert entry(done.stdout, "data.file") == "data.file=(must be set) the text file"
     assert "Put -m first or last." in done.stdout
     assert "$" in entry(done.stdout, "cache_dir")

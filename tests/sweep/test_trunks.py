@@ -30,7 +30,8 @@ BRANCHED = (*SMALL, "sweep.budget.tokens=[10240,20480,40960]", "sweep.budget.tru
 
 def wsd(**changes: Any) -> dict[str, Any]:
     schedule = {"name": "wsd", "warmup_steps": 2, "warmup_fraction": 0.05, "decay_fraction": 0.2, "final_fraction": 0.0}
-    return {"train": {"batch_tokens": 100}, "checkpoint": {"keep_steps": []}, "schedule": schedule | changes}
+    parts = {"data": {"source": "pydocs"}, "train": {"batch_tokens": 100}, "checkpoint": {"keep_steps": []}}
+    return parts | {"schedule": schedule | changes}
 
 
 def test_the_longest_budget_is_the_trunk_of_the_others_and_keys_do_not_change() -> None:
@@ -114,6 +115,15 @@ def test_budgets_of_a_shape_share_its_misfit_and_branches_of_a_trunk_their_noise
         assert detectable(misfit) == pytest.approx(detectable(misfit, *one))
     assert detectable(0.0, *one) > 1.5 * detectable(0.0, *alone)
     assert detectable(0.02, *one) < 1.1 * detectable(0.02, *alone)
+
+
+def test_a_branch_of_a_mix_leaves_before_its_weights_change() -> None:
+    later = [{"at": 0.3, "weights": {"a": 1, "b": 0}}]
+    data = {"source": "mix", "sources": {"a": {}, "b": {}}, "weights": {"a": 1, "b": 1}, "schedule": later}
+    (short, _) = share_trunks([cell("short", steps=10), cell("long", steps=20)], wsd() | {"data": data})
+    assert short.branch_step == 3  # 0.3 of 10 steps; the decay would begin later
+    (plain, _) = share_trunks([cell("short", steps=10), cell("long", steps=20)], wsd())
+    assert plain.branch_step > 3
 
 
 def test_a_budget_added_to_a_finished_trunk_that_kept_no_step_for_it_is_trained_from_step_0(tmp_path: Path) -> None:
