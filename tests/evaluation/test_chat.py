@@ -69,6 +69,7 @@ class Reference:
 
     def continue_ids(self, ids: list[int], max_new_tokens: int = 12) -> list[int]:
         options = {"do_sample": False, "max_new_tokens": max_new_tokens, "eos_token_id": 256, "pad_token_id": 0}
+        options["suppress_tokens"] = [257, 258, 259]  # which only pad the vocabulary
         new = self.model.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist()
         return new[:-1] if new[-1:] == [256] else new
 
