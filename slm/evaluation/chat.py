@@ -28,6 +28,7 @@ from slm.evaluation.generation import (
     message_ids,
     new_ids,
     print_sample,
+    require_room,
     text_pieces,
 )
 from slm.evaluation.measure import resolve_precision
@@ -262,13 +263,13 @@ class Chat:
 
         Raises `ValueError` if the line alone fills the context.
         """
+        require_room(self.model, line)
         room = min(self.options["max_new_tokens"], self.context // 2)
         while len(ids := self.history.prompt(line)) + room > self.context and self.history.drop_oldest():
             if not self.has_dropped:
                 say(f"the context of {self.context:,} tokens is full: from now on, the oldest turns are dropped")
             self.has_dropped = True
-        if len(ids) >= self.context:
-            raise ValueError(f"the line has {len(ids):,} tokens, but the context is {self.context:,}: shorten it")
+        require_room(self.model, line, ids)
         return ids
 
     def _cache_for(self, ids: list[int]) -> Cache:

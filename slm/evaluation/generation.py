@@ -54,9 +54,12 @@ def stream(model: Checkpoint, prompt: str | Messages, **options: Unpack[Options]
     for name, value in options.items():
         check_option(name, value)
     tokenizer = model.tokenizer
-    ids = prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else message_ids(tokenizer, prompt)
-    stop_ids = [tokenizer.eos_id] if isinstance(prompt, str) else end_of_turn_ids(tokenizer)
-    require_room(model, ids)
+    if isinstance(prompt, str):
+        require_room(model, prompt)
+        ids, stop_ids = prompt_ids(tokenizer, prompt), [tokenizer.eos_id]
+    else:
+        ids, stop_ids = message_ids(tokenizer, prompt), end_of_turn_ids(tokenizer)
+    require_room(model, "", ids)
     return text_pieces(tokenizer, ids, new_ids(model, ids, options, stop_id=stop_ids))
 
 
@@ -67,11 +70,17 @@ def check_option(name: str, value: Any) -> None:
     check_kind(name, value, KINDS[name if name == "seed" else f"generation.{name}"])
 
 
-def require_room(model: Checkpoint, ids: Sequence[int]) -> None:
-    """Raise `ValueError` if the context has no room for a token after `ids`."""
+def require_room(model: Checkpoint, text: str, ids: Sequence[int] = ()) -> None:
+    """Raise `ValueError` if the context has no room for a token after a text, or after its `ids`.
+
+    Without `ids`, it refuses only a text that is too long for any tokens, before megabytes of it are encoded.
+    """
     context = model.decoder.config.max_position_embeddings
+    too_long = f"is too long for the checkpoint's context of {context:,} tokens: shorten it"
+    if len(text) > context * int(model.tokenizer.token_bytes.max()):
+        raise ValueError(f"a text of {len(text):,} characters {too_long}")
     if len(ids) >= context:
-        raise ValueError(f"prompt has {len(ids):,} tokens, but the checkpoint's context is {context:,}: shorten it")
+        raise ValueError(f"a text of {len(ids):,} tokens {too_long}")
 
 
 def new_ids(
@@ -111,8 +120,9 @@ def logits_of(model: Checkpoint, *, compiled: bool) -> NextLogits:
 
 def print_sample(model: Checkpoint, prompt: str, options: Mapping[str, Any], next_logits: NextLogits) -> None:
     """Print the prompt and its continuation token by token, then the speed on stderr."""
+    require_room(model, prompt)
     ids = prompt_ids(model.tokenizer, prompt)
-    require_room(model, ids)
+    require_room(model, prompt, ids)
     print(prompt, end="", flush=True)
     start = time.perf_counter()
     generated: list[int] = []

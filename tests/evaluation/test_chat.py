@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slm.checkpoints import Checkpoint, load
-from slm.evaluation.chat import Chat, talk
+from slm.evaluation.chat import Chat, RunningText, talk
 from slm.evaluation.generation import end_of_turn_ids, generate, stream
-from slm.model import KVCache
+from slm.model import KVCache, decoding
 from slm.model.decoding import eager_logits
 from tests.checkpoints.releases import llama, save
 from tests.evaluation.asked import asked
@@ -69,6 +69,7 @@ class Reference:
 
     def continue_ids(self, ids: list[int], max_new_tokens: int = 12) -> list[int]:
         options = {"do_sample": False, "max_new_tokens": max_new_tokens, "eos_token_id": 256, "pad_token_id": 0}
+        options["suppress_tokens"] = [257, 258, 259]  # which only pad the vocabulary
         new = self.model.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist()
         return new[:-1] if new[-1:] == [256] else new
 
@@ -151,7 +152,8 @@ def test_reset_begins_again_with_the_same_seeds_and_options_can_be_set(
         ("/set topp=1", "error: topp is not an option of generation: they are max_new_tokens"),
         ("/set temperature=[", "error: "),
         ("/what is this", "/what is not a command: /help lists them"),
-        ("x" * 300, "error: the line has 300 tokens, but the context is 256: shorten it"),
+        ("x" * 256, "error: a text of 256 tokens is too long for the checkpoint's context of 256 tokens"),
+        ("x" * 10_000_000, "error: a text of 10,000,000 characters is too long"),
         ("/help", "/reset"),
     ],
 )
@@ -170,7 +172,8 @@ def test_the_oldest_turns_are_dropped_when_the_context_is_full_which_is_said_onc
 ) -> None:
     lines = [f"{number} " + "x" * 78 for number in range(5)]  # with its answer, each has 92 or 93 of 256 tokens
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
-    Chat(model, OPTIONS, eager_logits(model.decoder)).run()
+    chat = Chat(model, OPTIONS, eager_logits(model.decoder))
+    chat.run()
     printed = capsys.readouterr()
     assert printed.err.count("the oldest turns are dropped") == 1
     turns: list[list[int]] = []
@@ -180,6 +183,8 @@ def test_the_oldest_turns_are_dropped_when_the_context_is_full_which_is_said_onc
         new = reference.continue_ids(ids)
         turns.append([*list((f"\n{line}" if turns else line).encode()), *new])
     assert printed.out.endswith(reference.tokenizer.decode(new) + "\n")
+    assert isinstance(chat.history, RunningText)
+    assert chat.history.turns == turns
 
 
 def test_ctrl_c_stops_an_answer_which_stays_in_the_text_and_twice_ends_the_chat(
@@ -253,6 +258,10 @@ def test_the_example_of_the_documentation_runs(
     greedy = generate(model, "The function", max_new_tokens=40, temperature=0)
     assert greedy in shown
     assert "".join(stream(model, "The function", max_new_tokens=40, temperature=0)) == greedy
+    for seed in range(3):  # by chance some of them end
+        hot: dict[str, Any] = {"max_new_tokens": 200, "temperature": 3.0, "top_k": None, "seed": seed}
+        ids = decoding.generate(model.decoder, list(b"a"), stop_id=256, num_ids=257, **hot)
+        assert generate(model, "a", **hot) == model.tokenizer.decode([97, *ids])[1:]
     for option in ({"temperature": -1}, {"top_k": 0}, {"wrong": 1}):
         with pytest.raises(ValueError, match=f"^{next(iter(option))}"):
             generate(model, "a", **option)
