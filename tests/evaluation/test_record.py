@@ -11,6 +11,7 @@ from tests.evaluation.reported import published, tiny
 from tests.tracking.offline import SETTINGS, inspected
 
 ENTRIES = published()[:1] + tiny()[1:2]
+ENTRIES[1]["tasks"]["piqa"]["also"] = {"bits_per_byte": {"value": 1.5, "se": 0.1}}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,7 @@ def test_the_summary_has_the_figures_of_each_checkpoint_and_none_that_is_missing
     ours = tiny()[1]
     assert summary["deep|thin 1_größe*/bits_per_byte"] == ours["perplexity_results"][0]["bits_per_byte"]
     assert summary["deep|thin 1_größe*/task/piqa"] == ours["tasks"]["piqa"]["value"]
+    assert summary["deep|thin 1_größe*/task/piqa/bits_per_byte"] == 1.5
     assert "deep|thin 1_größe*/task/boolq" not in summary
     assert b"evaluate" in file.read_bytes()
 

@@ -6,7 +6,9 @@ import random
 import re
 import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +16,12 @@ import torch
 
 from slm.checkpoints import load
 from slm.composition.settings import check_settings
+from slm.data.questions import Request
 from slm.training.plan import make_plan, plan_lines
-from slm.training.validation import encode_tasks
+from slm.training.validation import EvalTask, encode_tasks, score_tasks
 from tests.running import SMALL_RUN, refusal
 from tests.seeds import seeded
-from tests.training.small import CPU, assert_same_run, config, rows
+from tests.training.small import CPU, assert_same_run, config, random_decoder, rows
 from tests.training.test_resume import finish, kill_at
 
 Command = Callable[..., list[str]]
@@ -107,6 +110,33 @@ def assert_exact(result: dict[str, Any], model: Path, file: Path) -> None:
         bits.append(-nats / math.log(2) / len(scored.encode()))
     assert result["also"]["bits_per_byte"]["value"] == pytest.approx(statistics.mean(bits), abs=1e-5)
     assert result["also"]["bits_per_byte"]["se"] == pytest.approx(statistics.stdev(bits) / 10**0.5, abs=1e-5)
+
+
+def test_processes_share_the_requests_and_each_counts_once() -> None:
+    """Bits per byte are linear in the log-likelihoods, so those of the processes add up to the whole."""
+    rng = random.Random(seeded(3))
+    requests = []
+    for _ in range(7):  # 14 requests of up to 12 tokens
+        inputs = [tuple(rng.choices(range(20), k=rng.randint(3, 12))) for _ in "ab"]
+        requests.append([Request(ids, tuple(rng.choices(range(20), k=2))) for ids in inputs])
+    records = [{"query": "q", "choices": ["abc", "de"], "gold": 0}] * 7
+    tasks = [EvalTask(name="quiz", records=records, requests=requests, num_cut=0)]
+    decoder = random_decoder().double()
+    expected = 0.0
+    for (ids, targets), _ in requests:
+        log_probabilities = decoder(torch.tensor([ids]))[0, -2:].log_softmax(-1)
+        expected -= log_probabilities[[0, 1], list(targets)].sum().item() / math.log(2) / len(" abc") / 7
+
+    def scored(rank: int, world_size: int) -> float:
+        strategy = SimpleNamespace(reduce=lambda nats, reduce_op: nats)
+        parts = {"precision_plugin": SimpleNamespace(forward_context=nullcontext), "strategy": strategy}
+        trainer = SimpleNamespace(global_rank=rank, world_size=world_size, **parts)
+        plan = SimpleNamespace(micro_batch_size=3, sequence_length=8)
+        module: Any = SimpleNamespace(trainer=trainer, plan=plan, device=torch.device("cpu"), decoder=decoder)
+        return score_tasks(module, tasks)["quiz"]["also"]["bits_per_byte"]["value"]
+
+    for world_size in (1, 2, 3, 20):
+        assert sum(scored(rank, world_size) for rank in range(world_size)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
