@@ -130,7 +130,8 @@ def _direct(design: Design, table: Any, settings: Settings, rng: np.random.Gener
     law = Bounded(LAWS[inner], link, design.chance)
     task = Task(law, "error of acc", "params_total", Loss())
     result = fit_family(table, "a", task, settings, rng, thorough=False)
-    entry, outcome = result.entry, {}
+    entry = result.entry
+    outcome: dict[str, bool | None] = {}
     for name in ("alpha", "beta", "E"):
         if name in design.params and name not in entry["not_identified"]:
             outcome[name] = covers(entry["ci95"][name][0], design.params[name], entry["ci95"][name][1])
@@ -150,7 +151,7 @@ def _two_steps(design: Design, table: Any, settings: Settings, rng: np.random.Ge
     (family,) = (two_step(table, settings, "params_total", rng, curves=False) or {})["families"]
     first, second = family["steps"]
     truth = design.params | {"k": (design.sigmoid or (0.0, 0.0))[0]}
-    outcome = {}
+    outcome: dict[str, bool | None] = {}
     for name, entry in (("alpha", first), ("beta", first), ("E", first), ("k", second)):
         is_true_law = entry is second or first["law"] == design.law
         if name in truth and name in entry["params"] and is_true_law and name not in entry["not_identified"]:

@@ -9,6 +9,7 @@ trap 'rm -rf "$work"' EXIT
 export WANDB_MODE=offline HF_HUB_OFFLINE=1 SLM_CACHE=$work/cache TORCHDYNAMO_DISABLE=1
 
 declare -A smallest=(
+    [accuracy_study]="--replications 1 --only 'logistic_power, 6' --keep $work/accuracy"
     [all]="--quick --only refusals --out $work/performance.md"
     [analysis_speed]="analysis=quick analysis.laws=[power] analysis.calibration=0 logger=csv"
     [cold_start]="--repetitions 1 --only uncompiled job = --overrides data=local data.paths=$work/text.txt"

@@ -14,7 +14,7 @@ from slm.analysis.report.directory import Directory
 from slm.analysis.report.page import write_report
 from slm.analysis.run import analyse_runs
 from slm.report.style import draw
-from slm.scaling import table_from_frame
+from slm.scaling import details, table_from_frame, two_step
 from slm.sweep.config import check_settings
 from tests.analysis.analysed import analysed
 from tests.scaling.test_two_step import frame
@@ -27,15 +27,11 @@ SETTINGS = {"target": "acc", "target_kind": "accuracy", "chance": 0.25, "task_lo
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = pd.concat([frame(3, sizes=6), frame(4, sizes=6, family="b<|$x$")])
     table = table_from_frame(rows, target="acc", name="tasks")
-    place = analysed(
-        tmp_path_factory.mktemp("accuracy"),
-        table,
-        laws=("power",),
-        predict=(2.0,),
-        bootstrap=0,
-        calibration=0,
-        **SETTINGS,
-    )
+    options = {"laws": ("power",), "predict": (2.0,), "bootstrap": 0, "calibration": 0}
+    with pytest.MonkeyPatch.context() as patch:  # fewer points of each curve are quicker
+        patch.setattr(details, "BAND_POINTS", 5)
+        patch.setattr(two_step, "CURVE_POINTS", 9)
+        place = analysed(tmp_path_factory.mktemp("accuracy"), table, **options, **SETTINGS)
     draw(place, {"accuracy": partial(accuracy.accuracy_figure, Directory.read(place))})
     write_report(place)
     return place

@@ -44,3 +44,15 @@ def test_intervals_cover_and_differ_is_said_where_it_is_true(design: str, tmp_pa
     assert sum(result["wrong"] for result in results) <= stats.binom.ppf(1 - SURE, tables, 0.07)
     if "differ by" in design:
         assert sum(bool(result["said"]) for result in results) > tables / 3
+
+
+@pytest.mark.parametrize("design", ["logistic_power, 6 sizes over 30x", "two steps, 8 sizes over 100x, 3 seeds"])
+def test_intervals_of_accuracies_cover(design: str, tmp_path: Path) -> None:
+    keep = tmp_path / "results.jsonl"
+    command = [sys.executable, "benchmarks/accuracy_study.py", "--only", design, "--keep", str(keep)]
+    subprocess.run([*command, "--replications", str(TABLES)], check=True, env=quiet_env(), stdout=subprocess.DEVNULL)
+    results = [json.loads(line)["covers"] for line in keep.read_text().splitlines()]
+    assert len(results) == TABLES
+    for kind in results[0]:
+        covered = [found[kind] for found in results if found.get(kind) is not None]
+        assert sum(covered) >= stats.binom.ppf(SURE, len(covered), 0.93), kind

@@ -81,8 +81,8 @@ def test_the_largest_size_is_predicted_as_by_a_table_without_it() -> None:
 
 
 def test_families_that_differ_at_equal_task_loss_are_told_from_those_that_do_not() -> None:
-    same = pd.concat([frame(3), frame(4, family="b")])
-    moved = pd.concat([frame(3), frame(4, family="b", half_way=0.8)])
+    same = pd.concat([frame(3, sizes=7), frame(4, sizes=7, family="b")])
+    moved = pd.concat([frame(3, sizes=7), frame(4, sizes=7, family="b", half_way=0.8)])
     assert chained(same)["shared"]["p"] > 0.05
     assert chained(moved)["shared"]["p"] <= 0.02  # 50 simulations: at least 0.0196
 
