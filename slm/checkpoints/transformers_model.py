@@ -109,8 +109,8 @@ class TransformersModel:
     def counts(self) -> Counts:
         """Count the parameters of the modules, and the bytes of a cache that has read one token, then two."""
         parameters = {id(parameter): parameter for parameter in self.model.parameters()}
-        tables = [module for module in self.model.modules() if isinstance(module, nn.Embedding)]
-        tables += [self.model.get_input_embeddings(), self.model.get_output_embeddings() or nn.Identity()]
+        heads = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]
+        tables = [module for module in self.model.modules() if isinstance(module, nn.Embedding) or module in heads]
         table_ids = {id(parameter) for table in tables for parameter in table.parameters()}
         total = sum(parameter.numel() for parameter in parameters.values())
         bytes_per_token, full, states = self._cache_bytes()
@@ -200,7 +200,12 @@ def load_transformers_model(
             with torch.device("meta"):
                 model_class = type(AutoModelForCausalLM.from_config(config))
             model, report = model_class.from_pretrained(
-                None, config=config, state_dict=dict(tensors), dtype=dtype, output_loading_info=True
+                None,
+                config=config,
+                state_dict=dict(tensors),
+                dtype=dtype,
+                ignore_mismatched_sizes=True,  # they are in the report
+                output_loading_info=True,
             )
         except Exception as error:  # the class depends on the model type
             raise ValueError(f"transformers cannot load the weights ({first_line(error)})") from None

@@ -26,9 +26,10 @@ def _integer(minimum: int) -> kinds.Kind:
     return kinds.Kind(kind.words, lambda value: isinstance(value, int) and kind.accepts(value))
 
 
+CHECKPOINTS = kinds.list_of(kinds.NAME, "paths and hub ids, as in checkpoints=[a,b]")
 KINDS = {
     "checkpoint": kinds.or_null(kinds.Kind("a path or hub id", kinds.NAME.accepts)),
-    "checkpoints": kinds.or_null(kinds.list_of(kinds.NAME, "paths and hub ids, as in checkpoints=[a,b]")),
+    "checkpoints": kinds.or_null(CHECKPOINTS),
     "revision": kinds.or_null(kinds.TEXT),
     **dict.fromkeys(("output_dir", "cache_dir"), kinds.Kind("a folder", kinds.NAME.accepts)),
     # The harness seeds numpy's global generator with this number, so it must fit into 32 bits.
@@ -95,6 +96,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "output_dir": str(folder),
         "cache_dir": os.path.expanduser(config["cache_dir"]),
         "checkpoints": _checkpoints(config),
+        "baselines": _baselines(config),
         "task_files": task_files,
         "tasks": _task_names(config["tasks"], task_files),
     }
@@ -133,7 +135,8 @@ def _check_export(config: Mapping[str, Any]) -> None:
 def check_paths(settings: Mapping[str, Any]) -> None:
     """Raise `ValueError` if a local checkpoint or text does not exist. `settings` comes from `check_settings`."""
     for checkpoint in settings["checkpoints"]:
-        local_folder(*address_of(checkpoint, settings))
+        if checkpoint not in settings["baselines"]:
+            local_folder(*address_of(checkpoint, settings))
     if (settings.get("data") or {}).get("source") == "local":
         files_to_evaluate(settings["data"])
 
@@ -144,21 +147,33 @@ def address_of(checkpoint: str, settings: Mapping[str, Any]) -> tuple[str, str |
     is_local = Path(os.path.expanduser(checkpoint)).exists()
     if at_sign and not is_local:
         return name, revision
-    if is_local and len(settings["checkpoints"]) > 1:  # the setting `revision` is then meant for the hub checkpoints
+    # With several checkpoints, the setting `revision` is meant for those of the hub that the user gave.
+    if (is_local and len(settings["checkpoints"]) > 1) or checkpoint in settings["baselines"]:
         return checkpoint, None
     return checkpoint, settings["revision"]
 
 
+def _baselines(config: Mapping[str, Any]) -> list[str]:
+    """Return the checkpoints that may fail. Raises `ValueError` unless they are a list of names."""
+    if config.get("baselines") is None:
+        return []
+    kinds.check_kinds(config, {"baselines.checkpoints": CHECKPOINTS})
+    return list(config["baselines"]["checkpoints"])
+
+
 def _checkpoints(config: Mapping[str, Any]) -> list[str]:
-    if (config["checkpoint"] is None) == (config["checkpoints"] is None):  # none or both
+    """Return the names of `checkpoint` or `checkpoints`, then those of `baselines`, each once."""
+    baselines, both = _baselines(config), config["checkpoint"] is not None and config["checkpoints"] is not None
+    names = [config["checkpoint"]] if config["checkpoints"] is None else list(config["checkpoints"])
+    if both or (names == [None] and not baselines):
         raise ValueError(
             "give one checkpoint=..., or several as checkpoints=[a,b]: run directories, folders of exported or "
             "downloaded models, or hub ids such as facebook/MobileLLM-125M"
         )
-    names = [config["checkpoint"]] if config["checkpoints"] is None else list(config["checkpoints"])
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"checkpoints lists {repeated} more than once")
+    names = list(dict.fromkeys([*(name for name in names if name is not None), *baselines]))
     if len(names) > 1 and (config["prompt"] is not None or config["export"] is not None):
         raise ValueError("prompt and export take a single checkpoint=...")
     return names

@@ -35,7 +35,7 @@ from slm.runtime.system import keep_freed_memory
 from slm.runtime.words import is_number
 from slm.tracking import check_logger, record_directory
 
-SKIPPED_TASKS = 3  # exit code if everything was measured except tasks whose data was not available
+SKIPPED_TASKS = 3  # exit code if everything was measured except baselines, or tasks whose data was not available
 SCHEMA = 1
 SUMMARY_COLUMNS = ("perplexity", "bits_per_byte", "decode_tokens_per_second")  # logged to the summary of a W&B run
 TASK_COLUMNS = ("model", "task", "metric", "value", "se", "n", "num_fewshot", "error")
@@ -58,12 +58,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     check_tasks(settings["tasks"], settings["task_files"])
     folder = Path(settings["output_dir"])
     ledger = Ledger(folder, settings)
-    checkpoints = {name: _check(name, settings) for name in settings["checkpoints"]}
-    name_by_fingerprint: dict[str, str] = {}
-    for name, provenance in checkpoints.items():  # comparisons and fits would count equal weights twice
-        first_name = name_by_fingerprint.setdefault(provenance.fingerprint, name)
-        if first_name != name:
-            raise ValueError(f"checkpoints: {first_name} and {name} have the same weights: give only one of them")
+    checkpoints = _check_all(settings)
     text = shared_text(settings)  # after the checks, because building the text can take long
     plans = []
     for name, provenance in checkpoints.items():  # plan all measurements before reading any weights
@@ -80,7 +75,11 @@ def evaluate(settings: Mapping[str, Any]) -> int:
         for position, (name, provenance, precision, measurements) in enumerate(plans, start=1):
             say(f"[{position}/{len(plans)}] {name}")
             entry = ledger.find_or_add(_describe(name, provenance, precision))
-            _measure(entry, measurements, provenance, precision, ledger)
+            try:
+                _measure(entry, measurements, provenance, precision, ledger)
+            except ValueError as error:
+                _skip_or_raise(name, error, settings)
+                ledger.entries.remove(entry)
         ledger.arrange(settings["checkpoints"])
         ledger.save()
         files = write_report(folder, ledger.entries, command=shlex.join(["python", *sys.argv]))
@@ -88,7 +87,34 @@ def evaluate(settings: Mapping[str, Any]) -> int:
             record(folder, ledger.entries, settings, files)
     print_report(ledger.entries, folder)
     task_results = [result for entry in ledger.entries for result in entry["tasks"].values()]
-    return SKIPPED_TASKS if any("error" in result for result in task_results) else 0
+    measured = {entry["checkpoint"] for entry in ledger.entries}
+    is_complete = measured.issuperset(settings["checkpoints"]) and not any("error" in result for result in task_results)
+    return 0 if is_complete else SKIPPED_TASKS
+
+
+def _check_all(settings: Mapping[str, Any]) -> dict[str, Provenance]:
+    """Check all checkpoints. One that fails is refused, or skipped if it is one of the baselines."""
+    checkpoints: dict[str, Provenance] = {}
+    name_by_fingerprint: dict[str, str] = {}
+    for name in settings["checkpoints"]:
+        try:
+            provenance = _check(name, settings)
+            first_name = name_by_fingerprint.setdefault(provenance.fingerprint, name)
+            if first_name != name:  # comparisons and fits would count equal weights twice
+                raise ValueError(f"checkpoints: {first_name} and {name} have the same weights: give only one of them")
+        except ValueError as error:
+            _skip_or_raise(name, error, settings)
+        else:
+            checkpoints[name] = provenance
+    if not checkpoints:
+        raise ValueError("none of the baselines can be measured, each for the reason above")
+    return checkpoints
+
+
+def _skip_or_raise(name: str, error: ValueError, settings: Mapping[str, Any]) -> None:
+    if name not in settings["baselines"]:
+        raise error
+    say(f"  {name} is skipped: {error}")
 
 
 def _check(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:

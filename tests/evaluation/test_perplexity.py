@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.evaluation import perplexity as module
 from slm.evaluation.perplexity import Protocol, perplexity
 from slm.model import Decoder
 from tests.evaluation.toys import SHAPE, VOCAB, cut_windows, in_float64, random_decoder, random_stream, window_documents
@@ -169,7 +168,7 @@ def test_many_documents_are_kept_as_at_most_two_hundred_blocks(decoder: Decoder)
 
 def test_only_what_is_scored_goes_through_the_head(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    monkeypatch.setattr(module, "token_losses", lambda x, *_: (rows.append(len(x)), torch.zeros(len(x)))[1])
+    monkeypatch.setattr(decoder, "losses", lambda x, *_: (rows.append(len(x)), torch.zeros(len(x)))[1])
     perplexity(decoder, random_stream(301), sliding(32, 16), batch_tokens=128)
     assert sum(rows) == 300
 
