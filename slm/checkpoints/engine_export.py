@@ -97,7 +97,8 @@ def export_for_engine(
         config = dataclasses.replace(decoder.config, max_position_embeddings=context)
         notes: tuple[str, ...] = ()
         if engine == "gguf":
-            llama, tensors = unroll(*as_llama(config, decoder.state_dict()), **_GGUF)
+            llama, tensors = as_llama(config, decoder.state_dict())
+            llama, tensors = unroll(llama, tensors, **_GGUF)
             notes = write_gguf(file, target.name, llama, tensors, tokenizer, dtype)
         else:
             write_program(file, decoder, context, tokenizer)

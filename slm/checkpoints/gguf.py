@@ -26,7 +26,8 @@ DTYPES = {"float32": "F32", "float16": "F16", "q8_0": "Q8_0"}
 """`export_dtype` -> type of the matrices; vectors are always float32."""
 NEAREST_NOTE = (
     "llama.cpp has no rule that cuts text as slm's own BPE does. The nearest one gives other tokens, of the same text, "
-    "where a quotation mark is followed by a word that begins with s, t, m, d, re, ve or ll: 'string'."
+    "where an apostrophe stands between a letter, digit or line end and a word that begins with s, t, m, d, re, ve or "
+    "ll and goes on, as in f'Setting'."
 )
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's types of tokens
 _GPT2, _DIGITS = "gpt2", "digits"
