@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slm.checkpoints import Checkpoint, load
-from slm.evaluation.chat import Chat, RunningText, talk
+from slm.evaluation.chat import Chat, talk
 from slm.evaluation.generation import end_of_turn_ids, generate, stream
+from slm.evaluation.history import RunningText
 from slm.model import KVCache, decoding
 from slm.model.decoding import eager_logits
 from tests.checkpoints.releases import llama, save
