@@ -20,12 +20,13 @@ from slm.data.corpus import Corpus
 from slm.runtime.progress import Progress
 from slm.tracking import Tracker
 from slm.training.checkpointing import BEST, LAST, link_last, step_checkpoint_name
-from slm.training.module import LOSSES, LanguageModel, score
+from slm.training.module import LOSSES, LanguageModel
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, Stop, is_first_process
 from slm.training.sample import sample_text
+from slm.training.tasks import EvalTask, score_tasks, task_columns
 from slm.training.trainer import Votes
-from slm.training.validation import EvalTask, score_tasks, task_columns
+from slm.training.validation import score
 
 COLUMNS = (
     "tokens",

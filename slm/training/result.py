@@ -15,10 +15,10 @@ from slm.runtime.machine import peak_memory_bytes
 from slm.runtime.system import git_commit
 from slm.runtime.words import duration
 from slm.training.journal import Journal
-from slm.training.module import Score
 from slm.training.plan import Plan
 from slm.training.speed import datasheet_peak
 from slm.training.trainer import epochs_by_source
+from slm.training.validation import Score
 
 SCHEMA = 1  # version of the contents of result.json
 

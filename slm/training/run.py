@@ -26,13 +26,14 @@ from slm.tracking import Tracker, open_trackers
 from slm.training.checkpointing import LAST, checkpoint_step, newest_intact
 from slm.training.initial import load_initial, tokenizer_source
 from slm.training.journal import COLUMNS, SCORED_COLUMNS, Journal
-from slm.training.module import LOSSES, LanguageModel, source_columns
+from slm.training.module import LOSSES, LanguageModel
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, Stop, is_first_process, say
 from slm.training.result import ending_lines, make_result, parameter_counts
 from slm.training.speed import RankSpeeds, measure_run
+from slm.training.tasks import EvalTask, column_names, encode_tasks
 from slm.training.trainer import Batches, epochs_by_source, make_trainer
-from slm.training.validation import EvalTask, column_names, encode_tasks
+from slm.training.validation import source_columns
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
 """What torch's plain RuntimeErrors say if memory runs out: on a CPU, on a CPU under Windows, on MPS."""

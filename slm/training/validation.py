@@ -1,133 +1,110 @@
-"""The tasks of a validation: answers to questions from local files (`train.eval_tasks`).
+"""The validation loss of a run, of one text or of each source of a mix.
 
-Notable: questions, tokens and measures are those of evaluate.py (`slm.data.questions`), so `task_files` with the same
-file and limit gives the same numbers on the same weights. Log-likelihoods are computed as validation losses are,
-without lm-evaluation-harness. Legend: N requests of all tasks, B requests of a batch, T tokens.
+Lightning's validation loop is not used: when a run is killed between a validation and the next checkpoint, that loop
+repeats or skips validations, and metrics.csv then differs from an uninterrupted run's. Axes: B sequences, T tokens.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from slm.data.questions import Request, encode_pair, make_request, measure_records, read_tasks, scored_pairs
-from slm.data.tokenizer import Tokenizer
+from slm.data.corpus import Corpus
+from slm.data.loader import Batch, val_batches
 from slm.model.loss import IGNORE
 from slm.runtime.machine import float64_device
-from slm.runtime.words import plural
 from slm.training.module import LanguageModel
-from slm.training.plan import Plan
 
-SETTING = "train.eval_tasks"
-COLUMN_METRICS = ("bits_per_byte", "margin")
-"""Metrics of a task that have columns of their own in metrics.csv, besides its value."""
+SOURCE_METRICS = ("loss", "bits_per_byte")
+"""Metrics of each source of a mix, in the columns `val/SOURCE/METRIC`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalTask:
-    """The questions of a task, as tokens."""
+class Score:
+    """Loss of a model on a text."""
 
-    name: str
-    records: Sequence[Mapping[str, Any]]
-    requests: Sequence[Sequence[Request]]
-    """For each record, one request for each of its choices."""
-    num_cut: int
-    """Number of requests that were cut on the left to the model's context, as evaluate.py cuts them."""
+    loss: float
+    """Nats per token."""
+    tokens: int
+    bytes: int
+    """UTF-8 bytes of the text that was scored."""
+    by_source: Mapping[str, Score] = field(default_factory=dict)
+    """The score of each source of a mix."""
 
-    @property
-    def note(self) -> str:
-        """A sentence on what was cut; empty if nothing was."""
-        requests = plural(self.num_cut, "request")
-        return f"{requests} of {self.name} cut on the left to the model's context" if self.num_cut else ""
+    def metrics(self) -> dict[str, float]:
+        """Return the loss in nats per token, in bits per byte (comparable across tokenizers), and as a perplexity."""
+        bits_per_byte = (self.loss * self.tokens / self.bytes / math.log(2)) if self.bytes else math.nan
+        perplexity = math.exp(min(self.loss, 700.0))  # exp(710) overflows
+        return {"loss": self.loss, "bits_per_byte": bits_per_byte, "perplexity": perplexity}
+
+    def row(self) -> dict[str, float]:
+        """Return the metrics under the names of their columns in metrics.csv."""
+        row = {f"val/{name}": value for name, value in self.metrics().items()}
+        sources = self.by_source.items()
+        return row | {f"val/{source}/{name}": one.metrics()[name] for source, one in sources for name in SOURCE_METRICS}
 
 
-def encode_tasks(plan: Plan, tokenizer: Tokenizer) -> list[EvalTask]:
-    """Read and encode the questions of `train.eval_tasks`. Raises `ValueError` for a choice longer than the context."""
-    train = plan.settings["train"]
-    context = plan.model.max_position_embeddings
-    begin = [tokenizer.separator_id] if tokenizer.adds_bos else []
-    tasks = []
-    for name, records in read_tasks(train.get("eval_tasks"), SETTING, train.get("eval_task_limit")).items():
-        num_cut, requests = 0, []
-        for number, record in enumerate(records, start=1):
-            encoded = [encode_pair(lambda text: begin + tokenizer.encode(text), *pair) for pair in scored_pairs(record)]
-            num_cut += sum(len(given) + len(scored) > context + 1 for given, scored in encoded)
-            try:
-                requests.append([make_request(g or [tokenizer.separator_id], s, context) for g, s in encoded])
-            except ValueError as error:
-                raise ValueError(
-                    f"{SETTING}.{name}: question {number}: {error} (model.max_position_embeddings={context})"
-                ) from None
-        tasks.append(EvalTask(name=name, records=records, requests=requests, num_cut=num_cut))
-    return tasks
+def source_columns(corpus: Corpus) -> list[str]:
+    """Return the columns of metrics.csv for the sources of a mix."""
+    return [f"val/{source}/{name}" for source in corpus.sources for name in SOURCE_METRICS]
+
+
+def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = None) -> Score:
+    """Score every validation token except the first, or `max_tokens` tokens spread evenly over the validation set.
+
+    Each source of a mix is scored on an equal part of `max_tokens`. The loss of a mix is the mean over its sources,
+    weighted by their shares of the run's training tokens; `bytes` are those that `tokens` tokens in these shares have.
+    """
+    if corpus.mixture is None:
+        return _score(module, corpus, max_tokens)
+    part = None if max_tokens is None else max(1, max_tokens // len(corpus.sources))
+    by_source = {name: _score(module, source, part) for name, source in corpus.sources.items()}
+    shares = corpus.mixture.shares
+    tokens = sum(one.tokens for one in by_source.values())
+    bytes_per_token = sum(shares[name] * one.bytes / one.tokens for name, one in by_source.items())
+    loss = sum(shares[name] * one.loss for name, one in by_source.items())
+    return Score(loss=loss, tokens=tokens, bytes=round(tokens * bytes_per_token), by_source=by_source)
 
 
 @torch.no_grad()
-def score_tasks(module: LanguageModel, tasks: Sequence[EvalTask]) -> dict[str, dict[str, Any]]:
-    """Return task -> result (`measure_records`). Each process scores its share of the batches of all tasks."""
-    if not tasks:
-        return {}
+def _score(module: LanguageModel, corpus: Corpus, max_tokens: int | None) -> Score:
+    """Score the validation text of one corpus that is no mix. Of conversations, only what the assistant says is scored.
+
+    Each process scores its share. Blocks run in the precision of training but uncompiled, so that the loss does not
+    depend on compilation.
+    """
     trainer, plan = module.trainer, module.plan
-    requests = [request for task in tasks for choices in task.requests for request in choices]
+    batches = val_batches(
+        corpus.val, sequence_length=plan.sequence_length, batch_size=plan.micro_batch_size, max_tokens=max_tokens
+    )
     sum_device = float64_device(module.device)
-    nats_N = torch.zeros(len(requests), dtype=torch.float64, device=sum_device)
-    batches = list(make_batches(requests, plan.micro_batch_size * plan.sequence_length))
-    for first in range(0, len(batches), trainer.world_size):
-        index = first + trainer.global_rank
-        # All processes make the same number of passes, as sharded weights require: some score the last batch again.
-        rows = batches[min(index, len(batches) - 1)]
-        inputs_BT, targets_BT = (tensor.to(module.device) for tensor in padded([requests[row] for row in rows]))
+    token_bytes = torch.as_tensor(corpus.val_bytes, device=sum_device)
+    sums = torch.zeros(3, dtype=torch.float64, device=sum_device)  # nats, tokens, bytes
+    for batch in share_batches(batches, trainer.global_rank, trainer.world_size):
+        inputs, targets = batch.inputs.to(module.device), batch.targets.to(module.device)
+        documents = module.documents(inputs, batch.documents)
         with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
-            losses_BT = module.decoder.token_losses(inputs_BT, targets_BT)
-        if index < len(batches):
-            nats_N[rows] = losses_BT.to(sum_device).double().sum(1)
-    nats = iter(trainer.strategy.reduce(nats_N, reduce_op="sum").tolist())
-    return {
-        task.name: measure_records(
-            task.records, [[-value for value in itertools.islice(nats, len(choices))] for choices in task.requests]
-        )
-        for task in tasks
-    }
+            losses = module.decoder.token_losses(inputs, targets, documents)
+        losses, targets = losses.to(sum_device), targets.to(sum_device)
+        is_scored = targets != IGNORE
+        target_bytes = token_bytes[targets.clamp(min=0)] * is_scored
+        sums += torch.stack([losses.double().sum(), is_scored.sum().double(), target_bytes.sum().double()])
+    nats, tokens, num_bytes = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+    return Score(loss=nats / tokens, tokens=int(tokens), bytes=round(num_bytes))
 
 
-def make_batches(requests: Sequence[Request], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield indices of requests, longest first: at least one, and as many as fit into `batch_tokens` padded tokens."""
-    batch: list[int] = []
-    for index in sorted(range(len(requests)), key=lambda index: -len(requests[index].inputs)):
-        if batch and (len(batch) + 1) * len(requests[batch[0]].inputs) > batch_tokens:
+def share_batches(batches: Iterator[Batch], rank: int, world_size: int) -> Iterator[Batch]:
+    """Yield every `world_size`-th batch, beginning with the batch at index `rank`.
+
+    If the last round has too few batches, the ranks without one get the last batch with no target to score. All ranks
+    thus make the same number of forward passes, as sharded weights require.
+    """
+    for index, batch in enumerate(batches):
+        if index % world_size == rank:
             yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-def padded(requests: Sequence[Request]) -> tuple[Tensor, Tensor]:
-    """Return inputs and targets, each (B, T). Padding comes last, so causal attention hides it from the requests."""
-    length = max(len(request.inputs) for request in requests)
-    inputs_BT = torch.zeros(len(requests), length, dtype=torch.int64)
-    targets_BT = torch.full_like(inputs_BT, IGNORE)
-    for row, (inputs, targets) in enumerate(requests):
-        inputs_BT[row, : len(inputs)] = torch.tensor(inputs)
-        targets_BT[row, len(inputs) - len(targets) : len(inputs)] = torch.tensor(targets)
-    return inputs_BT, targets_BT
-
-
-def column_names(train: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the columns of metrics.csv that the tasks of a `train` group add; the names are those of results.csv."""
-    ends = ("", *(f"/{metric}" for metric in COLUMN_METRICS))
-    return tuple(f"tasks/{name}{end}" for name in train.get("eval_tasks") or {} for end in ends)
-
-
-def task_columns(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return column -> value for the results of tasks."""
-    row = {}
-    for name, result in results.items():
-        row[f"tasks/{name}"] = result["value"]
-        row |= {f"tasks/{name}/{metric}": result["also"][metric]["value"] for metric in COLUMN_METRICS}
-    return row
+    num_left_over = (index + 1) % world_size  # batches in the last round; 0 if it is full
+    if num_left_over and rank >= num_left_over:
+        yield batch._replace(targets=torch.full_like(batch.targets, IGNORE))

@@ -124,7 +124,7 @@ def test_a_corrupt_file_is_noticed_and_built_again(data, bpe, byte, tmp_path, ki
 
 
 def test_a_build_killed_before_its_end_is_not_used_and_the_next_one_succeeds(preparing, data, bpe, tmp_path):
-    kill = "import os; from slm.data import corpus; corpus.split_facts = lambda *_: os.kill(os.getpid(), 9)"
+    kill = "import os; from slm.data import encoding; encoding.split_facts = lambda *_: os.kill(os.getpid(), 9)"
     process = preparing(data, bpe, tmp_path, before=kill)
     process.communicate(timeout=100)
     assert process.returncode == -signal.SIGKILL

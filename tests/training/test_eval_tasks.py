@@ -18,7 +18,7 @@ from slm.checkpoints import load
 from slm.composition.settings import check_settings
 from slm.data.questions import Request
 from slm.training.plan import make_plan, plan_lines
-from slm.training.validation import EvalTask, encode_tasks, score_tasks
+from slm.training.tasks import EvalTask, encode_tasks, score_tasks
 from tests.running import SMALL_RUN, refusal
 from tests.seeds import seeded
 from tests.training.small import CPU, assert_same_run, config, random_decoder, rows

@@ -23,10 +23,11 @@ from slm.runtime.machine import has_mps
 from slm.training import hardware, optim, run
 from slm.training import module as module_file
 from slm.training.hardware import resolve_hardware
-from slm.training.module import LanguageModel, score
+from slm.training.module import LanguageModel
 from slm.training.optim import OPTIMIZERS, skip_if
 from slm.training.parametrization import STANDARD
 from slm.training.plan import make_plan
+from slm.training.validation import score
 from tests.composing import composed
 from tests.training.small import CONFIG, CPU, OPTIM, losses, random_decoder, set_random_gradients
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from slm.data import prepare
 from slm.data.loader import Batch
-from slm.training.module import Score, score, share_batches
+from slm.training.validation import Score, score, share_batches
 from tests.data.foreign import FOREIGN, save
 
 CONF = Path(__file__).parents[2] / "conf"
