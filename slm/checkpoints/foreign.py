@@ -19,6 +19,7 @@ from slm.data.vocabulary import TOKENIZER_FILES, load_tokenizer
 
 MAX_LENGTH = 2048
 """Context of a model whose config states none, such as a state-space model: the longest window of our protocols."""
+MAX_LAYERS = 10_000
 LENGTH_KEYS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
 OTHER_TOKENIZER_FILES = ("vocab.json", "merges.txt", "added_tokens.json")
 """Files of a byte-level tokenizer from before tokenizer.json, which transformers converts."""
@@ -89,6 +90,32 @@ def transformers_config(folder: Path, reason: Exception) -> Any:
     return config
 
 
+def empty_model(folder: Path, num_stored: Mapping[str, int]) -> Any:
+    """Build the model of a folder without storage. `num_stored` has the number of elements of each stored tensor.
+
+    Raises `ValueError` if the files hold fewer elements than the model has, under whatever names.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = transformers_config(folder, ValueError(f"{folder}: transformers does not know the model"))
+    num_layers = _stated(config.get_text_config(), "num_hidden_layers") or 0
+    if num_layers > len(num_stored):  # checked before so many layers are built
+        raise ValueError(f"{folder} has only {len(num_stored):,} tensors for {num_layers:,} layers in config.json")
+    with quiet_transformers(), torch.device("meta"):
+        try:
+            model = AutoModelForCausalLM.from_config(config)
+        except Exception as error:  # the class depends on the model type
+            raise ValueError(f"{folder}: transformers cannot build the model ({first_line(error)})") from None
+    needed, stored = sum(parameter.numel() for parameter in model.parameters()), sum(num_stored.values())
+    if needed > stored:
+        raise ValueError(
+            f"{folder}: config.json describes {needed:,} parameters, but the files hold only {stored:,}: "
+            "download the missing or the right ones"
+        )
+    return model
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence warnings and progress bars of transformers, which would interrupt our own."""
@@ -140,6 +167,10 @@ def _refuse_by_keys(json_config: Mapping[str, Any], folder: Path) -> None:
     for key in ("vision_config", "audio_config"):
         if json_config.get(key):
             raise ValueError(f"{key} says that the model reads more than text, which cannot be measured")
+    for key in ("num_hidden_layers", "n_layer", "num_layers"):
+        num_layers = json_config.get(key)
+        if isinstance(num_layers, int) and num_layers > MAX_LAYERS:  # transformers would list them
+            raise ValueError(f"{key}={num_layers:,} is more than any model has: give at most {MAX_LAYERS:,}")
     if json_config.get("is_encoder_decoder"):
         raise ValueError("is_encoder_decoder=true: the model has an encoder, and only decoders can be measured")
     if (folder / "adapter_config.json").exists():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from slm.checkpoints.architecture import UnsupportedModel, read_config, read_json
-from slm.checkpoints.foreign import foreign_tokenizer, read_foreign
+from slm.checkpoints.foreign import empty_model, foreign_tokenizer, read_foreign
 from slm.checkpoints.hub import fetch, fetch_other_weights
 from slm.checkpoints.weights import Weights, open_run_checkpoint, open_weights
 from slm.data.tokenizer import Tokenizer
@@ -133,6 +133,7 @@ def _open_foreign(location: Location, name: str | None, reason: UnsupportedModel
     shape, notes = read_foreign(location.folder, reason)
     tokenizer = foreign_tokenizer(location.folder, name)
     weights, weight_notes = _open_weights(location, None)
+    empty_model(location.folder, {name: tensor.numel() for name, tensor in weights.tensors.items()})
     # Keys of the config that no field of the shape has change the function too, so the file counts for the fingerprint.
     weights = Weights(weights.tensors, [location.folder / "config.json", *weights.files])
     return Parts(shape, weights, tokenizer, (*notes, *weight_notes))

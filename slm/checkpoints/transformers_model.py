@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slm.checkpoints.foreign import ForeignShape, quiet_transformers, transformers_config
+from slm.checkpoints.foreign import ForeignShape, empty_model, quiet_transformers
 from slm.data.readers import first_line
 from slm.model.counts import Counts
 from slm.model.loss import losses_by_chunk
@@ -108,16 +108,15 @@ class TransformersModel:
 
     def counts(self) -> Counts:
         """Count the parameters of the modules, and the bytes of a cache that has read one token, then two."""
-        parameters = {id(parameter): parameter for parameter in self.model.parameters()}
         heads = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]
         tables = [module for module in self.model.modules() if isinstance(module, nn.Embedding) or module in heads]
-        table_ids = {id(parameter) for table in tables for parameter in table.parameters()}
-        total = sum(parameter.numel() for parameter in parameters.values())
+        table_sizes = {parameter: parameter.numel() for table in tables for parameter in table.parameters()}
+        total = sum(parameter.numel() for parameter in self.model.parameters())
         bytes_per_token, full, states = self._cache_bytes()
         return Counts(
             params_total=total,
-            params_non_embedding=total - sum(parameters[key].numel() for key in table_ids),
-            model_bytes=sum(parameter.nbytes for parameter in parameters.values()),
+            params_non_embedding=total - sum(table_sizes.values()),
+            model_bytes=sum(parameter.nbytes for parameter in self.model.parameters()),
             kv_bytes_per_token=bytes_per_token,
             kv_cache_bytes=full,
             state_bytes=states,
@@ -192,23 +191,19 @@ def load_transformers_model(
 
     Raises `ValueError` if tensors are missing or mis-shaped, or if the model cannot be measured (`check`).
     """
-    from transformers import AutoModelForCausalLM
-
-    config = transformers_config(folder, ValueError(f"{folder}: transformers does not know the model"))
+    empty = empty_model(folder, {name: tensor.numel() for name, tensor in tensors.items()})
     with quiet_transformers():
         try:
-            with torch.device("meta"):
-                model_class = type(AutoModelForCausalLM.from_config(config))
-            model, report = model_class.from_pretrained(
+            model, report = type(empty).from_pretrained(
                 None,
-                config=config,
+                config=empty.config,
                 state_dict=dict(tensors),
                 dtype=dtype,
                 ignore_mismatched_sizes=True,  # they are in the report
                 output_loading_info=True,
             )
         except Exception as error:  # the class depends on the model type
-            raise ValueError(f"transformers cannot load the weights ({first_line(error)})") from None
+            raise ValueError(f"{folder}: transformers cannot load the weights ({first_line(error)})") from None
         faults = {"missing": report["missing_keys"], "mis-shaped": [key[0] for key in report["mismatched_keys"]]}
         problems = [
             f"{len(names)} {kind} ({shortlist(sorted(names), max_items=3)})" for kind, names in faults.items() if names

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, logging
 
 from slm.checkpoints import check, check_any, export, load, load_any
@@ -21,7 +22,7 @@ from tests.evaluation.asked import small
 from tests.evaluation.toys import random_stream
 from tests.seeds import seeded
 
-VOCAB = 260
+VOCAB, WEIGHTS = 260, "model.safetensors"
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPE |= {"num_key_value_heads": 2, "max_position_embeddings": 48}
 GEMMA = SHAPE | {"head_dim": 8, "sliding_window": 5}
@@ -162,15 +163,20 @@ def test_sharded_bfloat16_loads_as_transformers_loads_it_in_any_precision(stored
             assert torch.equal(ours.head(ours.hidden(tokens)), theirs(tokens).logits)
 
 
+def with_old_tokenizer(folder: Path) -> None:
+    """Replace tokenizer.json by a vocabulary with two merges, as GPT-2 and OPT have it."""
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"] | {"<|endoftext|>": 256}
+    vocabulary |= {"th": 257, "the": 258}
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\nt h\nth e\n")
+    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
 def test_a_tokenizer_of_vocabulary_and_merges_is_that_of_transformers(tmp_path: Path) -> None:
     foreign("gpt2", tmp_path)
-    vocabulary = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"] | {"<|endoftext|>": 256}
-    vocabulary |= {"th": 257, "the": 258}
-    (tmp_path / "tokenizer.json").unlink()
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nth e\n")
-    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with_old_tokenizer(tmp_path)
     tokenizer = load_any(tmp_path).tokenizer
     text = "the theory, naïve: them\n"
     assert tokenizer.encode(text) == AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
@@ -209,6 +215,7 @@ REFUSED = {
     "no text": ({"model_type": "vit"}, "model_type 'vit' predicts no next token of a text"),
     "unknown": ({"model_type": "nobody"}, "has model_type 'nobody', but must have one of llama, mobilellm, slm"),
     "bad": ({"hidden_size": "wide"}, "config.json: transformers cannot read it"),
+    "layers": ({"num_hidden_layers": 10**9, "layer_types": None}, "num_hidden_layers=1,000,000,000 is more than"),
     "empty": ({"vocab_size": 0}, "vocab_size=0 must be a whole number above 0"),
 }
 
@@ -226,10 +233,16 @@ def test_what_transformers_cannot_measure_either_is_refused_in_one_sentence(name
 def test_weights_that_do_not_fit_and_models_that_are_not_causal_are_refused(tmp_path: Path) -> None:
     foreign("qwen2", tmp_path / "deep")
     change_config(tmp_path / "deep", num_hidden_layers=3, layer_types=["full_attention"] * 3)
-    with pytest.raises(ValueError, match=r"do not match the config: 12 missing \(model\.layers\.2\.input_layernorm"):
-        load_any(tmp_path / "deep")
+    with pytest.raises(ValueError, match=r"describes [\d,]+ parameters, but the files hold only [\d,]+: download"):
+        check_any(tmp_path / "deep")
+    model = foreign("qwen2", tmp_path / "renamed")
+    tensors = {name.replace("k_proj", "key"): tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file({name: tensor for name, tensor in tensors.items() if "head" not in name}, tmp_path / "renamed" / WEIGHTS)
+    with pytest.raises(ValueError, match=r"do not match the config: 4 missing \(model\.layers\.0\.self_attn\.k_proj"):
+        load_any(tmp_path / "renamed")
     foreign("qwen2", tmp_path / "wide")
     change_config(tmp_path / "wide", intermediate_size=44)
+    check_any(tmp_path / "wide")
     with pytest.raises(ValueError, match=r"do not match the config: 6 mis-shaped \(model\.layers\.0\.mlp\.down_proj"):
         load_any(tmp_path / "wide")
     TYPES_OF_ENCODER = {"bert": SHAPE | {"is_decoder": False}}

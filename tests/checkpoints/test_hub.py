@@ -10,8 +10,9 @@ import pytest
 import torch
 from huggingface_hub import errors
 
-from slm.checkpoints import check, export, load
+from slm.checkpoints import check, check_any, export, load, load_any
 from tests.checkpoints.releases import IDS, difference, halved, llama, mobilellm, refusal, save, store_as_head
+from tests.checkpoints.test_foreign import foreign, with_old_tokenizer
 
 REPO, COMMIT = "someone/Tiny-Llama", "0123456789abcdef0123456789abcdef01234567"
 
@@ -105,6 +106,17 @@ def test_a_mobilellm_repository_is_fetched_with_its_pickle(hub: Hub) -> None:
     mobilellm(hub.files, llama())
     load(REPO)
     assert hub.asked == ["config.json", "tokenizer_config.json", "tokenizer.json", "pytorch_model.bin"]
+
+
+def test_a_model_that_transformers_computes_is_fetched_with_the_files_of_an_old_tokenizer(hub: Hub) -> None:
+    foreign("gpt2", hub.files)
+    with_old_tokenizer(hub.files)
+    checkpoint = load_any(REPO)
+    assert hub.asked == ["config.json", "tokenizer_config.json", "vocab.json", "merges.txt", "model.safetensors"]
+    assert (checkpoint.provenance.revision, checkpoint.provenance.kind) == (COMMIT, "transformers")
+    hub.asked.clear()
+    assert check_any(REPO) == checkpoint.provenance
+    assert hub.asked == []
 
 
 def test_a_second_format_is_fetched_only_where_the_first_is_unusable(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
