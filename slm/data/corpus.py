@@ -93,6 +93,8 @@ def _prepare(data: Mapping[str, Any], plan: Plan, cache_dir: Path) -> Corpus:
 
     facts = cached(folder, build, what=f"the tokens of {name}")
     built_tokenizer = load_tokenizer(folder / "tokenizer", name=facts["tokenizer"]["name"])
+    # Tokens of text do not depend on the template, so tokenizers with several templates may share the folder.
+    built_tokenizer.chat_template = plan.chat_template if template is None else template
     stream_class = TokenStream if template is None else ConversationStream
     return Corpus(
         name=name,
