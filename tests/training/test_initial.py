@@ -154,8 +154,8 @@ def test_the_chat_template_is_that_of_the_checkpoint_whatever_the_cache_holds_of
     talks = tmp_path / "talks.jsonl"
     talks.write_text("".join(f'{{"prompt": "{n} + 1", "completion": "{n + 1}"}}\n' for n in range(100)))
     cache_dir = tmp_path / "cache"
-    for template in (None, CHATML, MARKED):
-        checkpoint = Path(shutil.copytree(first / "model", tmp_path / f"{hash(template)}"))
+    for number, template in enumerate((None, CHATML, MARKED)):
+        checkpoint = Path(shutil.copytree(first / "model", tmp_path / str(number) / "release"))
         if template is not None:
             (checkpoint / "chat_template.jinja").write_text(template)
         changes = [f"init_from={checkpoint}", "output_dir=none"]
