@@ -25,9 +25,9 @@ from slm.data.documents import (
 )
 from slm.data.encoding import write_tokens
 from slm.data.hub import limited
-from slm.data.mixture import MIX, Mixture, read_mixture
+from slm.data.mixture import Mixture, read_mixture
 from slm.data.packing import ConversationStream
-from slm.data.sources import source_of
+from slm.data.sources import MIX, source_of
 from slm.data.stream import TokenStream
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import Plan, is_on_hub, load_tokenizer, plan_tokenizer

@@ -23,7 +23,7 @@ from slm.composition.mixing import expand_sources, searchpath_overrides
 from slm.composition.settings import LEGACY_VALUES
 from slm.data.corpus import check_sources
 from slm.data.local import text_files
-from slm.data.mixture import MIX
+from slm.data.sources import MIX
 from slm.data.vocabulary import is_on_hub, plan_tokenizer
 from slm.model.config import ModelConfig
 from slm.runtime.address import local_folder, named, split_revision

@@ -14,8 +14,9 @@ import torch
 
 from slm.composition.budget import shape_and_steps
 from slm.data.loader import num_micro_batches_per_step
-from slm.data.mixture import MIX, read_mixture
+from slm.data.mixture import read_mixture
 from slm.data.questions import read_tasks, scored_pairs
+from slm.data.sources import MIX
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, kv_cache_bytes, mixers_of_blocks, num_params
 from slm.model.counts import state_bytes as decoding_state_bytes
