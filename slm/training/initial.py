@@ -168,11 +168,8 @@ def _with_changes(shape: ModelConfig, settings: Mapping[str, Any], overrides: Se
     A field was chosen if the command line sets it, or if it has neither its default nor the checkpoint's value.
     """
     keys = {override.lstrip("+").partition("=")[0] for override in overrides}
-    default, chosen = (
-        model_config(default_choice("train", "model")).to_dict(),
-        model_config(settings["model"]).to_dict(),
-    )
-    actual = shape.to_dict()
+    groups = (default_choice("train", "model"), settings["model"])
+    default, chosen, actual = (config.to_dict() for config in (*map(model_config, groups), shape))
     for key, name in (("width", "hidden_size"), ("depth", "num_layers")):
         if settings.get(key) is not None:
             chosen[name], keys = settings[key], keys | {f"model.{name}"}
