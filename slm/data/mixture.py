@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from slm.data.sources import MIX, SOURCES, source_of
 from slm.runtime.settings import as_typed
 from slm.runtime.words import is_number
 
-MIX = "mix"
-"""Value of `data.source` for a mix of several sources."""
 _MAX_RATIO = 10**9
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # names of sources become parts of the names of columns
 
@@ -128,9 +127,10 @@ def read_mixture(data: Mapping[str, Any]) -> Mixture:
     for name, source in sources.items():
         if not _NAME.fullmatch(str(name)):
             raise ValueError(f"data.sources has the name {name!r}, which must consist of letters, digits, _ and -")
-        if isinstance(source, Mapping) and source.get("source") == MIX:
+        kind = source.get("source") if isinstance(source, Mapping) else None
+        if kind == MIX:
             raise ValueError(f"data.sources.{name} is itself a mix: list its sources in data.sources instead")
-        if isinstance(source, Mapping) and source.get("source") == "chat":
+        if kind in SOURCES and source_of(source).holds_conversations:
             raise ValueError(
                 f"data.sources.{name} holds conversations, whose windows are packed by another rule: train on the text "
                 "first and on data=chat afterwards"
