@@ -6,16 +6,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, logging
 
 from slm.checkpoints import check, check_any, export, load, load_any
+from slm.data.chat_template import PLAIN_TEMPLATE
+from slm.data.conversations import SCORED, conversation, encode_conversation
+from slm.data.questions import make_request
 from slm.data.vocabulary import byte_tokenizer
+from slm.evaluation.encode import encode
 from slm.evaluation.perplexity import Protocol, perplexity
 from slm.evaluation.run import SKIPPED_TASKS, evaluate
-from slm.evaluation.tasks.scoring import Scorer, make_request
+from slm.evaluation.tasks.scoring import Scorer
+from slm.evaluation.texts import Text
 from slm.model import generate
 from tests.checkpoints.releases import change_config, llama, save
 from tests.evaluation.asked import small
@@ -107,6 +114,25 @@ def test_perplexity_is_that_of_the_loop_in_the_documentation_of_transformers(pai
         result = perplexity(ours, stream, Protocol(name=name, max_length=length, stride=stride), batch_tokens=100)
         assert result["loss"] == pytest.approx(nats / 89, abs=1e-5)
         assert result["perplexity"] == pytest.approx(math.exp(nats / 89), rel=1e-5)
+
+
+def test_conversations_are_scored_one_by_one_because_transformers_cannot_mask_them(tmp_path: Path) -> None:
+    theirs = foreign("gpt_neox", tmp_path)
+    checkpoint = load_any(tmp_path)
+    talks = [[("user", f"{n}?"), ("assistant", "ya" * n)] for n in range(1, 6)]
+    documents = [conversation({"messages": [{"role": r, "content": c} for r, c in t]}, "") for t in talks]
+    text = Text(name="talks", documents=tuple(documents), separate=True, template=PLAIN_TEMPLATE)
+    protocol = Protocol(name="non_overlapping", max_length=48, stride=48)
+    found = perplexity(checkpoint.decoder, encode(text, checkpoint.tokenizer), protocol, batch_tokens=96)
+    nats = []
+    for document in documents:
+        encoded = encode_conversation(document, checkpoint.tokenizer, PLAIN_TEMPLATE)
+        ids = torch.tensor(encoded.ids)
+        with torch.no_grad():
+            losses = F.cross_entropy(theirs(ids[None, :-1]).logits[0], ids[1:], reduction="none")
+        nats += losses[torch.from_numpy(encoded.marks)[1:] & SCORED > 0].tolist()
+    assert found["tokens"] == len(nats)
+    assert found["loss"] == pytest.approx(np.mean(nats), rel=1e-5)
 
 
 def test_greedy_decoding_with_the_cache_is_transformers_generate(pair: tuple[str, Any, Any]) -> None:

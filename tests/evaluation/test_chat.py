@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slm.checkpoints import Checkpoint, load
+from slm.data.conversations import end_of_turn_ids
 from slm.evaluation.chat import Chat, talk
-from slm.evaluation.generation import end_of_turn_ids, generate, stream
+from slm.evaluation.generation import generate, stream
 from slm.evaluation.history import RunningText
 from slm.model import KVCache, decoding
 from slm.model.decoding import eager_logits
