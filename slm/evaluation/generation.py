@@ -12,10 +12,9 @@ from slm.checkpoints import AnyCheckpoint as Checkpoint
 from slm.data.conversations import encode_prompt, end_of_turn_ids
 from slm.data.tokenizer import Tokenizer
 from slm.evaluation.config import KINDS
-from slm.model import Decoder, decoding
-from slm.model.decoding import NextLogits, compiled_logits, eager_logits
+from slm.model import decoding
+from slm.model.decoding import NextLogits, eager_logits
 from slm.model.interface import Cache
-from slm.runtime.machine import why_not_compiled
 from slm.runtime.progress import say
 from slm.runtime.settings import check_kind
 
@@ -104,18 +103,6 @@ def new_ids(
 
     more: dict[str, Any] = {"next_logits": checked, "cache": cache, "stop_id": stop_id}
     return decoding.generate(decoder, ids, num_ids=tokenizer.vocab_size, **more, **options)
-
-
-def logits_of(model: Checkpoint, *, compiled: bool) -> NextLogits:
-    """Return the logits function. Raises `ValueError` if it must be compiled and this machine cannot."""
-    if not compiled:
-        return eager_logits(model.decoder)
-    decoder = model.decoder
-    if not isinstance(decoder, Decoder):
-        raise ValueError("generation.compile=true, but transformers computes this model: use generation.compile=false")
-    if reason := why_not_compiled(decoder.device.type):
-        raise ValueError(f"generation.compile=true, but {reason}: use generation.compile=false")
-    return compiled_logits(decoder)
 
 
 def print_sample(model: Checkpoint, prompt: str, options: Mapping[str, Any], next_logits: NextLogits) -> None:

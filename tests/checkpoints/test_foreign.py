@@ -18,7 +18,9 @@ from slm.data.chat_template import PLAIN_TEMPLATE
 from slm.data.conversations import SCORED, conversation, encode_conversation
 from slm.data.questions import make_request
 from slm.data.vocabulary import byte_tokenizer
+from slm.evaluation.chat import talk
 from slm.evaluation.encode import encode
+from slm.evaluation.measure import load_checked
 from slm.evaluation.perplexity import Protocol, perplexity
 from slm.evaluation.run import SKIPPED_TASKS, evaluate
 from slm.evaluation.tasks.scoring import Scorer
@@ -114,6 +116,38 @@ def test_perplexity_is_that_of_the_loop_in_the_documentation_of_transformers(pai
         result = perplexity(ours, stream, Protocol(name=name, max_length=length, stride=stride), batch_tokens=100)
         assert result["loss"] == pytest.approx(nats / 89, abs=1e-5)
         assert result["perplexity"] == pytest.approx(math.exp(nats / 89), rel=1e-5)
+
+
+def test_a_baseline_keeps_its_results_if_a_later_measurement_is_impossible(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, baseline = save(llama(), tmp_path / "ours"), tmp_path / "gpt2"
+    foreign("gpt2", baseline)  # with a shorter context than ours
+    text = tmp_path / "t.txt"
+    text.write_text("One and one make two. " * 20)
+    both = (f"checkpoint={ours}", f"+baselines.checkpoints=[{baseline}]", "speed.enabled=false")
+    beyond = "perplexity.non_overlapping.max_length=60"
+    assert evaluate(small(tmp_path, text, *both, beyond)) == SKIPPED_TASKS
+    assert f"{baseline} is skipped: max_length=60" in capsys.readouterr().err
+    file = tmp_path / "out" / "results.json"
+    assert [entry["name"] for entry in json.loads(file.read_text())] == ["ours"]
+    more = (*both, f"output_dir={tmp_path / 'more'}")
+    assert evaluate(small(tmp_path, text, *more)) == 0
+    file = tmp_path / "more" / "results.json"
+    before = json.loads(file.read_text())
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(json.dumps({"query": "a", "choices": ["b", "c"], "gold": 0}) + "\n")
+
+    def fail(provenance: Any, precision: Any) -> Any:
+        if provenance.kind == "transformers":
+            raise ValueError("its weights are gone")
+        return load_checked(provenance, precision)
+
+    monkeypatch.setattr("slm.evaluation.run.load_checked", fail)
+    assert evaluate(small(tmp_path, text, *more, f"task_files={{mine: {questions}}}")) == SKIPPED_TASKS
+    ours_after, baseline_after = json.loads(file.read_text())
+    assert baseline_after == before[1]
+    assert ours_after["tasks"]["mine"]["n"] == 1
 
 
 def test_conversations_are_scored_one_by_one_because_transformers_cannot_mask_them(tmp_path: Path) -> None:
@@ -312,7 +346,9 @@ def test_baselines_are_measured_beside_a_checkpoint_and_skipped_where_they_fail(
         assert (entry["speed"]["compiled"], entry["speed"]["cache"]) == (False, True)
     with pytest.raises(ValueError, match="none of the baselines can be measured"):
         evaluate(small(tmp_path, text, f"+baselines.checkpoints=[{folders['absent']}]"))
-    with pytest.raises(ValueError, match=r"computed by transformers, uncompiled: give speed\.compile=auto"):
+    with pytest.raises(ValueError, match=r"computed by transformers, uncompiled: give speed\.compile=false"):
         evaluate(
             small(tmp_path, text, f"checkpoint={folders['mamba']}", "speed.compile=true", f"output_dir={tmp_path}/o")
         )
+    with pytest.raises(ValueError, match=r"computed by transformers, uncompiled: give generation\.compile=false"):
+        talk(small(tmp_path, text, f"checkpoint={folders['mamba']}", "generation.compile=true", "prompt=a"))

@@ -1,7 +1,7 @@
 """Tasks from local files in which the model writes an answer, which must be equal to the given one.
 
-Answers are generated greedily, up to the end of text or of the turn. The answer to a `prompt` also ends with its line, or, if an
-answer has several lines, with a blank line.
+Answers are generated greedily, up to the end of text or of the turn. The answer to a `prompt` also ends with its line,
+or, if an answer has several lines, with a blank line.
 """
 
 from __future__ import annotations
