@@ -216,10 +216,10 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
 
 
 def _stored_blocks(nats_K: np.ndarray, sizes_KM: np.ndarray) -> dict[str, list[Any]]:
-    """Return sums over blocks, for errors of differences. Nats get seven digits, the precision of float32 losses."""
-    sums_KM = merge_blocks(np.column_stack([nats_K, sizes_KM]))
-    num_tokens, num_bytes = sums_KM[:, 1:].astype(np.int64).T.tolist()
-    return {"nats": [float(f"{nats:.7g}") for nats in sums_KM[:, 0]], "tokens": num_tokens, "bytes": num_bytes}
+    """Return sums over blocks, for errors of differences, with seven digits, the precision of float32 losses."""
+    sums_MK = merge_blocks(np.column_stack([nats_K, sizes_KM])).T
+    nats, num_tokens, num_bytes = [[float(f"{value:.7g}") for value in sums_K] for sums_K in sums_MK]
+    return {"nats": nats, "tokens": num_tokens, "bytes": num_bytes}
 
 
 def _finite(value: float) -> float | None:
