@@ -61,7 +61,9 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
     if is_engine_file(provenance.checkpoint):
         if device not in ("auto", "cpu") or settings["dtype"] != "auto":
             given = f"device={device} dtype={settings['dtype']}"
-            raise ValueError(f"{given}: {provenance.checkpoint} runs on the CPU, in the precision of the file")
+            raise ValueError(
+                f"{given}: {provenance.checkpoint} runs on the CPU, in the precision of the file: leave both out"
+            )
         return Precision(device="cpu", dtype=torch.float32, autocast=None)
     if device == "cuda" and not torch.cuda.is_available():
         reason = why_no_gpu()

@@ -130,7 +130,8 @@ def _windows(stream: Stream, protocol: Protocol) -> tuple[Stream, list[Window]]:
     for start, stop in bounds:
         is_inside[start:stop] = True
     if not bounds:
-        raise ValueError(f"{stream.name}: no answer begins within {protocol.max_length} tokens: raise max_length")
+        given = f"perplexity.{protocol.name}.max_length={protocol.max_length}"
+        raise ValueError(f"{stream.name}: no answer begins within {given} tokens: give more")
     windows = [Window(start, stop - 1, start + 1) for start, stop in bounds]
     return replace(stream, is_scored=stream.is_scored & is_inside), windows
 

@@ -157,7 +157,7 @@ def sources_of_run(
     data = config["data"]
     known = data["sources"] if data["source"] == MIX else {}
     if source is not None and source not in known:
-        has = f"has the sources {', '.join(known)}" if known else "is no mix"
+        has = f"has the sources {', '.join(known)}" if known else "is not a mix: leave source out"
         raise ValueError(f"source={source}: the text of the run, data={data['name']}, {has}")
     if not known:  # the fingerprint `data` of conversations depends on the chat template too
         return {data["name"]: (dict(config), fingerprints.get("documents", fingerprints["data"]))}

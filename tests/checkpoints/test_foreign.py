@@ -237,7 +237,9 @@ def with_old_tokenizer(folder: Path) -> None:
 def test_a_tokenizer_of_vocabulary_and_merges_is_that_of_transformers(tmp_path: Path) -> None:
     foreign("gpt2", tmp_path)
     with_old_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     tokenizer = load_any(tmp_path).tokenizer
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tmp_path).chat_template
     text = "the theory, naïve: them\n"
     assert tokenizer.encode(text) == AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -270,9 +272,12 @@ REFUSED = {
     "quantised": ({"quantization_config": {"quant_method": "gptq"}}, r"the weights are quantised \(gptq\)"),
     "code": ({"auto_map": {"AutoModelForCausalLM": "modeling.X"}}, "auto_map says that the model runs code of its rep"),
     "images": ({"vision_config": {"hidden_size": 8}}, "vision_config says that the model reads more than text"),
-    "encoder": ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "'BertForMaskedLM' predicts no next"),
+    "encoder": (
+        {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
+        "'BertForMaskedLM' does not predict",
+    ),
     "both": ({"model_type": "t5", "is_encoder_decoder": True}, "is_encoder_decoder=true: the model has an encoder"),
-    "no text": ({"model_type": "vit"}, "model_type 'vit' predicts no next token of a text"),
+    "no text": ({"model_type": "vit"}, "model_type 'vit' does not predict the next token of a text"),
     "unknown": ({"model_type": "nobody"}, "has model_type 'nobody', but must have one of llama, mobilellm, slm"),
     "bad": ({"hidden_size": "wide"}, "config.json: transformers cannot read it"),
     "layers": ({"num_hidden_layers": 10**9, "layer_types": None}, "num_hidden_layers=1,000,000,000 is more than"),
