@@ -150,7 +150,8 @@ def end_of_turn_ids(tokenizer: Tokenizer) -> list[int]:
     answer = "an answer"
     messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
     text = _Chat(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens).render(messages)
-    next_id = tokenizer.encode_rendered(text.rpartition(answer)[2])[0][:1]
+    _, found, rest = text.rpartition(answer)
+    next_id = tokenizer.encode_rendered(rest)[0][:1] if found else []
     return [tokenizer.eos_id, *(token for token in next_id if tokenizer.token_bytes[token] == 0)]
 
 

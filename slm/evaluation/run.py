@@ -27,6 +27,7 @@ from slm.evaluation.measure import (
 )
 from slm.evaluation.report.results import Results, task_metric
 from slm.evaluation.report.rows import rows
+from slm.evaluation.report.tasks import MEASURES
 from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
 from slm.runtime.address import is_engine_file
@@ -39,9 +40,8 @@ from slm.tracking import check_logger, is_tracked, record_directory
 SKIPPED_TASKS = 3  # exit code if everything was measured except baselines, or tasks whose data was not available
 SCHEMA = 1
 SUMMARY_COLUMNS = ("perplexity", "bits_per_byte", "decode_tokens_per_second")  # logged to the summary of a W&B run
-TASK_MEASURES = ("bits_per_byte", "margin")
 TASK_COLUMNS = ("model", "task", "metric", "value", "se", "chance", "n", "num_fewshot",
-                *(f"{name}{end}" for name in TASK_MEASURES for end in ("", "_se")), "error")  # fmt: skip
+                *(f"{name}{end}" for name in MEASURES for end in ("", "_se")), "error")  # fmt: skip
 
 
 def evaluate(settings: Mapping[str, Any]) -> int:
@@ -221,9 +221,9 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
 
 def _task_measures(result: Entry) -> dict[str, Any]:
     """Return bits per byte and margin of the right answer of a task, and their errors, as columns of a table."""
-    measured = {name: task_metric(result, name) for name in TASK_MEASURES}
+    measured = {name: task_metric(result, name) for name in MEASURES}
     ends = {"": "value", "_se": "se"}
-    return {f"{name}{end}": measured[name].get(key) for name in TASK_MEASURES for end, key in ends.items()}
+    return {f"{name}{end}": measured[name].get(key) for name in MEASURES for end, key in ends.items()}
 
 
 def _export(settings: Mapping[str, Any]) -> int:

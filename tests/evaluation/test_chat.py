@@ -133,6 +133,8 @@ def test_an_answer_ends_at_the_special_token_that_the_template_writes_after_answ
     assert end_of_turn_ids(chat_model.tokenizer) == [256, 256]
     chat_model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     assert end_of_turn_ids(chat_model.tokenizer) == [256]
+    chat_model.tokenizer.chat_template = "<|endoftext|>{% if add_generation_prompt %}Go:{% endif %}"  # hides answers
+    assert end_of_turn_ids(chat_model.tokenizer) == [256]
 
 
 def test_reset_begins_again_with_the_same_seeds_and_options_can_be_set(
