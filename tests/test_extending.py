@@ -131,7 +131,7 @@ def test_a_law_of_ones_own_recovers_the_parameters_that_made_the_table(tmp_path:
         ),
         (
             "from slm.data.sources import register_source\nregister_source('hub', None)",
-            r"register_source\('hub'\): give another name than those of slm, pydocs, local, hub$",
+            r"register_source\('hub'\): give another name than those of slm, pydocs, local, hub, chat$",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.checkpoints.architecture import read_json, refuse_quantised
+from slm.data.chat_template import load_chat_template
 from slm.data.readers import first_line
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import TOKENIZER_FILES, load_tokenizer
@@ -77,11 +78,15 @@ def transformers_config(folder: Path, reason: Exception) -> Any:
         raise reason
     class_of_type = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if model_type not in class_of_type:
-        raise ValueError(f"model_type {model_type!r} predicts no next token of a text, so it cannot be measured")
+        raise ValueError(
+            f"model_type {model_type!r} does not predict the next token of a text, so it cannot be measured"
+        )
     classes = {name for value in class_of_type.values() for name in ([value] if isinstance(value, str) else value)}
     for name in json_config.get("architectures") or []:
         if ("For" in str(name) or "With" in str(name)) and name not in classes:  # GPT2Model may have its head tied
-            raise ValueError(f"architectures={name!r} predicts no next token of a text, so it cannot be measured")
+            raise ValueError(
+                f"architectures={name!r} does not predict the next token of a text, so it cannot be measured"
+            )
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -157,7 +162,9 @@ def foreign_tokenizer(folder: Path, name: str | None) -> Tokenizer:
             f"checkpoint: nothing in {folder} says which token ends a text: name it in tokenizer_config.json"
         )
     bos, eos = converted.bos_token, converted.eos_token
-    return Tokenizer(name or folder.resolve().name, content, bos=bos, eos=eos, adds_bos=adds_bos)
+    tokenizer = Tokenizer(name or folder.resolve().name, content, bos=bos, eos=eos, adds_bos=adds_bos)
+    tokenizer.chat_template = load_chat_template(folder)
+    return tokenizer
 
 
 def _refuse_by_keys(json_config: Mapping[str, Any], folder: Path) -> None:

@@ -225,7 +225,7 @@ def _body(model: Any) -> Any:
     if body is model or body is None:
         body = next((module for module in model.children() if isinstance(module, PreTrainedModel)), None)
     if body is None:
-        raise ValueError(f"{type(model).__name__} has no body apart from its head: it cannot be measured")
+        raise ValueError(f"{type(model).__name__} has no body that is separate from its head, so it cannot be measured")
     return body
 
 

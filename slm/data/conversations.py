@@ -145,6 +145,16 @@ def encode_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, t
     return tokenizer.encode_rendered(chat.render(messages, prompts=True))[0]
 
 
+def end_of_turn_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that end an answer: EOS, and the special token that the chat template writes after an answer."""
+    answer = "an answer"
+    messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+    text = _Chat(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens).render(messages)
+    _, found, rest = text.rpartition(answer)
+    next_id = tokenizer.encode_rendered(rest)[0][:1] if found else []
+    return [tokenizer.eos_id, *(token for token in next_id if tokenizer.token_bytes[token] == 0)]
+
+
 def prompt_and_answer(document: str, tokenizer: Tokenizer) -> tuple[str, str]:
     """Return the text before the last message of a conversation, the assistant's, and its text without special tokens.
 

@@ -96,13 +96,17 @@ def _packing(stream: ConversationStream, sequence_length: int) -> Packing:
     return pack(stream.starts, stream.scored, sequence_length)
 
 
-def pack(bounds: np.ndarray, scored: np.ndarray, sequence_length: int) -> Packing:
-    """Return the windows of conversations that begin at `bounds` (the last is the end) with `scored` positions."""
+def pack(bounds: np.ndarray, scored: np.ndarray, sequence_length: int, *, alone: bool = False) -> Packing:
+    """Return the windows of conversations that begin at `bounds` (the last is the end) with `scored` positions.
+
+    With `alone`, each conversation has a window of its own; it loses the same tokens.
+    """
     size = sequence_length + 1
     first, starts, stops = 0, [], []
     while first < len(bounds) - 1:
         start = int(bounds[first])
         end = int(np.searchsorted(bounds, start + size, side="right")) - 1  # the last bound in reach
+        end = min(end, first + 1) if alone else end
         stops.append(int(bounds[end]) if end > first else start + size)
         starts.append(start)
         first = max(end, first + 1)

@@ -5,7 +5,7 @@ continuation.
 - `query, choices, gold` asks which choice follows the query.
 - `context_options, continuation, gold` asks which context the continuation follows. Only the continuation is scored
   (partial evaluation, arXiv:1806.02847, as in WinoGrande).
-Or the model writes the answer (`slm.evaluation.tasks.generation`):
+Or the model writes the answer (`slm.evaluation.tasks.local`):
 - `prompt, answer`: it continues the prompt after a space.
 - `messages`, with `answer` or with the assistant's answer as the last message: it answers by its chat template.
 

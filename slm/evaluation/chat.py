@@ -11,26 +11,26 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from slm.checkpoints import AnyCheckpoint as Checkpoint
-from slm.checkpoints import check_any, load_any
+from slm.checkpoints import check_any
 from slm.evaluation.config import address_of, read_prompt
 from slm.evaluation.generation import (
     Options,
     check_option,
     keep,
-    logits_of,
     new_ids,
     print_sample,
     require_room,
     text_pieces,
 )
 from slm.evaluation.history import Conversation, RunningText
-from slm.evaluation.measure import resolve_precision
-from slm.model.decoding import NextLogits
+from slm.evaluation.measure import check_compile, load_checked, resolve_precision
+from slm.model import Decoder
+from slm.model.decoding import NextLogits, compiled_logits, eager_logits
 from slm.model.interface import Cache
 from slm.runtime.progress import say
 
@@ -52,11 +52,11 @@ def talk(settings: Mapping[str, Any]) -> int:
     address, revision = address_of(settings["checkpoints"][0], settings)
     provenance = check_any(address, revision=revision)
     precision = resolve_precision(settings, provenance)
-    # The folder of a hub repository holds the revision that was checked.
-    source = provenance.checkpoint if provenance.revision is None else provenance.folder
-    model = load_any(source, dtype=precision.dtype, device=precision.device)
     options = {"seed": settings["seed"], **settings["generation"]}
-    next_logits = logits_of(model, compiled=options.pop("compile"))
+    if is_compiled := options.pop("compile"):
+        check_compile("generation.compile", provenance, precision.device)
+    model = load_checked(provenance, precision)
+    next_logits = compiled_logits(cast("Decoder", model.decoder)) if is_compiled else eager_logits(model.decoder)
     if prompt is None:
         Chat(model, options, next_logits, system=settings["system"], as_text=settings["chat"] == "text").run()
     else:

@@ -45,7 +45,7 @@ class Stream:
     separator: int | None = None  # id of the token that begins a document; None if documents attend to each other
     weights: np.ndarray | None = None  # float64: weight of each token in means; None if all count the same
     conversation_starts: np.ndarray | None = None  # int64: positions, and the end; None if windows may cut documents
-    masks_conversations: bool = False  # whether conversations of a window attend only to themselves
+    masks_conversations: bool = False  # whether each conversation is alone in its windows
 
     @property
     def num_scored(self) -> int:

@@ -9,13 +9,12 @@ from typing import Any, TypedDict, Unpack
 from torch import Tensor
 
 from slm.checkpoints import AnyCheckpoint as Checkpoint
-from slm.data.chat_template import render
+from slm.data.conversations import encode_prompt, end_of_turn_ids
 from slm.data.tokenizer import Tokenizer
 from slm.evaluation.config import KINDS
-from slm.model import Decoder, decoding
-from slm.model.decoding import NextLogits, compiled_logits, eager_logits
+from slm.model import decoding
+from slm.model.decoding import NextLogits, eager_logits
 from slm.model.interface import Cache
-from slm.runtime.machine import why_not_compiled
 from slm.runtime.progress import say
 from slm.runtime.settings import check_kind
 
@@ -106,18 +105,6 @@ def new_ids(
     return decoding.generate(decoder, ids, num_ids=tokenizer.vocab_size, **more, **options)
 
 
-def logits_of(model: Checkpoint, *, compiled: bool) -> NextLogits:
-    """Return the logits function. Raises `ValueError` if it must be compiled and this machine cannot."""
-    if not compiled:
-        return eager_logits(model.decoder)
-    decoder = model.decoder
-    if not isinstance(decoder, Decoder):
-        raise ValueError("generation.compile=true, but transformers computes this model: use generation.compile=false")
-    if reason := why_not_compiled(decoder.device.type):
-        raise ValueError(f"generation.compile=true, but {reason}: use generation.compile=false")
-    return compiled_logits(decoder)
-
-
 def print_sample(model: Checkpoint, prompt: str, options: Mapping[str, Any], next_logits: NextLogits) -> None:
     """Print the prompt and its continuation token by token, then the speed on stderr."""
     require_room(model, prompt)
@@ -158,22 +145,7 @@ def message_ids(tokenizer: Tokenizer, messages: Messages) -> list[int]:
     """
     if tokenizer.chat_template is None:
         raise ValueError("messages need a chat template, and this checkpoint has none: give a text")
-    text = _rendered(tokenizer, messages, add_generation_prompt=True)
-    return tokenizer.encode_rendered(text)[0]
-
-
-def _rendered(tokenizer: Tokenizer, messages: Messages, *, add_generation_prompt: bool = False) -> str:
-    options: dict[str, Any] = {**tokenizer.special_tokens, "add_generation_prompt": add_generation_prompt}
-    return render(messages, tokenizer.chat_template or "", **options)
-
-
-def end_of_turn_ids(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids that end an answer: EOS, and the special token that the chat template writes after an answer."""
-    answer = "an answer"
-    messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
-    text = _rendered(tokenizer, messages)
-    next_id = tokenizer.encode_rendered(text.rpartition(answer)[2])[0][:1]
-    return [tokenizer.eos_id, *(token for token in next_id if tokenizer.token_bytes[token] == 0)]
+    return encode_prompt(messages, tokenizer)
 
 
 def text_pieces(tokenizer: Tokenizer, ids: list[int], new_ids: Iterable[int]) -> Iterator[str]:

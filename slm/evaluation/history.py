@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from slm.data.conversations import end_of_turn_ids
 from slm.data.tokenizer import Tokenizer
-from slm.evaluation.generation import end_of_turn_ids, message_ids
+from slm.evaluation.generation import message_ids
 
 
 class RunningText:

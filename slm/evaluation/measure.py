@@ -12,6 +12,7 @@ import torch
 
 from slm.checkpoints import AnyCheckpoint as Checkpoint
 from slm.checkpoints import AnyProvenance as Provenance
+from slm.checkpoints import load_any
 from slm.data.questions import files_of_task, question_texts, read_records
 from slm.evaluation.encode import Stream, encode, run_stream
 from slm.evaluation.ledger import Entry
@@ -21,7 +22,7 @@ from slm.evaluation.tasks.items import samples_file
 from slm.evaluation.tasks.run import run_task
 from slm.evaluation.texts import Text, read_run, read_text, sources_of_run, training_documents
 from slm.runtime.address import is_engine_file
-from slm.runtime.machine import has_mps, native_bfloat16, why_no_gpu
+from slm.runtime.machine import has_mps, native_bfloat16, why_no_gpu, why_not_compiled
 from slm.runtime.progress import progress
 
 TRAINING_DTYPES = {
@@ -60,7 +61,9 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
     if is_engine_file(provenance.checkpoint):
         if device not in ("auto", "cpu") or settings["dtype"] != "auto":
             given = f"device={device} dtype={settings['dtype']}"
-            raise ValueError(f"{given}: {provenance.checkpoint} runs on the CPU, in the precision of the file")
+            raise ValueError(
+                f"{given}: {provenance.checkpoint} runs on the CPU, in the precision of the file: leave both out"
+            )
         return Precision(device="cpu", dtype=torch.float32, autocast=None)
     if device == "cuda" and not torch.cuda.is_available():
         reason = why_no_gpu()
@@ -81,6 +84,21 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
         note = f"The run was validated in {trained_precision}, which is slow on this device: float32 is used."
         return Precision(device=device, dtype=dtype, autocast=None, notes=(note,))
     return Precision(device=device, dtype=dtype, autocast=autocast)
+
+
+def check_compile(key: str, provenance: Provenance, device: str) -> None:
+    """Raise `ValueError` if the decoding step cannot be compiled, though the setting `key` is true."""
+    reason = why_not_compiled(device)
+    if provenance.kind not in ("run", "export", "hf"):
+        reason = f"checkpoint={provenance.checkpoint} is computed by {provenance.kind}, uncompiled"
+    if reason:
+        raise ValueError(f"{key}=true, but {reason}: give {key}=false")
+
+
+def load_checked(provenance: Provenance, precision: Precision) -> Checkpoint:
+    """Load a checkpoint that was checked; of a hub repository, the revision that was checked."""
+    source = provenance.checkpoint if provenance.revision is None else provenance.folder
+    return load_any(source, dtype=precision.dtype, device=precision.device)
 
 
 def shared_text(settings: Mapping[str, Any]) -> Text | None:
@@ -108,12 +126,9 @@ def _speed(settings: Mapping[str, Any], provenance: Provenance, device: str) -> 
     context = provenance.config.max_position_embeddings
     prompt_tokens = settings["prompt_tokens"] or max(1, min(512, context - settings["new_tokens"]))
     settings = {**settings, "prompt_tokens": prompt_tokens}
-    check_speed(settings, context, device)
-    if settings["compile"] is True and provenance.kind not in ("run", "export", "hf"):
-        raise ValueError(
-            f"speed.compile=true, but checkpoint={provenance.checkpoint} is computed by {provenance.kind}, "
-            "uncompiled: give speed.compile=auto"
-        )
+    check_speed(settings, context)
+    if settings["compile"] is True:
+        check_compile("speed.compile", provenance, device)
 
     def measure(entry: Entry, checkpoint: Checkpoint, precision: Precision) -> None:
         with progress("evaluation: speed", 100, "%") as advance:

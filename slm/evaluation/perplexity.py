@@ -108,37 +108,36 @@ def perplexity(
     nats = np.zeros(len(stream.tokens))  # loss of each position
     autocasting = torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None, cache_enabled=False)
     with torch.inference_mode(), autocasting:
-        for inputs_BT, positions_BT, documents_BT in _batches(
-            stream, windows, max(1, batch_tokens // protocol.max_length)
-        ):
+        for inputs_BT, positions_BT in _batches(stream, windows, max(1, batch_tokens // protocol.max_length)):
             is_scored_BT = positions_BT >= 0
             if is_scored_BT.any():
-                nats[positions_BT[is_scored_BT]] = _losses(
-                    model, stream, inputs_BT, positions_BT, is_scored_BT, documents_BT
-                )
+                nats[positions_BT[is_scored_BT]] = _losses(model, stream, inputs_BT, positions_BT, is_scored_BT)
                 progress(int(is_scored_BT.sum()))
     return _entry(stream, protocol, nats, windows)
 
 
 def _windows(stream: Stream, protocol: Protocol) -> tuple[Stream, list[Window]]:
-    """Return the windows of a stream. Those of conversations are as in training: what they leave out is not scored."""
+    """Return the windows of a stream. Those of conversations leave out what training leaves out.
+
+    Conversations that must not see each other have windows of their own, so that any model can be scored on them.
+    """
     if stream.conversation_starts is None:
         return stream, protocol.windows(len(stream.tokens))
-    packing = pack(stream.conversation_starts, np.flatnonzero(stream.is_scored), protocol.max_length)
+    scored = np.flatnonzero(stream.is_scored)
+    packing = pack(stream.conversation_starts, scored, protocol.max_length, alone=stream.masks_conversations)
     bounds = list(zip(packing.starts.tolist(), packing.stops.tolist(), strict=True))
     is_inside = np.zeros(len(stream.tokens), dtype=bool)
     for start, stop in bounds:
         is_inside[start:stop] = True
     if not bounds:
-        raise ValueError(f"{stream.name}: no answer begins within {protocol.max_length} tokens: raise max_length")
+        given = f"perplexity.{protocol.name}.max_length={protocol.max_length}"
+        raise ValueError(f"{stream.name}: no answer begins within {given} tokens: give more")
     windows = [Window(start, stop - 1, start + 1) for start, stop in bounds]
     return replace(stream, is_scored=stream.is_scored & is_inside), windows
 
 
-def _batches(
-    stream: Stream, windows: list[Window], num_rows: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield inputs (token ids), targets (positions in the stream) and documents, (B, T), of up to `num_rows` windows.
+def _batches(stream: Stream, windows: list[Window], num_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield inputs (token ids) and targets (positions in the stream), both (B, T), for up to `num_rows` windows.
 
     A position of -1 is not scored: context, padding, and tokens that the stream excludes.
     """
@@ -147,14 +146,12 @@ def _batches(
         T = max(window.stop - window.start for window in batch)
         inputs_BT = np.zeros((len(batch), T), dtype=np.int64)
         positions_BT = np.full((len(batch), T), -1)
-        documents_BT = np.zeros((len(batch), T), dtype=np.int64)
         for row, (start, stop, first_scored) in enumerate(batch):
             inputs_BT[row, : stop - start] = stream.tokens[start:stop]
-            documents_BT[row] = np.pad(stream.document[start:stop], (0, T - (stop - start)), mode="edge")
             positions = np.arange(first_scored, stop + 1)
             # The token at position p is predicted from the inputs up to p - 1.
             positions_BT[row, positions - 1 - start] = np.where(stream.is_scored[positions], positions, -1)
-        yield inputs_BT, positions_BT, documents_BT
+        yield inputs_BT, positions_BT
 
 
 def _losses(
@@ -163,7 +160,6 @@ def _losses(
     inputs_BT: np.ndarray,
     positions_BT: np.ndarray,
     is_scored_BT: np.ndarray,
-    documents_BT: np.ndarray,
 ) -> np.ndarray:
     """Return the losses (N,) of the scored positions, in nats."""
 
@@ -171,12 +167,8 @@ def _losses(
         return torch.from_numpy(array).to(model.device)
 
     tokens_BT = on_device(inputs_BT)
-    documents: Tensor | None = None
-    if stream.masks_conversations:
-        documents = on_device(documents_BT)
-    elif stream.separator is not None:
-        documents = document_numbers(tokens_BT, stream.separator)
-    hidden_ND = model.hidden(tokens_BT, documents_BT=documents)[on_device(is_scored_BT)]
+    documents_BT = None if stream.separator is None else document_numbers(tokens_BT, stream.separator)
+    hidden_ND = model.hidden(tokens_BT, documents_BT=documents_BT)[on_device(is_scored_BT)]
     targets_N = on_device(stream.tokens[positions_BT[is_scored_BT]])
     return model.losses(hidden_ND, targets_N).cpu().double().numpy()
 
@@ -225,10 +217,10 @@ def _entry(stream: Stream, protocol: Protocol, nats: np.ndarray, windows: list[W
 
 
 def _stored_blocks(nats_K: np.ndarray, sizes_KM: np.ndarray) -> dict[str, list[Any]]:
-    """Return sums over blocks, for errors of differences. Nats get seven digits, the precision of float32 losses."""
-    sums_KM = merge_blocks(np.column_stack([nats_K, sizes_KM]))
-    num_tokens, num_bytes = sums_KM[:, 1:].astype(np.int64).T.tolist()
-    return {"nats": [float(f"{nats:.7g}") for nats in sums_KM[:, 0]], "tokens": num_tokens, "bytes": num_bytes}
+    """Return sums over blocks, for errors of differences, with seven digits, the precision of float32 losses."""
+    sums_MK = merge_blocks(np.column_stack([nats_K, sizes_KM])).T
+    nats, num_tokens, num_bytes = [[float(f"{value:.7g}") for value in sums_K] for sums_K in sums_MK]
+    return {"nats": nats, "tokens": num_tokens, "bytes": num_bytes}
 
 
 def _finite(value: float) -> float | None:

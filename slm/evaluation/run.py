@@ -5,22 +5,29 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from slm.checkpoints import AnyCheckpoint as Checkpoint
 from slm.checkpoints import AnyProvenance as Provenance
-from slm.checkpoints import check_any, export, load_any
+from slm.checkpoints import check_any, export
 from slm.checkpoints.engine_export import export_for_engine
 from slm.checkpoints.weights import dtype_name
 from slm.evaluation.config import address_of
 from slm.evaluation.ledger import Entry, Ledger
-from slm.evaluation.measure import Measurement, Precision, plan_measurements, resolve_precision, shared_text
+from slm.evaluation.measure import (
+    Measurement,
+    Precision,
+    load_checked,
+    plan_measurements,
+    resolve_precision,
+    shared_text,
+)
 from slm.evaluation.report.results import Results, task_metric
 from slm.evaluation.report.rows import rows
+from slm.evaluation.report.tasks import MEASURES
 from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
 from slm.runtime.address import is_engine_file
@@ -33,9 +40,8 @@ from slm.tracking import Record, check_logger, is_tracked, record_directory
 SKIPPED_TASKS = 3  # exit code if everything was measured except baselines, or tasks whose data was not available
 SCHEMA = 1
 SUMMARY_COLUMNS = ("perplexity", "bits_per_byte", "decode_tokens_per_second")  # logged to the summary of a W&B run
-TASK_MEASURES = ("bits_per_byte", "margin")
 TASK_COLUMNS = ("model", "task", "metric", "value", "se", "chance", "n", "num_fewshot",
-                *(f"{name}{end}" for name in TASK_MEASURES for end in ("", "_se")), "error")  # fmt: skip
+                *(f"{name}{end}" for name in MEASURES for end in ("", "_se")), "error")  # fmt: skip
 
 
 def evaluate(settings: Mapping[str, Any]) -> int:
@@ -54,14 +60,19 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     text = shared_text(settings)  # after the checks, because building the text can take long
     plans = []
     for name, provenance in checkpoints.items():  # plan all measurements before reading any weights
-        precision = resolve_precision(settings, provenance)
-        plans.append((name, provenance, precision, plan_measurements(settings, provenance, precision, text)))
+        try:
+            precision = resolve_precision(settings, provenance)
+            plans.append((name, provenance, precision, plan_measurements(settings, provenance, precision, text)))
+        except ValueError as error:
+            _skip_or_raise(name, error, settings)
+    _require_any(plans)
     if text is not None:
         for note in text.notes:
             say(note)
     if settings["device"] == "auto" and (reason := why_no_gpu()):
         say(f"WARNING: this evaluation runs on the CPU, but {reason}")
     keep_freed_memory()
+    measured = []
     with ledger.lock():
         say(f"results go to {folder}")
         for position, (name, provenance, precision, measurements) in enumerate(plans, start=1):
@@ -71,7 +82,11 @@ def evaluate(settings: Mapping[str, Any]) -> int:
                 _measure(entry, measurements, provenance, precision, ledger)
             except ValueError as error:
                 _skip_or_raise(name, error, settings)
-                ledger.entries.remove(entry)
+                if entry["status"] != "completed":  # else it has the results of earlier commands
+                    ledger.entries.remove(entry)
+            else:
+                measured.append(name)
+        _require_any(ledger.entries)
         ledger.arrange(settings["checkpoints"])
         ledger.save()
         files = write_report(folder, ledger.entries, command=shlex.join(["python", *sys.argv]))
@@ -79,8 +94,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
             record(folder, ledger.entries, settings, files)
     print_report(ledger.entries, folder)
     task_results = [result for entry in ledger.entries for result in entry["tasks"].values()]
-    measured = {entry["checkpoint"] for entry in ledger.entries}
-    is_complete = measured.issuperset(settings["checkpoints"]) and not any("error" in result for result in task_results)
+    is_complete = measured == settings["checkpoints"] and not any("error" in result for result in task_results)
     return 0 if is_complete else SKIPPED_TASKS
 
 
@@ -98,9 +112,13 @@ def _check_all(settings: Mapping[str, Any]) -> dict[str, Provenance]:
             _skip_or_raise(name, error, settings)
         else:
             checkpoints[name] = provenance
-    if not checkpoints:
-        raise ValueError("none of the baselines can be measured, each for the reason above")
+    _require_any(checkpoints)
     return checkpoints
+
+
+def _require_any(left: Sized) -> None:
+    if not left:
+        raise ValueError("none of the baselines can be measured, each for the reason above")
 
 
 def _skip_or_raise(name: str, error: ValueError, settings: Mapping[str, Any]) -> None:
@@ -114,12 +132,6 @@ def _check(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:
     return check_any(address, revision=revision)
 
 
-def _load(provenance: Provenance, precision: Precision) -> Checkpoint:
-    # The folder of a hub repository holds the revision that was checked.
-    source = provenance.checkpoint if provenance.revision is None else provenance.folder
-    return load_any(source, dtype=precision.dtype, device=precision.device)
-
-
 def _measure(
     entry: Entry, measurements: Sequence[Measurement], provenance: Provenance, precision: Precision, ledger: Ledger
 ) -> None:
@@ -129,7 +141,7 @@ def _measure(
         say("  already measured")
         return
     start = time.perf_counter()
-    checkpoint = _load(provenance, precision)
+    checkpoint = load_checked(provenance, precision)
     if checkpoint.provenance.fingerprint != provenance.fingerprint:
         raise ValueError(f"checkpoint={entry['checkpoint']} changed during the evaluation: run the command again")
     counts = checkpoint.decoder.counts()
@@ -211,9 +223,9 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
 
 def _task_measures(result: Entry) -> dict[str, Any]:
     """Return bits per byte and margin of the right answer of a task, and their errors, as columns of a table."""
-    measured = {name: task_metric(result, name) for name in TASK_MEASURES}
+    measured = {name: task_metric(result, name) for name in MEASURES}
     ends = {"": "value", "_se": "se"}
-    return {f"{name}{end}": measured[name].get(key) for name in TASK_MEASURES for end, key in ends.items()}
+    return {f"{name}{end}": measured[name].get(key) for name in MEASURES for end, key in ends.items()}
 
 
 def _export(settings: Mapping[str, Any]) -> int:

@@ -74,15 +74,13 @@ def measure_speed(
     }
 
 
-def check_speed(settings: Mapping[str, Any], num_positions: int, device: str) -> None:
-    """Raise `ValueError` if the tokens do not fit into the positions, or if a required compiler is missing."""
+def check_speed(settings: Mapping[str, Any], num_positions: int) -> None:
+    """Raise `ValueError` if the tokens do not fit into the positions."""
     if settings["prompt_tokens"] + settings["new_tokens"] > num_positions:
         raise ValueError(
             f"speed.prompt_tokens={settings['prompt_tokens']} and speed.new_tokens={settings['new_tokens']} do not fit "
             f"into the {num_positions} positions of the checkpoint: give fewer"
         )
-    if settings["compile"] is True and (reason := machine.why_not_compiled(device)):
-        raise ValueError(f"speed.compile=true, but {reason}; with speed.compile=auto the step is not compiled")
 
 
 def without_sharing(decoder: Decoder) -> Decoder:

@@ -70,7 +70,7 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
     name = data["name"]
     separate = True
     start_pattern = document_start or data.get("document_start")
-    source_of(data)  # raises if the source is unknown
+    source = source_of(data)  # raises if the source is unknown
     try:
         re.compile(start_pattern or "")
     except re.error as error:
@@ -84,7 +84,7 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
             name = files[0].name if len(files) == 1 else f"{len(files)} files"
         documents = tuple(local.texts_to_evaluate(data))
         separate = len(files) > 1 or suffix_of(files[0]) in ROW_SUFFIXES
-    elif source_of(data).holds_conversations:
+    elif data["source"] == "chat":
         documents = tuple(chat.texts_to_evaluate(data))
     elif data["source"] == "hub" and (split := data.get("test_split") or data["val_split"]):
         # The config tells whether rows are documents or lines of one text; the argument `document_start` cannot.
@@ -105,7 +105,7 @@ def read_text(data: Mapping[str, Any], *, document_start: str | None = None, cac
         separate=separate,
         document_start=None if separate else start_pattern,
         notes=tuple(f"{note}." for note in notes),
-        template=template_of(data, "") if source_of(data).holds_conversations else None,
+        template=template_of(data, "") if source.holds_conversations else None,
     )
 
 
@@ -156,7 +156,7 @@ def sources_of_run(
     data = config["data"]
     known = data["sources"] if data["source"] == MIX else {}
     if source is not None and source not in known:
-        has = f"has the sources {', '.join(known)}" if known else "is no mix"
+        has = f"has the sources {', '.join(known)}" if known else "is not a mix: leave source out"
         raise ValueError(f"source={source}: the text of the run, data={data['name']}, {has}")
     if not known:  # the fingerprint `data` of conversations depends on the chat template too
         return {data["name"]: (dict(config), fingerprints.get("documents", fingerprints["data"]))}

@@ -29,9 +29,10 @@ from slm.scaling.solver import Loss
 from slm.scaling.tables import Table
 from slm.scaling.targets import fitted_column
 
-FIRST_LAWS = ("power", "power_floor", "chinchilla")  # of the task loss; those without D only if D does not vary
+FIRST_LAWS = ("power", "power_floor", "chinchilla")  # of the task loss; those without D unless `_budgets_vary`
 CURVE_POINTS = 25
 SAME_TOKENS = 1.001  # budgets whose ratio is at most this are one budget
+MAX_CORRELATION = 1 - 1e-6  # of log N and log D, beyond which no law can separate them, as in `fitting.refusal`
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def two_step(
     # Step 2 has one task loss per cell, as step 1 has: the mean over its seeds, in logs.
     mean_T = np.exp(np.log(table.frame[T]).groupby(table.frame["cell"]).transform("mean"))
     table = replace(table, frame=table.frame.assign(**{column: np.exp(-mean_T)}))
-    first_laws = [LAWS[name] for name in FIRST_LAWS if ("D" in LAWS[name].variables) == _budgets_vary(table)]
+    first_laws = [LAWS[name] for name in FIRST_LAWS if ("D" in LAWS[name].variables) == _budgets_vary(table, size)]
     sigmoids = [TaskLossLaw(column, has_floor=has_floor) for has_floor in (False, True)]
     second_laws = [Bounded(law, "logistic", settings.chance or 0.0) for law in sigmoids]
     steps: list[dict[str, Fitted]] = []
@@ -96,12 +97,16 @@ def two_step(
     return {"task_loss": T, "laws": chosen, "families": families, "shared": test}
 
 
-def _budgets_vary(table: Table) -> bool:
+def _budgets_vary(table: Table, size: str) -> bool:
+    """Whether tokens vary in every family, and not only in proportion to N or a power of it."""
     tokens = table.frame.get("tokens")
     if tokens is None or tokens.isna().any():
         return False
-    groups = table.frame.groupby("family")["tokens"]
-    return bool((groups.max() > SAME_TOKENS * groups.min()).all())
+    return all(
+        rows["tokens"].max() > SAME_TOKENS * rows["tokens"].min()
+        and abs(np.log(rows["tokens"]).corr(np.log(rows[size]))) < MAX_CORRELATION
+        for _, rows in table.frame.groupby("family")
+    )
 
 
 def _fit_step(

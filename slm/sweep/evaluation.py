@@ -27,8 +27,11 @@ Evaluations = Mapping[str, Sequence[str]]  # name -> overrides of evaluate.py
 EVALUATE = Path(__file__).parents[2] / "evaluate.py"
 DEFAULTS = ("logger=csv", "speed.enabled=false", "perplexity.protocols=[non_overlapping]")
 """Log to no tracker, measure no speed (other jobs would reduce it), and compute losses as train.py does."""
-SET_BY_SWEEP = ("checkpoint", "checkpoints", "revision", "output_dir", "cache_dir", "prompt", "export", "logger")
-"""Settings of evaluate.py that a design cannot override."""
+SET_BY_SWEEP = (
+    *("checkpoint", "checkpoints", "baselines", "revision", "output_dir", "cache_dir", "logger"),
+    *("prompt", "prompt_file", "chat", "export"),
+)
+"""Settings of evaluate.py that a design cannot override: an evaluation measures one run."""
 SCORES = ("loss", "perplexity", "bits_per_byte")  # of each perplexity protocol
 FINGERPRINT = "eval_data_fingerprint"  # suffix of the column that identifies the text of an evaluation
 

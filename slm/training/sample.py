@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from slm.data.conversations import encode_prompt
+from slm.data.conversations import encode_prompt, end_of_turn_ids
 from slm.data.corpus import Corpus
 from slm.model.decoding import generate
 from slm.training.module import LanguageModel
@@ -21,14 +21,17 @@ def sample_text(module: LanguageModel, corpus: Corpus, train: Mapping[str, Any])
         return ""
     tokenizer, prompt = corpus.tokenizer, train["sample_prompt"]
     if corpus.holds_conversations:
-        prompt_ids = encode_prompt([{"role": "user", "content": prompt}], tokenizer)
+        prompt_ids, stop_ids = (
+            encode_prompt([{"role": "user", "content": prompt}], tokenizer),
+            end_of_turn_ids(tokenizer),
+        )
     else:
-        prompt_ids = [tokenizer.separator_id, *tokenizer.encode(prompt)]
+        prompt_ids, stop_ids = [tokenizer.separator_id, *tokenizer.encode(prompt)], [tokenizer.eos_id]
     ids = generate(
         module.decoder,
         prompt_ids,
         max_new_tokens=train["sample_tokens"],
-        stop_id=tokenizer.eos_id,
+        stop_id=stop_ids,
         num_ids=tokenizer.vocab_size,
     )
     return ("\n" if corpus.holds_conversations else "") + tokenizer.decode(list(ids))

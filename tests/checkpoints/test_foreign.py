@@ -6,16 +6,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, logging
 
 from slm.checkpoints import check, check_any, export, load, load_any
+from slm.data.chat_template import PLAIN_TEMPLATE
+from slm.data.conversations import SCORED, conversation, encode_conversation
+from slm.data.questions import make_request
 from slm.data.vocabulary import byte_tokenizer
+from slm.evaluation.chat import talk
+from slm.evaluation.encode import encode
+from slm.evaluation.measure import load_checked
 from slm.evaluation.perplexity import Protocol, perplexity
 from slm.evaluation.run import SKIPPED_TASKS, evaluate
-from slm.evaluation.tasks.scoring import Scorer, make_request
+from slm.evaluation.tasks.scoring import Scorer
+from slm.evaluation.texts import Text
 from slm.model import generate
 from tests.checkpoints.releases import change_config, llama, save
 from tests.evaluation.asked import small
@@ -109,6 +118,57 @@ def test_perplexity_is_that_of_the_loop_in_the_documentation_of_transformers(pai
         assert result["perplexity"] == pytest.approx(math.exp(nats / 89), rel=1e-5)
 
 
+def test_a_baseline_keeps_its_results_if_a_later_measurement_is_impossible(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, baseline = save(llama(), tmp_path / "ours"), tmp_path / "gpt2"
+    foreign("gpt2", baseline)  # with a shorter context than ours
+    text = tmp_path / "t.txt"
+    text.write_text("One and one make two. " * 20)
+    both = (f"checkpoint={ours}", f"+baselines.checkpoints=[{baseline}]", "speed.enabled=false")
+    beyond = "perplexity.non_overlapping.max_length=60"
+    assert evaluate(small(tmp_path, text, *both, beyond)) == SKIPPED_TASKS
+    assert f"{baseline} is skipped: max_length=60" in capsys.readouterr().err
+    file = tmp_path / "out" / "results.json"
+    assert [entry["name"] for entry in json.loads(file.read_text())] == ["ours"]
+    more = (*both, f"output_dir={tmp_path / 'more'}")
+    assert evaluate(small(tmp_path, text, *more)) == 0
+    file = tmp_path / "more" / "results.json"
+    before = json.loads(file.read_text())
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(json.dumps({"query": "a", "choices": ["b", "c"], "gold": 0}) + "\n")
+
+    def fail(provenance: Any, precision: Any) -> Any:
+        if provenance.kind == "transformers":
+            raise ValueError("its weights are gone")
+        return load_checked(provenance, precision)
+
+    monkeypatch.setattr("slm.evaluation.run.load_checked", fail)
+    assert evaluate(small(tmp_path, text, *more, f"task_files={{mine: {questions}}}")) == SKIPPED_TASKS
+    ours_after, baseline_after = json.loads(file.read_text())
+    assert baseline_after == before[1]
+    assert ours_after["tasks"]["mine"]["n"] == 1
+
+
+def test_conversations_are_scored_one_by_one_because_transformers_cannot_mask_them(tmp_path: Path) -> None:
+    theirs = foreign("gpt_neox", tmp_path)
+    checkpoint = load_any(tmp_path)
+    talks = [[("user", f"{n}?"), ("assistant", "ya" * n)] for n in range(1, 6)]
+    documents = [conversation({"messages": [{"role": r, "content": c} for r, c in t]}, "") for t in talks]
+    text = Text(name="talks", documents=tuple(documents), separate=True, template=PLAIN_TEMPLATE)
+    protocol = Protocol(name="non_overlapping", max_length=48, stride=48)
+    found = perplexity(checkpoint.decoder, encode(text, checkpoint.tokenizer), protocol, batch_tokens=96)
+    nats = []
+    for document in documents:
+        encoded = encode_conversation(document, checkpoint.tokenizer, PLAIN_TEMPLATE)
+        ids = torch.tensor(encoded.ids)
+        with torch.no_grad():
+            losses = F.cross_entropy(theirs(ids[None, :-1]).logits[0], ids[1:], reduction="none")
+        nats += losses[torch.from_numpy(encoded.marks)[1:] & SCORED > 0].tolist()
+    assert found["tokens"] == len(nats)
+    assert found["loss"] == pytest.approx(np.mean(nats), rel=1e-5)
+
+
 def test_greedy_decoding_with_the_cache_is_transformers_generate(pair: tuple[str, Any, Any]) -> None:
     _, ours, theirs = pair
     prompt = [3, 141, 59, 26, 53, 58, 97]
@@ -177,7 +237,9 @@ def with_old_tokenizer(folder: Path) -> None:
 def test_a_tokenizer_of_vocabulary_and_merges_is_that_of_transformers(tmp_path: Path) -> None:
     foreign("gpt2", tmp_path)
     with_old_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     tokenizer = load_any(tmp_path).tokenizer
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tmp_path).chat_template
     text = "the theory, naïve: them\n"
     assert tokenizer.encode(text) == AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -210,9 +272,12 @@ REFUSED = {
     "quantised": ({"quantization_config": {"quant_method": "gptq"}}, r"the weights are quantised \(gptq\)"),
     "code": ({"auto_map": {"AutoModelForCausalLM": "modeling.X"}}, "auto_map says that the model runs code of its rep"),
     "images": ({"vision_config": {"hidden_size": 8}}, "vision_config says that the model reads more than text"),
-    "encoder": ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "'BertForMaskedLM' predicts no next"),
+    "encoder": (
+        {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
+        "'BertForMaskedLM' does not predict",
+    ),
     "both": ({"model_type": "t5", "is_encoder_decoder": True}, "is_encoder_decoder=true: the model has an encoder"),
-    "no text": ({"model_type": "vit"}, "model_type 'vit' predicts no next token of a text"),
+    "no text": ({"model_type": "vit"}, "model_type 'vit' does not predict the next token of a text"),
     "unknown": ({"model_type": "nobody"}, "has model_type 'nobody', but must have one of llama, mobilellm, slm"),
     "bad": ({"hidden_size": "wide"}, "config.json: transformers cannot read it"),
     "layers": ({"num_hidden_layers": 10**9, "layer_types": None}, "num_hidden_layers=1,000,000,000 is more than"),
@@ -286,7 +351,9 @@ def test_baselines_are_measured_beside_a_checkpoint_and_skipped_where_they_fail(
         assert (entry["speed"]["compiled"], entry["speed"]["cache"]) == (False, True)
     with pytest.raises(ValueError, match="none of the baselines can be measured"):
         evaluate(small(tmp_path, text, f"+baselines.checkpoints=[{folders['absent']}]"))
-    with pytest.raises(ValueError, match=r"computed by transformers, uncompiled: give speed\.compile=auto"):
+    with pytest.raises(ValueError, match=r"computed by transformers, uncompiled: give speed\.compile=false"):
         evaluate(
             small(tmp_path, text, f"checkpoint={folders['mamba']}", "speed.compile=true", f"output_dir={tmp_path}/o")
         )
+    with pytest.raises(ValueError, match=r"computed by transformers, uncompiled: give generation\.compile=false"):
+        talk(small(tmp_path, text, f"checkpoint={folders['mamba']}", "generation.compile=true", "prompt=a"))

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slm.checkpoints import Checkpoint, load
+from slm.data.conversations import end_of_turn_ids
 from slm.evaluation.chat import Chat, talk
-from slm.evaluation.generation import end_of_turn_ids, generate, stream
+from slm.evaluation.generation import generate, stream
 from slm.evaluation.history import RunningText
 from slm.model import KVCache, decoding
 from slm.model.decoding import eager_logits
@@ -131,6 +132,8 @@ def test_a_chat_model_answers_the_conversation_in_the_form_of_its_template(
 def test_an_answer_ends_at_the_special_token_that_the_template_writes_after_answers(chat_model: Checkpoint) -> None:
     assert end_of_turn_ids(chat_model.tokenizer) == [256, 256]
     chat_model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    assert end_of_turn_ids(chat_model.tokenizer) == [256]
+    chat_model.tokenizer.chat_template = "<|endoftext|>{% if add_generation_prompt %}Go:{% endif %}"  # hides answers
     assert end_of_turn_ids(chat_model.tokenizer) == [256]
 
 

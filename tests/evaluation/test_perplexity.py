@@ -166,6 +166,15 @@ def test_many_documents_are_kept_as_at_most_two_hundred_blocks(decoder: Decoder)
     assert (sum(result["blocks"]["tokens"]), sum(result["blocks"]["bytes"])) == (result["tokens"], result["bytes"])
 
 
+def test_blocks_of_weighted_tokens_have_the_loss_and_the_bits_per_byte_of_the_whole(decoder: Decoder) -> None:
+    stream = random_stream(301)
+    weights = np.where(stream.document % 2, 0.1, 1.9)  # of two sources of a mix
+    result = perplexity(decoder, random_stream(301, weights=weights), non_overlapping(64), batch_tokens=640)
+    nats, tokens, num_bytes = (sum(result["blocks"][name]) for name in ("nats", "tokens", "bytes"))
+    assert nats / tokens == pytest.approx(result["loss"] * result["tokens"] / weights[1:].sum(), rel=1e-5)
+    assert num_bytes == pytest.approx((weights * stream.token_bytes)[1:].sum(), rel=1e-5)
+
+
 def test_only_what_is_scored_goes_through_the_head(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     monkeypatch.setattr(decoder, "losses", lambda x, *_: (rows.append(len(x)), torch.zeros(len(x)))[1])

@@ -130,6 +130,15 @@ def test_training_tokens_make_the_csv_a_table_with_budgets_only_where_all_are_kn
         assert set(read_table(path).frame.get("tokens", [])) == tokens
 
 
+def test_tasks_without_a_text_make_the_csv_a_table_whose_target_is_a_task(tmp_path: Path) -> None:
+    entries = [e | {"perplexity_results": [], "tasks": {"piqa": task(0.5 + n / 10)}} for n, e in enumerate(tiny())]
+    path = tmp_path / "results.csv"
+    path.write_text(to_csv(rows(Results(entries))))
+    table = read_table(path, target="tasks/piqa")
+    assert table.frame["tasks/piqa"].tolist() == [0.5 + n / 10 for n in range(len(entries))]
+    assert set(table.frame["tokens"]) == {20_000_000}
+
+
 def test_a_second_measure_has_columns_of_its_own_and_two_texts_of_one_name_stay_differ_significantly() -> None:
     other = score(3.0) | {"data_fingerprint": "0" * 16}
     entries = scored(a=score(3.5), b=other)

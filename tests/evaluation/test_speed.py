@@ -85,4 +85,4 @@ def test_decoding_without_a_cache_goes_through_the_whole_sequence_each_time(monk
 
 def test_more_tokens_than_the_context_holds_are_refused() -> None:
     with pytest.raises(ValueError, match=r"prompt_tokens=30 and speed\.new_tokens=10 do not fit into the 39 pos"):
-        check_speed(SETTINGS, 39, "cpu")
+        check_speed(SETTINGS, 39)

@@ -62,6 +62,19 @@ def test_the_error_of_a_difference_is_that_of_the_differences_of_the_items() -> 
         assert math.hypot(*errors) > 3 * difference.error.se  # type: ignore[operator]
 
 
+def test_written_answers_are_paired_by_question_though_chat_templates_write_the_prompts_differently() -> None:
+    rng = np.random.default_rng(seeded(3))
+    hard = rng.normal(0, 1, 150)
+    right = [(hard + rng.normal(0, 0.3, 150) < limit).astype(float) for limit in (0.5, 0.3)]
+    entries = []
+    for name, values in zip("ab", right, strict=True):
+        items = [{"prompt": f"<{name}>{n}", "target": str(n), "exact_match": x} for n, x in enumerate(values)]
+        made = task(np.mean(values), 150, metric="exact_match") | measures(items, "exact_match")
+        entries.append(entry(name, 10**7, tasks={"calls": made}))
+    difference = compare_tasks(*entries, ["calls"])
+    assert difference.error.se == pytest.approx(difference.value / stats.ttest_rel(*right).statistic)
+
+
 def test_differences_on_other_items_or_of_older_results_are_not_paired() -> None:
     rng = np.random.default_rng(seeded(1))
     hard = rng.normal(0, 0.6, 50)

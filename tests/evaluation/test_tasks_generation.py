@@ -1,5 +1,6 @@
 """Tasks whose answers are generated: which answers count as equal, and which records are questions."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 
 from slm.data.conversations import conversation
 from slm.data.questions import question_texts, read_records
-from slm.data.vocabulary import byte_tokenizer
+from slm.data.vocabulary import byte_tokenizer, load_tokenizer
 from slm.evaluation.tasks.run import run_task
+from tests.data.chats import CHATML
+from tests.data.foreign import byte_level, save_as
 from tests.evaluation.toys import random_decoder
 
 QUICK = {"limit": None, "num_fewshot": None, "batch_tokens": 512, "autocast": None, "seed": 1}
@@ -72,6 +75,25 @@ def test_a_prompt_is_continued_to_the_end_of_the_line(tmp_path: Path, monkeypatc
     records = [{"prompt": "2 + 2 =", "answer": "4"}, {"prompt": "3 + 2 =", "answer": "5"}]
     result = run_task(decoder, TOKENIZER, "sums", file=write(tmp_path / "a.jsonl", records), **QUICK)["sums"]
     assert (result["metric"], result["value"], seen) == ("exact_match", 0.5, [("2 + 2 =", 0.0), ("3 + 2 =", 0.0)])
+
+
+def test_an_answer_to_messages_also_ends_with_the_turn_if_that_does_not_end_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_as(byte_level(), tmp_path, "<|im_start|>", "<|im_end|>", "<|end|>", eos_token="<|end|>")
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.chat_template = CHATML
+
+    def write_two_turns(decoder: Any, prompt: list[int], *, stop_id: Any, **settings: Any) -> Any:
+        ids, _ = tokenizer.encode_rendered("4<|im_end|>\n<|im_start|>user\nAnd 3 + 2?<|im_end|>\n<|end|>")
+        stops = [stop_id] if isinstance(stop_id, int) else stop_id
+        return itertools.takewhile(lambda token: token not in stops, ids)
+
+    monkeypatch.setattr("slm.evaluation.tasks.adapter.generate", write_two_turns)
+    records = [{"messages": [{"role": "user", "content": "2 + 2?"}], "answer": "4"}] * 2
+    decoder = random_decoder(vocab_size=tokenizer.vocab_size, max_position_embeddings=256)
+    result = run_task(decoder, tokenizer, "sums", file=write(tmp_path / "a.jsonl", records), **QUICK)["sums"]
+    assert (result["metric"], result["value"]) == ("exact_match", 1.0)
 
 
 def test_the_intent_of_a_call_counts_without_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

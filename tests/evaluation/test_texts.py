@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from slm.data import hub
+from slm.data.sources import SOURCES, Source
 from slm.evaluation.texts import cached_folder, read_text
 from slm.runtime.address import local_folder
 from tests.composing import choice
@@ -143,6 +144,15 @@ def test_without_a_split_it_is_what_training_keeps_for_validation(data_set: Path
     data = config("fineweb_edu", repo=str(data_set), config=None, val_fraction=0.5)
     kept = [text for text in ("seen", "again") if hashlib.sha256(text.encode()).digest()[0] < 128]
     assert read_text(data, cache_dir=tmp_path).documents == tuple(kept)
+
+
+def test_conversations_of_a_source_of_ones_own_are_those_kept_for_validation(tmp_path: Path, monkeypatch: Any) -> None:
+    talks = [json.dumps({"messages": [{"role": "assistant", "content": text}]}) for text in ("learned", "kept")]
+    split = list(zip(talks, ("train", "val"), strict=True))
+    mine = Source(key=lambda data: 1, documents=lambda part: iter(split), holds_conversations=True)
+    monkeypatch.setitem(SOURCES, "mine", mine)
+    text = read_text(config("chat", source="mine"), cache_dir=tmp_path)
+    assert (text.documents, text.template) == ((talks[1],), "")
 
 
 def test_a_damaged_manifest_beside_the_text_of_a_run_is_passed_over(tmp_path: Path) -> None:

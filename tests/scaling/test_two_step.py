@@ -41,6 +41,13 @@ def chained(rows: pd.DataFrame | Table, curves: bool = False, **changes: Any) ->
     return found
 
 
+def test_tokens_in_proportion_to_size_are_one_effect_with_it() -> None:
+    """No law can separate the two, so the chain is that of one budget."""
+    rows, fixed = frame(1), chained(frame(1))["families"][0]
+    in_proportion = chained(rows.assign(tokens=20 * rows["params_total"]))["families"][0]
+    assert in_proportion["predictions"] == fixed["predictions"]
+
+
 def test_the_chain_is_the_composition_of_two_fits_by_scipy() -> None:
     rows = frame(1)
     (family,) = chained(rows)["families"]

@@ -293,6 +293,8 @@ def test_designs_and_shapes_are_checked_without_torch() -> None:
         (["sweep.evaluation=['data=wikitext2']"], "sweep.evaluation=.* must be a mapping of names to lists of over"),
         (["sweep.evaluation={a-b: []}"], "sweep.evaluation=.* must be a mapping"),
         (["sweep.evaluation={a: ['checkpoint=x']}"], "a has checkpoint=x, which the sweep sets itself: leave it out"),
+        (["sweep.evaluation={a: ['chat=true']}"], "a has chat=true, which the sweep sets itself: leave it out"),
+        (["sweep.evaluation={a: ['baselines=sub1b']}"], "a has baselines=sub1b, which the sweep sets itself"),
         (["sweep.evaluation={a: ['logger.mode=online']}"], "sweep.evaluation.a has logger.mode=online"),
         (["sweep.evaluation={a: ['data=wiki']}"], "Could not find 'data/wiki'"),
         (["sweep.evaluation={a: ['task=piqa']}"], "task"),

@@ -44,8 +44,7 @@ def accuracy_section(analysis: Directory) -> Section | None:
     entries = [entry for entry in analysis.verdict_fits if entry["fitted"]]
     column = escape_markdown(basis["column"])
     header = ("family", "law", "predicted at", "accuracy", "largest size held out")
-    rows = [row for entry in entries for row in _direct_rows(entry)]
-    rows += [row for family in _families(analysis) for row in _chain_rows(family)]
+    rows = _rows(analysis, entries)
     return Section(f"Accuracy of {column}").add(
         f"Laws were fitted to the error, 1 - {column}, itself and not its log. They keep the accuracy between chance, "
         f"{format_number(basis['chance'])}, and one: `{basis['law']}` is {analysis.equation(basis['law'])}, where L is "
@@ -63,11 +62,15 @@ def accuracy_lines(analysis: Directory) -> list[str]:
     if analysis.verdict_basis.get("kind") != "accuracy":
         return []
     entries = [entry for entry in analysis.verdict_fits if entry["fitted"]]
-    rows = [row for entry in entries for row in _direct_rows(entry)]
-    rows += [row for family in _families(analysis) for row in _chain_rows(family)]
+    rows = _rows(analysis, entries)
     predicted = [f"{family} at {point}: {accuracy} under {law}" for family, law, point, accuracy, _ in rows]
     lines = [f"- {line}" for line in (*_sentences(analysis, entries), *predicted)]
     return [f"Accuracy of {analysis.verdict_basis['column']}:", *lines]
+
+
+def _rows(analysis: Directory, entries: Sequence[Entry]) -> list[list[str]]:
+    rows = [row for entry in entries for row in _direct_rows(entry)]
+    return rows + [row for family in _families(analysis) for row in _chain_rows(family)]
 
 
 def _families(analysis: Directory) -> list[Entry]:

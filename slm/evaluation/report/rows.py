@@ -3,7 +3,7 @@
 Notable: `tokens`, `loss`, `perplexity` and `status` have the same meaning as in a table of runs (docs/tables.md), so
 `python sweep.py runs=results.csv` works. `tokens` is the training budget, and is a column only if every row with a loss
 has a budget. A checkpoint without a loss under the primary measure (the text and protocol of most checkpoints) has the
-status "no loss", and sweep.py skips its row.
+status "no loss", and sweep.py skips its row. If no text was scored, no row needs a loss: a task may be the target.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ IDENTITY_COLUMNS = ("checkpoint", "kind", "revision", "fingerprint", "stored_dty
 
 def rows(results: Results) -> list[Entry]:
     """Return one row per checkpoint. Columns other than the published ones are left out if no row has a value."""
-    budgets = [entry.get("train_tokens") for entry, _ in results.scores_under(results.primary)]
+    scored = [entry for entry, _ in results.scores_under(results.primary)] if results.primary else results.entries
+    budgets = [entry.get("train_tokens") for entry in scored]
     has_budgets = bool(budgets) and all(map(is_number, budgets))
     table = [_row(entry, results, has_budgets) for entry in results.entries]
     names = dict.fromkeys(name for row in table for name in row)
@@ -63,7 +64,8 @@ def to_csv(table: list[Entry]) -> str:
 
 def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
     score, speed, shape = score_for(entry, results.primary), entry["speed"], entry["shape"]
-    status = "no loss" if entry["status"] == "completed" and not has_loss(score) else entry["status"]
+    lacks_loss = entry["status"] == "completed" and results.primary and not has_loss(score)
+    status = "no loss" if lacks_loss else entry["status"]
     peak_bytes = number(speed, "peak_memory_bytes")
     tokens_column = "tokens" if has_budgets else "train_tokens"
     return {

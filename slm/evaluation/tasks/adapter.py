@@ -14,6 +14,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from slm.data.conversations import end_of_turn_ids
 from slm.data.questions import Request, encode_pair, make_request
 from slm.data.tokenizer import Tokenizer
 from slm.evaluation.tasks.scoring import Scorer
@@ -129,7 +130,7 @@ class DecoderLM(TemplateLM):
                 temperature=settings["temperature"] if settings["do_sample"] else 0.0,
                 top_k=settings.get("top_k"),
                 top_p=settings.get("top_p"),
-                stop_id=self.eot_token_id,
+                stop_id=end_of_turn_ids(self._tokenizer) if is_chat else self.eot_token_id,
                 num_ids=self._tokenizer.vocab_size,
                 seed=seed,
             ):

@@ -22,7 +22,7 @@ from slm.evaluation.bootstrap import merge_blocks
 from slm.runtime.files import write_atomically
 
 Item = dict[str, Any]
-ACCURACIES = ("acc", "acc_norm")
+ACCURACIES, EXACT_MATCH = ("acc", "acc_norm"), "exact_match"
 
 
 def items_of(task: Any, samples: Sequence[Mapping[str, Any]], metric: str) -> list[Item]:
@@ -73,29 +73,37 @@ def _other_item(sample: Mapping[str, Any]) -> Item:
 
 
 def measures(items: Sequence[Item], metric: str) -> dict[str, Any]:
-    """Return `chance`, `also` (bits_per_byte and margin, with errors) and `items`; empty unless all items have choices.
+    """Return `chance`, `also` (bits_per_byte and margin, with errors) and `items`, if all items have choices.
 
     `items` has the `fingerprint` of the questions, and the sums over `blocks` of items of the `count` of items, of
-    bits_per_byte, of margin and, if the main metric is an accuracy, of its `value`.
+    bits_per_byte, of margin and, if the main metric is an accuracy, of its `value`. Answers that must be an exact match
+    have only `items`, whatever the prompts: these depend on the chat template. All other tasks have nothing.
     """
     if not all("margin" in item for item in items):
-        return {}
+        if metric != EXACT_MATCH or not all(metric in item for item in items):
+            return {}
+        return {
+            "items": _stored([item["target"] for item in items], {"value": [float(item[metric]) for item in items]})
+        }
     columns = {"bits_per_byte": [item["bits_per_byte"] for item in items]}
     if all(math.isfinite(item["margin"]) for item in items):
         columns["margin"] = [item["margin"] for item in items]
     asked = [[item[key] for key in ("prompt", "choices", "gold")] for item in items]
-    blocks = {"count": [1.0] * len(items), **columns}
-    if metric in ACCURACIES:
-        blocks["value"] = [float(item["correct"]) for item in items]
-    sums_KM = merge_blocks(np.column_stack(list(blocks.values())))
+    values = {"value": [float(item["correct"]) for item in items]} if metric in ACCURACIES else {}
     gold_counts = [len(item["gold"]) if isinstance(item["gold"], list) else 1 for item in items]
     return {
         "chance": float(np.mean([n / len(item["bytes"]) for n, item in zip(gold_counts, items, strict=True)])),
         "also": {name: mean_with_error(values) for name, values in columns.items()},
-        "items": {
-            "fingerprint": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
-            "blocks": dict(zip(blocks, sums_KM.T.tolist(), strict=True)),
-        },
+        "items": _stored(asked, columns | values),
+    }
+
+
+def _stored(asked: list[Any], columns: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    columns = {"count": [1.0] * len(asked), **columns}
+    sums_KM = merge_blocks(np.column_stack(list(columns.values())))
+    return {
+        "fingerprint": hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:16],
+        "blocks": dict(zip(columns, sums_KM.T.tolist(), strict=True)),
     }
 
 

@@ -100,6 +100,8 @@ def _checked_table(rows: pd.DataFrame, source: str, name: str, notes: list[str],
     copied = set(column_names.original.values()) - set(column_names.original)
     raw = raw.drop(columns=sorted(copied), errors="ignore")
     raw = filters.drop_duplicates(filters.keep_completed(raw, column_names, notes), notes)
+    if options.get("target"):  # results.csv has a column perplexity even if only tasks were measured
+        raw = raw.drop(columns=[name for name in TARGETS if name in raw and raw[name].isna().all()])
     frame = columns.convert_types(raw)
     kept_rows = filters.rows_not_diverged(raw, frame, column_names, notes)
     raw, frame = raw.loc[kept_rows], frame.loc[kept_rows]
