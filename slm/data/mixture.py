@@ -69,7 +69,7 @@ class Mixture:
         for number, (before, first) in enumerate(pairwise([*first_steps, steps])):
             if first <= before:
                 raise ValueError(
-                    f"data.schedule leaves the weights {_phase_name(number)} without a step, because the run has only "
+                    f"data.schedule leaves {_phase_name(number)} without a step, because the run has only "
                     f"{steps} steps: train longer, or set another data.schedule"
                 )
         return first_steps
@@ -194,4 +194,4 @@ def _read_weights(given: Any, names: Sequence[str], key: str) -> tuple[int, ...]
 
 
 def _phase_name(number: int) -> str:
-    return "data.weights" if number == 0 else f"of data.schedule[{number - 1}]"
+    return "data.weights" if number == 0 else f"the weights of data.schedule[{number - 1}]"
