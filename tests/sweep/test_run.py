@@ -240,7 +240,7 @@ def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, sweep: Sw
     [
         ("analysis.level=2", "analysis.level"),
         ("launcher.slots=0", "launcher.slots"),
-        ("logger.mode=sometimes", "logger.mode"),
+        ("++logger={wandb: true, mode: sometimes}", "logger.mode=sometimes must be"),
         ("where='losss < 5'", "the runs of a sweep have no column losss; did you mean loss"),
         ("where='loss <'", "where=loss < must be a condition"),
         (

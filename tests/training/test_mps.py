@@ -20,8 +20,7 @@ from slm.evaluation import measure
 from slm.model import generate
 from slm.model.mixers import sliding, softmax
 from slm.runtime.machine import has_mps
-from slm.training import hardware, optim, run
-from slm.training import module as module_file
+from slm.training import hardware, optim, run, validation
 from slm.training.hardware import resolve_hardware
 from slm.training.module import LanguageModel
 from slm.training.optim import OPTIMIZERS, skip_if
@@ -71,12 +70,12 @@ def test_without_an_apple_gpu_mps_is_refused() -> None:
     with pytest.raises(ValueError, match=r"trainer\.accelerator=mps, but torch sees no Apple GPU here"):
         resolve_hardware(trainer())
     with pytest.raises(ValueError, match="device=mps, but torch sees no Apple GPU here"):
-        measure.resolve_precision({"device": "mps", "dtype": "auto"}, SimpleNamespace(result={}))  # type: ignore[arg-type]
+        measure.resolve_precision({"device": "mps", "dtype": "auto"}, SimpleNamespace(result={}, checkpoint="m"))  # type: ignore[arg-type]
 
 
 def test_mps_measures_a_run_in_float32_and_refuses_float64(mac: None) -> None:
     def resolve(dtype: str, trained: str) -> measure.Precision:
-        provenance: Any = SimpleNamespace(result={"precision": trained})
+        provenance: Any = SimpleNamespace(result={"precision": trained}, checkpoint="m")
         return measure.resolve_precision({"device": "mps", "dtype": dtype}, provenance)
 
     found = resolve("auto", "bf16-mixed")
@@ -149,8 +148,8 @@ class Guesser:
 
 def test_validation_sums_in_float64_where_there_is_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = torch.zeros(2, 32, dtype=torch.long)
-    monkeypatch.setattr(module_file, "val_batches", lambda stream, **how: iter([Batch(batch, batch)]))
-    corpus: Any = SimpleNamespace(val=None, val_bytes=np.ones(100))
+    monkeypatch.setattr(validation, "val_batches", lambda stream, **how: iter([Batch(batch, batch)]))
+    corpus: Any = SimpleNamespace(mixture=None, val=None, val_bytes=np.ones(100))
     guesser: Any = Guesser()
     with FakeTensorMode(allow_non_fake_inputs=True), RefuseFloat64("mps"):
         assert score(guesser, corpus).loss == 2.0
