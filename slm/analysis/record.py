@@ -14,7 +14,7 @@ import pandas as pd
 from slm.analysis.charts import charts, level_rows, worth_rows
 from slm.analysis.overlay import overlay_rows
 from slm.analysis.report.directory import Directory
-from slm.tracking import Rows, is_tracked, known_run_id, record_directory
+from slm.tracking import Record, Rows, is_tracked, known_run_id, record_directory
 
 RUN_COLUMNS = ("run_id", "family", "status", "seed", "width", "depth", "lr", "params_total", "params_non_embedding",
                "tokens", "loss", "bits_per_byte")  # fmt: skip
@@ -45,15 +45,17 @@ def record(analysis: Directory, config: Mapping[str, Any]) -> None:
     counts = {key: analysis.comparison[key] for key in ("families", "n_rows", "n_runs", "n_cells")}
     logger = {**config["logger"], "group": config["logger"]["group"] or table}
     record_directory(
-        folder,
-        kind="analysis",
-        name=f"analysis-{table}",
-        config={**config, "logger": logger, "table": {"name": table, **counts}},
-        tables=tables,
-        charts=charts(analysis),
-        images=sorted((folder / "figures").glob("*.png")),
-        summary=summary(analysis),
-        files=[path for path in files if path.is_file()],
+        Record(
+            folder=folder,
+            kind="analysis",
+            name=f"analysis-{table}",
+            config={**config, "logger": logger, "table": {"name": table, **counts}},
+            tables=tables,
+            charts=charts(analysis),
+            images=sorted((folder / "figures").glob("*.png")),
+            summary=summary(analysis),
+            files=[path for path in files if path.is_file()],
+        )
     )
 
 

@@ -15,7 +15,7 @@ IDENTITY_KEYS = (
     *("init_from", "init_vocab", "distill"),
 )
 """Config groups and keys that determine the result of a run. Devices, logging and checkpoint intervals may change."""
-LATER_KEYS = {"train": ("val_tokens", "eval_tasks", "eval_task_limit")}
+LATER_KEYS = {"train": ("val_tokens", "eval_tasks", "eval_task_limit"), "tokenizer": ("split",)}
 """Group -> keys that were added to it later. The hashes that name the cells of older sweeps do not include them."""
 BUDGETS = ("tokens", "tokens_per_param", "flops")
 """Keys of the group `train` that set the budget; a run uses one of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,15 @@ def _expanded(key: str, source: Any) -> dict[str, Any]:
 
 @cache
 def _composed(choice: str, searchpath: tuple[str, ...]) -> dict[str, Any]:
-    is_initialized = GlobalHydra.instance().is_initialized()  # as within a script, which uses this conf/
-    with nullcontext() if is_initialized else initialize_config_dir(str(CONF), version_base="1.3"):
+    with conf_folder():
         config = compose("train", overrides=[*searchpath, f"data={choice}"])
     return OmegaConf.to_container(config.data, resolve=True)  # type: ignore[return-value]
+
+
+def conf_folder() -> AbstractContextManager[Any]:
+    """Let Hydra read conf/ in this context; within a script, it does already."""
+    is_initialized = GlobalHydra.instance().is_initialized()
+    return nullcontext() if is_initialized else initialize_config_dir(str(CONF), version_base="1.3")
 
 
 def searchpath_overrides() -> list[str]:

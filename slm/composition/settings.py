@@ -108,6 +108,7 @@ LEGACY_VALUES: dict[str, Any] = {
     "train.eval_tasks": None,
     "train.eval_task_limit": 200,  # has no effect without tasks
     "data.split": "train",
+    "tokenizer.split": "slm",
     "init_from": None,
     "init_vocab": "same",
 }

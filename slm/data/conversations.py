@@ -75,7 +75,9 @@ def template_of(data: Mapping[str, Any], own: str | None) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ValueError(f"data.template={data['template']!r} cannot be read ({type(error).__name__})") from None
+        raise ValueError(
+            f"data.template={data['template']!r} cannot be read ({type(error).__name__}): give a Jinja file"
+        ) from None
 
 
 def conversation(row: Any, place: str) -> str:

@@ -25,9 +25,9 @@ from slm.data.documents import (
 )
 from slm.data.encoding import write_tokens
 from slm.data.hub import limited
-from slm.data.mixture import MIX, Mixture, read_mixture
+from slm.data.mixture import Mixture, read_mixture
 from slm.data.packing import ConversationStream
-from slm.data.sources import source_of
+from slm.data.sources import MIX, source_of
 from slm.data.stream import TokenStream
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import Plan, is_on_hub, load_tokenizer, plan_tokenizer
@@ -93,6 +93,8 @@ def _prepare(data: Mapping[str, Any], plan: Plan, cache_dir: Path) -> Corpus:
 
     facts = cached(folder, build, what=f"the tokens of {name}")
     built_tokenizer = load_tokenizer(folder / "tokenizer", name=facts["tokenizer"]["name"])
+    # Tokens of text do not depend on the template, so tokenizers with several templates may share the folder.
+    built_tokenizer.chat_template = plan.chat_template if template is None else template
     stream_class = TokenStream if template is None else ConversationStream
     return Corpus(
         name=name,

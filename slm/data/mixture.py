@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from slm.data.sources import MIX, SOURCES, source_of
 from slm.runtime.settings import as_typed
 from slm.runtime.words import is_number
 
-MIX = "mix"
-"""Value of `data.source` for a mix of several sources."""
 _MAX_RATIO = 10**9
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # names of sources become parts of the names of columns
 
@@ -70,7 +69,7 @@ class Mixture:
         for number, (before, first) in enumerate(pairwise([*first_steps, steps])):
             if first <= before:
                 raise ValueError(
-                    f"data.schedule leaves the weights {_phase_name(number)} without a step, because the run has only "
+                    f"data.schedule leaves {_phase_name(number)} without a step, because the run has only "
                     f"{steps} steps: train longer, or set another data.schedule"
                 )
         return first_steps
@@ -128,9 +127,10 @@ def read_mixture(data: Mapping[str, Any]) -> Mixture:
     for name, source in sources.items():
         if not _NAME.fullmatch(str(name)):
             raise ValueError(f"data.sources has the name {name!r}, which must consist of letters, digits, _ and -")
-        if isinstance(source, Mapping) and source.get("source") == MIX:
+        kind = source.get("source") if isinstance(source, Mapping) else None
+        if kind == MIX:
             raise ValueError(f"data.sources.{name} is itself a mix: list its sources in data.sources instead")
-        if isinstance(source, Mapping) and source.get("source") == "chat":
+        if kind in SOURCES and source_of(source).holds_conversations:
             raise ValueError(
                 f"data.sources.{name} holds conversations, whose windows are packed by another rule: train on the text "
                 "first and on data=chat afterwards"
@@ -194,4 +194,4 @@ def _read_weights(given: Any, names: Sequence[str], key: str) -> tuple[int, ...]
 
 
 def _phase_name(number: int) -> str:
-    return "data.weights" if number == 0 else f"of data.schedule[{number - 1}]"
+    return "data.weights" if number == 0 else f"the weights of data.schedule[{number - 1}]"

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
+MIX = "mix"
+"""Value of `data.source` for a mix of several sources."""
 Document = tuple[str, str | None]
 """A text and its split: "train", "val", or None if the hash of the text decides."""
 
@@ -48,7 +50,7 @@ def register_source(name: str, source: Source) -> None:
 def source_of(data: Mapping[str, Any]) -> Source:
     """Return the source that `data.source` names; raises ValueError if there is none."""
     source = SOURCES.get(str(data["source"]))
-    if data["source"] == "mix":
+    if data["source"] == MIX:
         raise ValueError(f"data={data['name']} is a mix of sources: give one of them here, as in data=local")
     if source is None:
         known = ", ".join(SOURCES)

@@ -205,9 +205,9 @@ class Tokenizer:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         config |= {name: token for name, token in self.special_tokens.items() if token}
         write_atomically(folder / "tokenizer.json", self._content)
-        write_json(folder / CONFIGS[0], config)
         if self.chat_template is not None:
             write_atomically(folder / TEMPLATE_FILE, self.chat_template)
+        write_json(folder / CONFIGS[0], config)
 
 
 def _with_post_processor(content: str, bos: str | None, bos_id: int | None) -> str:

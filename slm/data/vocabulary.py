@@ -139,11 +139,8 @@ def _fetch(repository: str, revision: str | None) -> Path:
         except EntryNotFoundError:  # not downloaded yet
             continue
     require_network(f"tokenizer.path={repository!r} does not exist locally and must be downloaded from the hub")
-    for name in (
-        *CONFIGS,
-        TEMPLATE_FILE,
-        *TOKENIZER_FILES,
-    ):  # the tokenizer last, so that a cache with it has the configs too
+    # The tokenizer last, so that a cache with it has the configs and the template too.
+    for name in (*CONFIGS, TEMPLATE_FILE, *TOKENIZER_FILES):
         try:
             file = Path(hf_hub_download(repository, name, revision=revision))
         except EntryNotFoundError:

@@ -18,7 +18,8 @@ import numpy as np
 
 from slm.data.chat_template import PLAIN_TEMPLATE
 from slm.data.conversations import SCORED, Encoded, encode_conversation
-from slm.data.mixture import MIX, read_mixture
+from slm.data.mixture import read_mixture
+from slm.data.sources import MIX
 from slm.data.tokenizer import LOSSY_NOTE, Tokenizer
 from slm.evaluation.texts import Text, document_of, read_run, sources_of_run, validation_documents
 from slm.runtime.progress import progress

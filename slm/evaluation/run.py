@@ -35,7 +35,7 @@ from slm.runtime.machine import why_no_gpu
 from slm.runtime.progress import say
 from slm.runtime.system import keep_freed_memory
 from slm.runtime.words import is_number
-from slm.tracking import check_logger, is_tracked, record_directory
+from slm.tracking import Record, check_logger, is_tracked, record_directory
 
 SKIPPED_TASKS = 3  # exit code if everything was measured except baselines, or tasks whose data was not available
 SCHEMA = 1
@@ -205,17 +205,19 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
         if is_number(row.get("bits_per_byte")):
             summary[key(row["model"], "task", row["task"], "bits_per_byte")] = row["bits_per_byte"]
     record_directory(
-        folder,
-        kind="evaluation",
-        name=f"evaluation-{folder.name}",
-        config=settings,
-        tables={
-            "evaluation": (list(checkpoint_rows[0]), [list(row.values()) for row in checkpoint_rows]),
-            "tasks": (TASK_COLUMNS, [[row.get(column) for column in TASK_COLUMNS] for row in task_rows]),
-        },
-        images=[file for file in files if file.suffix == ".png"],
-        summary=summary,
-        files=[folder / "results.json", *files],
+        Record(
+            folder=folder,
+            kind="evaluation",
+            name=f"evaluation-{folder.name}",
+            config=settings,
+            tables={
+                "evaluation": (list(checkpoint_rows[0]), [list(row.values()) for row in checkpoint_rows]),
+                "tasks": (TASK_COLUMNS, [[row.get(column) for column in TASK_COLUMNS] for row in task_rows]),
+            },
+            images=[file for file in files if file.suffix == ".png"],
+            summary=summary,
+            files=[folder / "results.json", *files],
+        )
     )
 
 

@@ -36,9 +36,8 @@ from slm.data.cache import cached, digest
 from slm.data.conversations import template_of
 from slm.data.corpus import prepare_documents
 from slm.data.documents import left_out_notes, read_documents, text_hash, training_hashes, write_split
-from slm.data.mixture import MIX
 from slm.data.readers import ROW_SUFFIXES, pieces, suffix_of
-from slm.data.sources import source_of
+from slm.data.sources import MIX, source_of
 from slm.runtime.settings import RENAMED_KEYS
 
 

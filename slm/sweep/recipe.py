@@ -9,21 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from slm.composition.budget import IDENTITY_KEYS, LATER_KEYS, check_family, model_config
-from slm.composition.keys import CONF, check_keys, explain_unknown_keys
-from slm.composition.mixing import expand_sources, searchpath_overrides
+from slm.composition.keys import check_keys, explain_unknown_keys
+from slm.composition.mixing import conf_folder, expand_sources, searchpath_overrides
 from slm.composition.settings import LEGACY_VALUES
 from slm.data.corpus import check_sources
 from slm.data.local import text_files
-from slm.data.mixture import MIX
+from slm.data.questions import read_tasks
+from slm.data.sources import MIX
 from slm.data.vocabulary import is_on_hub, plan_tokenizer
 from slm.model.config import ModelConfig
 from slm.runtime.address import local_folder, named, split_revision
@@ -98,7 +97,7 @@ def digest(data: Any) -> str:
 
 
 def check_inputs(config: DictConfig, setting: str) -> None:
-    """Raise `ValueError` for texts, a teacher or a tokenizer of `config` that do not exist.
+    """Raise `ValueError` for texts, questions, a teacher or a tokenizer of `config` that do not exist.
 
     The message begins with `setting`.
     """
@@ -111,6 +110,8 @@ def check_inputs(config: DictConfig, setting: str) -> None:
     for key in ("paths", "val_paths"):
         if paths := OmegaConf.select(config, f"data.{key}", throw_on_missing=False):
             text_files(paths if isinstance(paths, str) else list(paths), f"{setting}: data.{key}")
+    if tasks := OmegaConf.select(config, "train.eval_tasks"):
+        read_tasks(tasks, f"{setting}: train.eval_tasks", OmegaConf.select(config, "train.eval_task_limit"))
     if teacher := OmegaConf.select(config, "distill.teacher", throw_on_missing=False):
         with named(f"{setting}: distill.teacher"):
             local_folder(*split_revision(str(teacher)))
@@ -125,9 +126,7 @@ def check_inputs(config: DictConfig, setting: str) -> None:
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose conf/NAME.yaml with `overrides`, unresolved. Raises `ValueError`, or Hydra's errors, for unknown keys."""
-    is_initialized = GlobalHydra.instance().is_initialized()  # as within a script, which uses this conf/
-    hydra = nullcontext() if is_initialized else initialize_config_dir(str(CONF), version_base="1.3")
-    with hydra, explain_unknown_keys(name):
+    with conf_folder(), explain_unknown_keys(name):
         config = compose(name, overrides=[*inherited_overrides(), *overrides])
     check_keys(OmegaConf.to_container(config), name, overrides)  # type: ignore[arg-type]
     return config

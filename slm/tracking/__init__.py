@@ -2,10 +2,11 @@
 
 from slm.tracking.records import is_tracked, record_directory
 from slm.tracking.trackers import Tracker, check_logger, open_trackers
-from slm.tracking.wandb_run import Chart, Rows, known_run_id
+from slm.tracking.wandb_run import Chart, Record, Rows, known_run_id
 
 __all__ = [
     "Chart",
+    "Record",
     "Rows",
     "Tracker",
     "check_logger",

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from slm.runtime.files import write_atomically
 from slm.runtime.progress import say
 from slm.runtime.words import is_number
+from slm.tracking.wandb_run import Record
 
 RUN_ID = Path("mlflow", "run_id")
 """File in a directory with the MLflow id of its run. A resumed run continues under this id."""
@@ -150,22 +151,12 @@ class MlflowRun:
             say(f"WARNING: MLflow takes no more ({str(error).splitlines()[0]}): the files have all metrics")
 
 
-def record_in_mlflow(
-    folder: Path,
-    *,
-    kind: str,
-    name: str,
-    config: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    files: Sequence[Path],
-) -> None:
-    """Log the summary and the files of a directory of results as one run; a repeated record is the same run."""
-    settings = {**config["logger"], "job_type": kind}
-    run = MlflowRun(
-        folder, {key: value for key, value in config.items() if key != "logger"}, name=name, settings=settings
-    )
-    run.set_summary(summary)
-    run.log_files(files, folder)
+def record_in_mlflow(record: Record) -> None:
+    """Log the summary and the files of a record as one run; a repeated record is the same run."""
+    settings = {**record.config["logger"], "job_type": record.kind}
+    run = MlflowRun(record.folder, record.settings, name=record.name, settings=settings)
+    run.set_summary(record.summary)
+    run.log_files(record.files, record.folder)
     run.finish(succeeded=True)
 
 

@@ -8,9 +8,9 @@ import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from slm.runtime.files import write_atomically
@@ -45,6 +45,30 @@ class Chart:
     def fields(self) -> dict[str, str]:
         """Field of the preset -> column."""
         return {"x": self.x, "y": self.y, "stroke": self.line}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What trackers store of a directory of results, such as an analysis or an evaluation."""
+
+    folder: Path
+    kind: str
+    """Such as "analysis"."""
+    name: str
+    config: Mapping[str, Any]
+    """With the group `logger`, which `check_logger` must have accepted."""
+    tables: Mapping[str, Rows]
+    images: Sequence[Path]
+    summary: Mapping[str, Any]
+    """Numbers and texts."""
+    files: Sequence[Path]
+    """Files in `folder`."""
+    charts: Mapping[str, Chart] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config without `logger`."""
+        return {key: value for key, value in self.config.items() if key != "logger"}
 
 
 def start_run(folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> Any:
@@ -91,37 +115,23 @@ def _without_launcher() -> Iterator[None]:
         del sys.modules[LAUNCH]  # whoever needs the launcher later gets the real package
 
 
-def record_in_wandb(
-    folder: Path,
-    *,
-    kind: str,
-    name: str,
-    config: Mapping[str, Any],
-    tables: Mapping[str, Rows],
-    images: Sequence[Path],
-    summary: Mapping[str, Any],
-    files: Sequence[Path],
-    charts: Mapping[str, Chart] = MappingProxyType({}),
-) -> None:
-    """Log the record as one W&B run: charts under charts/, images under figures/, files as an artifact of type `kind`.
-
-    `slm.tracking.records.record_directory` has the meanings.
-    """
+def record_in_wandb(record: Record) -> None:
+    """Log a record as one W&B run: charts under charts/, images under figures/, files as an artifact."""
     import wandb
 
     # The step is the number of earlier records, because rows at a step that is taken would replace those of its record.
+    folder = record.folder
     step = len(list((folder / RUN_ID).parent.glob(f"*run-*-{known_run_id(folder)}")))
-    logged_config = {key: value for key, value in config.items() if key != "logger"}
-    run = start_run(folder, logged_config, name=name, settings=config["logger"])
+    run = start_run(folder, record.settings, name=record.name, settings=record.config["logger"])
     try:
-        logged: dict[str, Any] = {key: _table(rows) for key, rows in tables.items()}
-        for key, chart in charts.items():
+        logged: dict[str, Any] = {key: _table(rows) for key, rows in record.tables.items()}
+        for key, chart in record.charts.items():
             title = {"title": chart.title}
             logged[f"charts/{key}"] = wandb.plot_table(CHART_PRESET, _table(chart.rows), chart.fields, title)
-        run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in images}, step=step)
-        run.summary.update(dict(summary))
-        artifact = wandb.Artifact(artifact_name(name, run.id), type=kind)
-        for path in files:
+        run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in record.images}, step=step)
+        run.summary.update(dict(record.summary))
+        artifact = wandb.Artifact(artifact_name(record.name, run.id), type=record.kind)
+        for path in record.files:
             artifact.add_file(str(path), name=str(path.relative_to(folder)))
         run.log_artifact(artifact)
     except BaseException:

@@ -23,6 +23,7 @@ from slm.checkpoints.location import Provenance
 from slm.checkpoints.weights import EMBEDDING, HEAD
 from slm.composition.budget import model_config
 from slm.composition.keys import default_choice
+from slm.data.cache import digest
 from slm.data.tokenizer import CONFIGS, Tokenizer
 from slm.data.vocabulary import plan_tokenizer
 from slm.model.config import ModelConfig
@@ -167,11 +168,8 @@ def _with_changes(shape: ModelConfig, settings: Mapping[str, Any], overrides: Se
     A field was chosen if the command line sets it, or if it has neither its default nor the checkpoint's value.
     """
     keys = {override.lstrip("+").partition("=")[0] for override in overrides}
-    default, chosen = (
-        model_config(default_choice("train", "model")).to_dict(),
-        model_config(settings["model"]).to_dict(),
-    )
-    actual = shape.to_dict()
+    groups = (default_choice("train", "model"), settings["model"])
+    default, chosen, actual = (config.to_dict() for config in (*map(model_config, groups), shape))
     for key, name in (("width", "hidden_size"), ("depth", "num_layers")):
         if settings.get(key) is not None:
             chosen[name], keys = settings[key], keys | {f"model.{name}"}
@@ -212,7 +210,9 @@ def _copied_to_cache(tokenizer: Tokenizer, provenance: Provenance, settings: Map
     """Copy the checkpoint's tokenizer to the cache, and return the config group `tokenizer` that names it."""
     # A run's tokenizer is loaded from its folder `model`, after which it is called; the result has its real name.
     name = (provenance.result.get("tokenizer") or {}).get("name") or tokenizer.name
-    config = {"kind": "checkpoint", "name": Path(name).name, "fingerprint": tokenizer.fingerprint}
+    # Base models and their chat models may differ in the end token and the chat template alone.
+    identity = digest([tokenizer.fingerprint, tokenizer.special_tokens, tokenizer.chat_template])
+    config = {"kind": "checkpoint", "name": Path(name).name, "fingerprint": identity}
     folder = Path(tokenizer_source({**settings, "tokenizer": config})["path"])
     if not (folder / CONFIGS[0]).exists():  # which is written last
         tokenizer.save(folder)

@@ -14,13 +14,14 @@ import torch
 
 from slm.composition.budget import shape_and_steps
 from slm.data.loader import num_micro_batches_per_step
-from slm.data.mixture import MIX, read_mixture
+from slm.data.mixture import read_mixture
 from slm.data.questions import read_tasks, scored_pairs
+from slm.data.sources import MIX
 from slm.model.config import ModelConfig
 from slm.model.counts import flops_per_token, kv_cache_bytes, mixers_of_blocks, num_params
 from slm.model.counts import state_bytes as decoding_state_bytes
 from slm.runtime.machine import available_bytes, why_no_gpu, why_not_compiled
-from slm.runtime.words import join_names
+from slm.runtime.words import join_names, plural
 from slm.training import memory
 from slm.training.branching import Branch, find_branch
 from slm.training.distillation import TeacherPlan, find_teacher
@@ -255,14 +256,14 @@ def _task_cost(plan: Plan) -> str:
     """Describe the questions of `train.eval_tasks`, and estimate what scoring them costs beside the training."""
     train = plan.settings["train"]
     tasks = read_tasks(train["eval_tasks"], "train.eval_tasks", train.get("eval_task_limit"))
-    counts = join_names([f"{len(records):,} of {name}" for name, records in tasks.items()])
+    counts = join_names([f"{plural(len(records), 'question')} of {name}" for name, records in tasks.items()])
     pairs = [pair for records in tasks.values() for record in records for pair in scored_pairs(record)]
     num_bytes = sum(len(text.encode()) for pair in pairs for text in pair)
     num_tokens = num_bytes / (1 if plan.settings["tokenizer"]["kind"] == "bytes" else BYTES_PER_TOKEN)
     validations = math.ceil(plan.steps / train["eval_every"])
     share = validations * num_tokens / TRAINING_FORWARDS / plan.train_tokens
     return (
-        f"{counts}: questions at each of {validations:,} validations, about {num_tokens * validations:,.0f} tokens "
+        f"{counts} at each of {validations:,} validations, about {num_tokens * validations:,.0f} tokens "
         f"forward, {share:.1%} of the training's FLOPs"
     )
 

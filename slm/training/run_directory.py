@@ -16,7 +16,7 @@ from slm.composition.settings import LEGACY_VALUES
 from slm.runtime.files import locked, read_json_object, write_atomically, write_json
 from slm.runtime.settings import RENAMED_KEYS
 
-CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard")
+CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard", "mlflow")
 """What a run writes besides config.yaml. A directory with one of these but without config.yaml is refused."""
 
 EXTENSION = ("schedule.", *(f"train.{key}" for key in BUDGETS))

@@ -17,6 +17,7 @@ from slm.data import prepare, train_loader
 from slm.data.corpus import check_sources
 from slm.data.loader import MixedOrder
 from slm.data.mixture import count_common_steps, count_windows, read_mixture, windows_in_order
+from slm.data.sources import SOURCES, Source
 from slm.data.stream import TokenStream
 from tests.seeds import seeded
 
@@ -246,11 +247,13 @@ REFUSED = [
     ({"sources": {"a b": {}}}, r"^data\.sources has the name 'a b'"),
     ({"sources": {"a": {"source": "mix"}}}, r"^data\.sources\.a is itself a mix"),
     ({"sources": {"a": {"source": "chat"}}}, r"^data\.sources\.a holds conversations"),
+    ({"sources": {"a": {"source": "talks"}}}, r"^data\.sources\.a holds conversations"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "said"), REFUSED)
-def test_a_mix_that_cannot_be_is_refused_in_a_sentence(changes, said):
+def test_a_mix_that_cannot_be_is_refused_in_a_sentence(changes, said, monkeypatch):
+    monkeypatch.setitem(SOURCES, "talks", Source(key=dict, documents=iter, holds_conversations=True))  # an extension's
     usual = {"sources": {"a": {"source": "local"}, "b": {"source": "local"}}, "weights": {"a": 1, "b": 1}}
     with pytest.raises(ValueError, match=said) as caught:
         read_mixture(mix(**usual | changes))

@@ -316,6 +316,14 @@ def test_an_experiment_that_sets_a_budget_of_its_own_is_refused() -> None:
         make_plan(replace(design, overrides=("train.flops=1e18",)))
 
 
+def test_questions_that_do_not_exist_are_named_before_a_job_starts() -> None:
+    config = OmegaConf.create({"train": {"eval_tasks": {"quiz": "no/such.jsonl"}, "eval_task_limit": 10}})
+    with pytest.raises(
+        ValueError, match=r"^sweep\.overrides: train\.eval_tasks\.quiz='no/such\.jsonl' matches no file"
+    ):
+        check_inputs(config, "sweep.overrides")
+
+
 def test_a_text_whose_name_would_be_a_glob_is_there(tmp_path: Path) -> None:
     (tmp_path / "book[1].txt").write_text("text")
     check_inputs(OmegaConf.create({"data": {"paths": [str(tmp_path / "book[1].txt"), str(tmp_path)]}}), "sweep.also")

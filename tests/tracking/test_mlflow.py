@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from slm.tracking import check_logger, open_trackers, record_directory
+from slm.tracking import Record, check_logger, open_trackers, record_directory
 from tests.tracking.offline import SETTINGS
 
 pytest.importorskip("mlflow", reason="needs slm[mlflow]")
@@ -69,14 +69,16 @@ def test_a_directory_of_results_is_one_run_however_often_it_is_recorded(place: P
     (folder / "figures/a.png").write_bytes(b"picture")
     for value in (1.5, 2.5):
         record_directory(
-            folder,
-            kind="analysis",
-            name="results",
-            config={"logger": logger_in(place), "analysis": {"level": 0.95}},
-            tables={},
-            images=[],
-            summary={"worth/a_in_b/factor": value, "verdict": "a is better"},
-            files=[folder / "figures/a.png"],
+            Record(
+                folder=folder,
+                kind="analysis",
+                name="results",
+                config={"logger": logger_in(place), "analysis": {"level": 0.95}},
+                tables={},
+                images=[],
+                summary={"worth/a_in_b/factor": value, "verdict": "a is better"},
+                files=[folder / "figures/a.png"],
+            )
         )
     client, (run,) = runs_named(place, "results")
     assert run.data.metrics["worth/a_in_b/factor"] == 2.5

@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from slm.tracking import check_logger, record_directory
+from slm.tracking import Record, check_logger, record_directory
 from tests.composing import composed
 from tests.evaluation.asked import asked
 from tests.sweep import designs
@@ -36,14 +36,16 @@ def test_tensorboard_has_numbers_tables_and_figures_of_each_record(tmp_path: Pat
     matplotlib.image.imsave(tmp_path / "curve.png", picture)
     for value in (1.5, 2.5):
         record_directory(
-            tmp_path,
-            kind="analysis",
-            name="a",
-            config={"logger": SETTINGS | {"wandb": False, "tensorboard": True}},
-            tables={"exponents": (["family", "value"], [["a|b", value], ["c", None]])},
-            images=[tmp_path / "curve.png"],
-            summary={"exponent/a/power/alpha": value, "verdict": "a is better"},
-            files=[],
+            Record(
+                folder=tmp_path,
+                kind="analysis",
+                name="a",
+                config={"logger": SETTINGS | {"wandb": False, "tensorboard": True}},
+                tables={"exponents": (["family", "value"], [["a|b", value], ["c", None]])},
+                images=[tmp_path / "curve.png"],
+                summary={"exponent/a/power/alpha": value, "verdict": "a is better"},
+                files=[],
+            )
         )
     found = events.EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()

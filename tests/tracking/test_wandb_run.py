@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slm.tracking import check_logger, open_trackers, record_directory
+from slm.tracking import Record, check_logger, open_trackers, record_directory
 from slm.tracking.wandb_run import start_run
 from tests.tracking.offline import SETTINGS, Server, history, inspected, records
 
@@ -96,7 +96,7 @@ def test_a_directory_that_is_recorded_again_continues_the_step(tmp_path: Path) -
     contents: dict[str, Any] = {"tables": {"t": (["a"], [[1]])}, "images": [], "summary": {}, "files": []}
     for _ in range(3):
         await_next_second()
-        record_directory(tmp_path, kind="evaluation", name="n", config={"logger": SETTINGS}, **contents)
+        record_directory(Record(folder=tmp_path, kind="evaluation", name="n", config={"logger": SETTINGS}, **contents))
     assert [row["_step"] for file in files(tmp_path) for row in history(file)] == [0, 1, 2]
 
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from slm.checkpoints import load
+from slm.data.loader import Batch
 from slm.model.counts import flops_per_token, num_params
 from slm.training.memory import activation_bytes
 from slm.training.module import LanguageModel
@@ -72,6 +74,14 @@ def test_a_taught_run_killed_by_sigkill_continues_bit_for_bit(taught: Path, stud
     assert not any("teacher" in name for name in final_state(taught))
 
 
+def both_losses(logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross-entropy and the soft loss under the settings of `TAUGHT`, by torch."""
+    kept = teacher_logits.topk(20).indices
+    hidden_rest = torch.full_like(teacher_logits, -torch.inf).scatter(1, kept, teacher_logits.gather(1, kept))
+    soft = 9 * F.kl_div((logits / 3).log_softmax(1), (hidden_rest / 3).softmax(1), reduction="batchmean")
+    return F.cross_entropy(logits, targets), soft
+
+
 def test_a_step_has_the_gradient_of_the_formula_and_notes_both_losses(student: Trainer, tmp_path: Path) -> None:
     plan = set_up(student.settings(tmp_path / "run", "trainer.precision=64-true"))
     module = LanguageModel(plan)
@@ -82,17 +92,36 @@ def test_a_step_has_the_gradient_of_the_formula_and_notes_both_losses(student: T
     found = {name: weight.grad.clone() for name, weight in module.decoder.named_parameters()}
     module.decoder.zero_grad()
     teacher_logits = load(student.teacher).decoder(tokens[:, :-1]).double().flatten(0, 1)
-    kept = teacher_logits.topk(20).indices
-    hidden_rest = torch.full_like(teacher_logits, -torch.inf).scatter(1, kept, teacher_logits.gather(1, kept))
     logits = module.decoder(tokens[:, :-1]).flatten(0, 1)
-    hard = F.cross_entropy(logits, tokens[:, 1:].flatten())
-    soft = 9 * F.kl_div((logits / 3).log_softmax(1), (hidden_rest / 3).softmax(1), reduction="batchmean")
+    hard, soft = both_losses(logits, teacher_logits, tokens[:, 1:].flatten())
     (0.6 * hard + 0.4 * soft).backward()
     for name, weight in module.decoder.named_parameters():
         torch.testing.assert_close(found[name], weight.grad, rtol=1e-4, atol=1e-7)  # the teacher computes in float32
     torch.testing.assert_close(loss, 0.6 * hard + 0.4 * soft, rtol=1e-5, atol=1e-6)
     noted = module.step_loss.double() * plan.accumulation
     torch.testing.assert_close(noted, torch.stack([hard, soft]).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_of_conversations_both_losses_are_means_over_the_scored_tokens_of_the_step(
+    student: Trainer, tmp_path: Path
+) -> None:
+    """Also if a micro-batch scores nothing. The teacher sees as little of other conversations as the student does."""
+    plan = set_up(student.settings(tmp_path / "run", "trainer.precision=64-true", "train.document_masking=true"))
+    module = LanguageModel(plan, separator=0, counts_scored=True)
+    module.decoder.double()
+    assert plan.accumulation == 2
+    inputs, targets = torch.randint(257, (2, 4, 32))
+    targets[torch.rand(targets.shape) < 0.8] = -100
+    documents = (torch.arange(32) // 5).expand(4, 32)
+    num_scored = (targets != -100).sum()
+    nothing = Batch(inputs, torch.full_like(targets, -100), documents, num_scored)
+    loss = sum(module.training_step(batch, 0) for batch in (Batch(inputs, targets, documents, num_scored), nothing)) / 2
+    teacher, scored = load(student.teacher).decoder, targets.flatten() != -100
+    teacher_logits = teacher(inputs, documents_BT=documents).double().flatten(0, 1)[scored]
+    logits = module.decoder(inputs, documents_BT=documents).flatten(0, 1)[scored]
+    hard, soft = both_losses(logits, teacher_logits, targets.flatten()[scored])
+    torch.testing.assert_close(loss, 0.6 * hard + 0.4 * soft, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(module.step_loss.double(), torch.stack([hard, soft]).detach(), rtol=1e-6, atol=1e-6)
 
 
 def test_validation_is_plain_cross_entropy_and_result_json_names_the_teacher(

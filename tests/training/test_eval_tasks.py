@@ -66,7 +66,7 @@ def test_tasks_of_a_killed_run_are_those_of_an_uninterrupted_one_and_of_evaluate
     changes = [setting(files), "trainer.precision=32-true", "train.eval_task_limit=10", "train.tokens=7680"]
     changes.append(f"model.max_position_embeddings={CONTEXT}")
     printed = finish(train_command(*changes, f"output_dir={tmp_path}/whole"))
-    assert "10 of quiz and 10 of wino-1: questions at each of 3 validations" in printed
+    assert "10 questions of quiz and 10 questions of wino-1 at each of 3 validations" in printed
     assert "2 requests of quiz cut on the left to the model's context" in printed
     kill_at(train_command(*changes, f"output_dir={tmp_path}/run"), tmp_path / "run", 15)
     assert "continuing" in finish(train_command(*changes, f"output_dir={tmp_path}/run"))
@@ -182,5 +182,5 @@ def test_the_plan_states_the_share_of_flops_that_questions_cost(tmp_path: Path) 
     settings["tokenizer"]["kind"] = "bytes"
     check_settings(settings)
     printed = next(line for line in plan_lines(make_plan(settings, CPU)) if line.startswith("tasks"))
-    assert "1 of quiz: questions at each of 4 validations, about 400 tokens forward" in printed
+    assert "1 question of quiz at each of 4 validations, about 400 tokens forward" in printed
     assert f"{400 / 3 / (19 * 512):.1%} of" in printed

@@ -11,14 +11,17 @@ import torch
 from omegaconf import OmegaConf
 
 from slm.checkpoints import load
+from slm.data.chat_template import PLAIN_TEMPLATE
+from slm.data.corpus import prepare
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import byte_tokenizer, load_tokenizer
 from slm.training import run as run_module
-from slm.training.initial import matching_rows, with_rows
+from slm.training.initial import matching_rows, tokenizer_source, with_rows
 from slm.training.journal import Journal
 from slm.training.run import train
 from slm.training.setup import checked_settings, set_up
-from tests.composing import composed
+from tests.composing import choice, composed
+from tests.data.chats import CHATML, MARKED
 from tests.running import make_command, refusal
 from tests.training.small import assert_same_run, final_state, rows
 
@@ -142,6 +145,28 @@ def test_what_contradicts_the_checkpoint_is_refused(
         train_here(second, f"init_from={first}", *STARTED, "train.tokens=10240")
     assert "init_from=CHECKPOINT too" in refusal(["tokenizer=checkpoint", "dry_run=plan"])
     assert not (tmp_path / "run").exists()
+
+
+def test_the_chat_template_is_that_of_the_checkpoint_whatever_the_cache_holds_of_another(
+    first: Path, tmp_path: Path, text_file: Path
+) -> None:
+    """Of two checkpoints with the same tokenizer.json, and of one without a template before them."""
+    talks = tmp_path / "talks.jsonl"
+    talks.write_text("".join(f'{{"prompt": "{n} + 1", "completion": "{n + 1}"}}\n' for n in range(100)))
+    cache_dir = tmp_path / "cache"
+    for number, template in enumerate((None, CHATML, MARKED)):
+        checkpoint = Path(shutil.copytree(first / "model", tmp_path / str(number) / "release"))
+        if template is not None:
+            (checkpoint / "chat_template.jinja").write_text(template)
+        changes = [f"init_from={checkpoint}", "output_dir=none"]
+        command = [item for item in make_command(text_file, cache_dir, *changes)[2:] if not item.startswith("model.")]
+        given = composed(*(item for item in command if not item.startswith("tokenizer")))
+        tokenizer = tokenizer_source(checked_settings(OmegaConf.create(given), changes))
+        for data, expected in (("local", template), ("chat", template or PLAIN_TEMPLATE)):
+            texts = choice("data", data) | {"paths": str(text_file if data == "local" else talks)}
+            corpus = prepare(texts, tokenizer, cache_dir=cache_dir)
+            assert corpus.tokenizer.chat_template == expected
+            assert corpus.fingerprint == corpus.documents_fingerprint or data == "chat"
 
 
 def test_a_longer_context_is_no_contradiction(first: Path, train_here: Train, tmp_path: Path) -> None:

@@ -40,6 +40,14 @@ def test_a_run_from_before_keys_of_the_hub_were_renamed_goes_on(tmp_path: Path) 
         RunDirectory(tmp_path).check(CONFIG | {"data": now | {"repo": "x/z"}})
 
 
+def test_a_run_from_before_text_could_be_split_in_another_way_goes_on(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path).lock(CONFIG | {"tokenizer": {"kind": "bpe"}}, CORPUS):
+        pass
+    RunDirectory(tmp_path).check(CONFIG | {"tokenizer": {"kind": "bpe", "split": "slm"}})
+    with pytest.raises(ValueError, match=r"tokenizer\.split is slm there, llama3 here"):
+        RunDirectory(tmp_path).check(CONFIG | {"tokenizer": {"kind": "bpe", "split": "llama3"}})
+
+
 def test_two_processes_may_not_train_in_it_at_once(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     with folder.lock(CONFIG, CORPUS), pytest.raises(ValueError, match="in use"), folder.lock(CONFIG, CORPUS):
