@@ -122,6 +122,12 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"source={config['source']} selects from a run's own text, which data=... replaces: leave one out"
         )
+    needs_text = settings["baselines"] and not actions and perplexity["protocols"]
+    if needs_text and config.get("data") is None:  # before baselines are fetched
+        raise ValueError(
+            "baselines need a text that all checkpoints are scored on: give one, such as data=wikitext2, or "
+            "perplexity.protocols=[]"
+        )
     for key, default in (("bos", "auto"), ("document_start", None)):
         if config.get("data") is None and perplexity[key] != default:
             raise ValueError(

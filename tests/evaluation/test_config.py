@@ -36,6 +36,7 @@ def test_the_papers_eight_tasks_go_by_one_name_and_files_are_run_without_being_n
         (["checkpoint=a", "perplexity.protocols=[slide]"], "perplexity.protocols"),
         (["checkpoint=a", "perplexity.sliding.max_length=1"], "perplexity.sliding.max_length=1 must be .* at least 2"),
         (["checkpoint=a", "data=pydocs", "source=web"], "source=web selects from a run's own text"),
+        (["checkpoint=a", "baselines=sub1b"], "baselines need a text .*: give one, such as data=wikitext2"),
         (["checkpoint=a", "perplexity.bos=always"], "perplexity.bos=always needs data="),
         (["checkpoint=a", "speed.new_tokens=1"], "speed.new_tokens=1 must be a whole number of at least 2"),
         (["checkpoint=a", "task_files=mine.jsonl"], "task_files=mine.jsonl must be a mapping"),
