@@ -1,7 +1,8 @@
 """Softmax attention by matrix products of blocks of queries with the keys that they can see, for CPUs.
 
-Notable: the backward pass is written by hand. From a block's forward pass it needs only the exponentials of the scores,
-in 16 bits under autocast, and a number per query; torch would keep the scores too, and compute the softmax again.
+Notable: the backward pass is written by hand. It computes the softmax of a block again from a number per query, as
+flash attention does (arXiv:2205.14135), so that no scores are kept; that is as fast as keeping them (docs/log.md,
+2026-11-29). It computes the transpose: of the same product, the compiler would keep the result of the forward pass.
 
 Legend: B batch, T queries, S keys, H query heads, K key/value heads, G = H/K query heads per key head, C head_dim; in a
 block, t queries, s keys, and n = G t rows, because the queries of one key head share a matrix product.
@@ -61,23 +62,27 @@ class _Attention(torch.autograd.Function):
         if bias is not None:
             scores = scores + bias
         scores = scores.masked_fill(~is_visible, -torch.inf)
-        exps = (scores - scores.amax(-1, keepdim=True)).exp().to(v_BKsC.dtype)
-        factors_BKn1 = exps.sum(-1, keepdim=True, dtype=scores.dtype).reciprocal()  # softmax = exps * factors
-        mixed_BKnC = ((exps @ v_BKsC) * factors_BKn1).to(v_BKsC.dtype)
-        ctx.save_for_backward(q_BKnC, k_BKsC, v_BKsC, exps, factors_BKn1, mixed_BKnC)
+        highest_BKn1 = scores.amax(-1, keepdim=True)
+        exps = (scores - highest_BKn1).exp().to(v_BKsC.dtype)
+        sums_BKn1 = exps.sum(-1, keepdim=True, dtype=scores.dtype)
+        mixed_BKnC = ((exps @ v_BKsC) * sums_BKn1.reciprocal()).to(v_BKsC.dtype)
+        log_sums_BKn1 = highest_BKn1 + sums_BKn1.log()  # softmax = exp(scores - log_sums)
+        ctx.save_for_backward(q_BKnC, k_BKsC, v_BKsC, is_visible, bias, log_sums_BKn1, mixed_BKnC)
         return mixed_BKnC
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, exps, factors_BKn1, mixed_BKnC = ctx.saved_tensors
-        scaled_grad = grads[0] * factors_BKn1  # each exp has the factor once, so it may as well be here
+        q, k, v, is_visible, bias, log_sums_BKn1, mixed_BKnC = ctx.saved_tensors
+        grad_BKnC = grads[0]
         # The gradient of the scores is softmax * (grad_softmax - row sum of softmax * grad_softmax); this sum is
         # also that of grad * mixed, over far fewer numbers.
-        row_sums_BKn1 = (scaled_grad * mixed_BKnC).sum(-1, keepdim=True)
-        scaled_grad = scaled_grad.to(v.dtype)
-        grad_v = exps.mT @ scaled_grad
-        grad_scores = (exps * ((scaled_grad @ v.mT) - row_sums_BKn1)).to(q.dtype)
-        return grad_scores @ k, grad_scores.mT @ q, grad_v, None, None
+        row_sums_BKn1 = (grad_BKnC * mixed_BKnC).sum(-1, keepdim=True, dtype=log_sums_BKn1.dtype)
+        scores_BKsn = (k @ q.mT).to(log_sums_BKn1.dtype)
+        if bias is not None:
+            scores_BKsn = scores_BKsn + bias.mT
+        softmax_BKsn = (scores_BKsn - log_sums_BKn1.mT).exp().masked_fill(~is_visible.mT, 0).to(v.dtype)
+        grad_scores_BKsn = (softmax_BKsn * ((v @ grad_BKnC.mT) - row_sums_BKn1.mT)).to(q.dtype)
+        return grad_scores_BKsn.mT @ k, grad_scores_BKsn @ q, softmax_BKsn @ grad_BKnC, None, None
 
 
 def blocked_attention(
