@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from slm.checkpoints.engine import EngineModel, import_extra, quiet
+from slm.data.conversations import end_of_turn_ids
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import SPLITS
 from slm.model.config import ModelConfig
@@ -129,6 +130,9 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Tokenizer) -
     writer.add_bos_token_id(tokenizer.separator_id)
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_add_bos_token(tokenizer.adds_bos)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
+        writer.add_eot_token_id(end_of_turn_ids(tokenizer)[-1])
     writer.add_add_space_prefix(vocabulary.model == "llama")
 
 
@@ -155,6 +159,8 @@ def convert_tokenizer(tokenizer: Tokenizer, num_rows: int) -> Vocabulary:
         is_byte = model.get("byte_fallback") and len(token) == 6 and token.startswith("<0x")
         tokens[i], types[i] = token, _BYTE if is_byte else _NORMAL
     for added in content["added_tokens"]:
+        if added["id"] >= num_rows:  # a special token that the model cannot read (Gemma 3)
+            continue
         tokens[added["id"]] = added["content"]
         types[added["id"]] = _CONTROL if added["special"] else _USER_DEFINED
     if model.get("byte_fallback"):

@@ -69,6 +69,18 @@ def test_llama_cpp_gives_the_same_ids_logits_and_continuation(tmp_path: Path) ->
     assert NEAREST_NOTE not in provenance.notes
 
 
+def test_a_gguf_has_the_chat_template_and_the_token_that_ends_a_turn(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="needs slm[gguf]")
+    pytest.importorskip("llama_cpp", reason="needs slm[gguf], whose llama-cpp-python is compiled")
+    tokenizer = bpe("llama3")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    checkpoint(tmp_path / "model", tokenizer)
+    folder = export_for_engine(tmp_path / "model", tmp_path / "out", engine="gguf", dtype="float32")
+    fields = gguf.GGUFReader(folder / "model.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == tokenizer.eos_id
+
+
 def assert_computes_the_same(model: EngineModel, decoder: Decoder, error: float) -> None:
     tokens_1T = random_tokens(50)
     expected = decoder(tokens_1T)
