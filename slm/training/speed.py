@@ -90,6 +90,8 @@ def measure_run(
         return plan, peak
     say("speed        measuring ...")
     plan, (speed, memory) = _measure_fitting(decoder, plan, teacher)  # tokens per second and bytes of one device
+    if strategy is None:
+        peak = matmul_peak(hardware, plan.cache_dir, above=speed * plan.token_flops)
     # Speeds of GPUs, or of processes that measure at the same time, add up. A lone process on a CPU uses all cores, so
     # it is as fast as all processes together.
     num_devices = hardware.world_size if hardware.accelerator == "cuda" or strategy is not None else 1
@@ -256,13 +258,16 @@ def process_bytes(accelerator: str) -> int:
     return torch.cuda.max_memory_reserved() if accelerator == "cuda" else (peak_memory_bytes() or 0)
 
 
-def matmul_peak(hardware: Hardware, cache_dir: Path) -> float:
-    """Return the FLOP/s of large square matmuls on one device, measured once and kept in `cache_dir`/peaks.json."""
+def matmul_peak(hardware: Hardware, cache_dir: Path, above: float = 0.0) -> float:
+    """Return the FLOP/s of large square matmuls on one device, measured once and kept in `cache_dir`/peaks.json.
+
+    A peak that is not `above` what a model reached was measured while the machine was busy: it is measured again.
+    """
     # The name of a CPU includes its number of threads.
     key = f"{hardware.device_name} {hardware.matmul_dtype} torch {torch.__version__}"
     path = cache_dir / "peaks.json"
     peaks = read_json_object(path)
-    if key not in peaks:
+    if peaks.get(key, 0.0) <= above:
         peaks[key] = measure_matmul(hardware.accelerator, hardware.matmul_dtype)
         write_json(path, peaks, indent=2)
     return peaks[key]

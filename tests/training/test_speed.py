@@ -32,6 +32,13 @@ def test_a_machine_that_emulates_the_type_is_not_asked_for_large_products(monkey
     assert asked == [512, 1024, 2048]
 
 
+def test_a_peak_that_a_model_exceeds_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rates = iter([1e9, 3e9])  # the machine was busy at first
+    monkeypatch.setattr(speed, "measure_matmul", lambda *_: next(rates))
+    assert speed.matmul_peak(CPU, tmp_path) == speed.matmul_peak(CPU, tmp_path, above=9e8) == 1e9
+    assert speed.matmul_peak(CPU, tmp_path, above=2e9) == speed.matmul_peak(CPU, tmp_path) == 3e9
+
+
 BOARDS = {
     "NVIDIA H100 80GB HBM3": 989.4,
     "NVIDIA H100 PCIe": 756.5,
