@@ -62,7 +62,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("config", [*MIXED.values(), *PLAIN.values()], ids=[*MIXED, *PLAIN])
-@pytest.mark.parametrize("prompt", [1, 8])
+@pytest.mark.parametrize("prompt", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_decoding_by_steps_equals_the_full_forward_pass(config: ModelConfig, prompt: int) -> None:
     decoder, tokens = randomized(config, torch.float64), tokens_of(config, 21, batch=1)
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
