@@ -264,10 +264,18 @@ def measure(rows: Mapping[str, Row], records: dict[str, Record], out: Path | Non
         record = run(command, limit, quick=quick)
         after = matmul_peak()
         date = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-        records[name] = {"command": command, **record, "peaks": [before, after], "date": date, **here}
+        missing = [peer for peer in row.peers if not find_spec(peer)]
+        records[name] = {
+            "command": command,
+            **record,
+            "missing": missing,
+            "peaks": [before, after],
+            "date": date,
+            **here,
+        }
         minutes, before = minutes - row.minutes, after
         print(*(f"  {' | '.join(figure.cells(records[name]))}" for figure in row.figures), sep="\n")
-        if notes := remarks(row, records[name]):
+        if notes := remarks(records[name]):
             print(f"  {notes}", flush=True)
         if out:
             write_json(out.with_suffix(".json"), records)
@@ -352,9 +360,9 @@ def commit() -> str:
     return (git("rev-parse", "--short", "HEAD") or "no commit") + (" with changes" if changed else "")
 
 
-def remarks(row: Row, record: Record) -> str:
+def remarks(record: Record) -> str:
     notes = [record["failure"]] if record["failure"] else []
-    missing = {*re.findall(r"No module named '(\w+)", record["output"]), *(p for p in row.peers if not find_spec(p))}
+    missing = {*re.findall(r"No module named '(\w+)", record["output"]), *record.get("missing", ())}
     notes += [f"{name} is not installed" for name in sorted(missing)]
     if has_moved(record):
         notes.append("**peak moved**")
@@ -374,7 +382,7 @@ def table(records: Mapping[str, Record]) -> list[str]:
         rest = [f"`{row.command}`", "", "", ""]
         if record:
             peaks = " ".join(f"{peak:,.0f}" for peak in record["peaks"])
-            rest = [f"`{record['command']}`", f"{record['seconds']:.0f}", peaks, remarks(row, record)]
+            rest = [f"`{record['command']}`", f"{record['seconds']:.0f}", peaks, remarks(record)]
         lines += [f"| {' | '.join([*figure.cells(record), *rest])} |" for figure in row.figures]
     return lines
 
