@@ -21,7 +21,7 @@ from slm.checkpoints.executorch import MAX_CALL_TOKENS, write_program
 from slm.checkpoints.export import as_llama, export_folder, hf_config, replaced_folder, unroll
 from slm.checkpoints.gguf import GgufModel, write_gguf
 from slm.checkpoints.load import check, load
-from slm.checkpoints.location import Provenance
+from slm.checkpoints.location import TO_FINISH, Provenance
 from slm.data.tokenizer import Tokenizer
 from slm.model import Decoder, generate
 from slm.model.config import ModelConfig
@@ -77,7 +77,7 @@ def export_for_engine(
     Raises `ValueError` if the engine is missing or cannot have this shape, or if the folder holds anything else.
     """
     source = check(checkpoint, revision=revision)
-    target = export_folder(source, folder, engine)
+    target = export_folder(source, folder, engine, FILES[engine])
     positions = source.config.max_position_embeddings
     context = max_length or min(positions, source.result.get("sequence_length") or positions)
     if context < MIN_CONTEXT:
@@ -154,7 +154,7 @@ def _write_beside(
         "result": {key: provenance.result[key] for key in _KEPT_RESULTS if key in provenance.result},
         "versions": versions,
         "parity": parity,
-        "notes": [*provenance.notes, *notes],
+        "notes": [*(note.partition(TO_FINISH)[0] for note in provenance.notes), *notes],  # without this machine's paths
     }
     settings = hf_config(config, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id) | {"engine": record}
     rows = {

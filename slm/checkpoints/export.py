@@ -31,10 +31,12 @@ from slm.data.tokenizer import Tokenizer
 from slm.model.config import ModelConfig
 from slm.runtime.files import replace
 
+MODEL_FILES = ("model.safetensors", "model.pte", "model.gguf")
+"""The weights of an export, in one of the formats."""
 _EXPORTED_FILES = frozenset(
     (
-        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml"),
-        *(TEMPLATE_FILE, "model.pte", "model.gguf"),
+        *("config.json", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml"),
+        *(TEMPLATE_FILE, *MODEL_FILES),
     )
 )
 """All files that an export can have. A folder that holds any other file is not replaced."""
@@ -58,7 +60,8 @@ def export(
     folder holds anything but an export of the same weights, or if the shape cannot be unrolled to a Llama.
     """
     source = check(checkpoint, revision=revision)
-    target = export_folder(source, folder, "export-unrolled" if unroll_sharing else "export")
+    default = "export-unrolled" if unroll_sharing else "export"
+    target = export_folder(source, folder, default, "model.safetensors")
     dtype = getattr(torch, source.stored_dtype)
     decoder, tokenizer, provenance = load(checkpoint, revision=source.revision, dtype=dtype)
     config, tensors = as_llama(decoder.config, decoder.state_dict())
@@ -71,8 +74,11 @@ def export(
     return target
 
 
-def export_folder(source: Provenance, folder: str | Path | None, default: str) -> Path:
-    """Return the folder to write to. Raises `ValueError` unless it is new, empty, or an export of the same weights."""
+def export_folder(source: Provenance, folder: str | Path | None, default: str, model_file: str) -> Path:
+    """Return the folder to write to.
+
+    Raises `ValueError` unless it is new, empty, or an export of the same weights in the format of `model_file`.
+    """
     if folder is not None:
         target = Path(os.path.expanduser(folder))
     elif source.run is not None:
@@ -84,6 +90,8 @@ def export_folder(source: Provenance, folder: str | Path | None, default: str) -
     if target.is_dir() and any(target.iterdir()):
         if other_files := sorted({path.name for path in target.iterdir()} - _EXPORTED_FILES):
             raise ValueError(f"export={target} holds {other_files[0]}, not part of an export: choose another folder")
+        if others := [name for name in MODEL_FILES if name != model_file and (target / name).exists()]:
+            raise ValueError(f"export={target} holds {others[0]}, an export in another format: choose another folder")
         card = target / "README.md"
         if not card.exists() or source_statement(source) not in card.read_text(encoding="utf-8", errors="replace"):
             raise ValueError(f"export={target} holds another model: choose another folder, or remove this one")

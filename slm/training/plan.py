@@ -122,7 +122,8 @@ def make_plan(settings: Mapping[str, Any], hardware: Hardware) -> Plan:
     initial = find_initial(settings)
     # A checkpoint has the multipliers with which it was trained. A parametrization then changes learning rates alone.
     model = with_multipliers(settings["parametrization"], shape) if initial is None else shape
-    teacher = find_teacher(settings, model)
+    is_completed = RunDirectory(settings["output_dir"]).result().get("status") == "completed"
+    teacher = None if is_completed else find_teacher(settings, model)  # nothing more is learned, so it may have moved
     batch_size = int(settings["train"]["batch_tokens"]) // int(settings["train"]["sequence_length"])
     return Plan(
         settings=settings,

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from slm.checkpoints import export_model
 from slm.checkpoints.weights import weights_to_export
 from slm.composition.resolvers import in_multirun
+from slm.data.cache import digest
 from slm.data.corpus import Corpus, prepare
 from slm.data.packing import ConversationStream
 from slm.data.tokenizer import LOSSY_NOTE
@@ -76,6 +77,8 @@ def train(plan: Plan) -> dict[str, Any]:
     if plan.branch is not None:
         plan.branch.check_corpus(fingerprints)
     corpus_facts = {**fingerprints, "left_out": corpus.left_out}  # `left_out`: numbers of documents, by reason
+    if tasks:
+        corpus_facts["tasks"] = digest([[task.name, list(task.records)] for task in tasks])
     if plan.initial is not None:
         corpus_facts["init_from"] = plan.initial.record
     if corpus.holds_conversations:

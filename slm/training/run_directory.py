@@ -74,7 +74,7 @@ class RunDirectory:
         """
         with locked(self.path, user="process that trains in it"):
             if (self.path / "config.yaml").exists():
-                self._refuse_if_different(differences(self.corpus(), corpus, ("data", "tokenizer", "teacher")))
+                self._refuse_if_different(differences(self.corpus(), corpus, ("data", "tokenizer", "teacher", "tasks")))
             else:
                 write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(_with_hydra_keys(config)))
             write_json(self.path / "corpus.json", corpus, indent=2)

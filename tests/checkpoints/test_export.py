@@ -174,6 +174,9 @@ def test_an_export_does_not_replace_a_folder_that_is_not_an_export(tmp_path: Pat
             export(source, release)
         assert (release / "model.safetensors").read_bytes() == before
     export(other, tmp_path / "exported")  # the same model again
+    (tmp_path / "exported" / "model.pte").write_bytes(b"minutes of compilation")
+    with pytest.raises(ValueError, match=r"holds model\.pte, an export in another format: choose another folder"):
+        export(other, tmp_path / "exported")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "file", "other", "source", "thesis"]
     assert (tmp_path / "thesis" / "draft.tex").read_text() == "years of work"
 

@@ -193,3 +193,12 @@ def test_a_teacher_of_another_tokenizer_or_that_has_changed_is_refused(
     (going_on / "corpus.json").write_text(json.dumps(corpus | {"teacher": "0123456789abcdef"}))
     with pytest.raises(ValueError, match=r"\(teacher is 0123456789abcdef there"):
         student.train(going_on)
+
+
+def test_a_completed_run_needs_its_teacher_no_more(taught: Path, student: Trainer, tmp_path: Path) -> None:
+    done = Path(shutil.copytree(taught, tmp_path / "done"))
+    moved = student.teacher.rename(tmp_path / "moved")
+    try:
+        assert student.train(done)["status"] == "completed"
+    finally:
+        moved.rename(student.teacher)

@@ -18,6 +18,7 @@ from slm.checkpoints import load
 from slm.composition.settings import check_settings
 from slm.data.questions import Request
 from slm.training.plan import make_plan, plan_lines
+from slm.training.run_directory import RunDirectory
 from slm.training.tasks import EvalTask, encode_tasks, score_tasks
 from tests.running import SMALL_RUN, refusal
 from tests.seeds import seeded
@@ -73,6 +74,12 @@ def test_tasks_of_a_killed_run_are_those_of_an_uninterrupted_one_and_of_evaluate
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "whole")]
     assert results[0]["tasks"] == results[1]["tasks"]
+    corpus = RunDirectory(tmp_path / "run").corpus()
+    with (
+        pytest.raises(ValueError, match=f"tasks is {corpus['tasks']} there, of another file here"),
+        RunDirectory(tmp_path / "run").lock({}, corpus | {"tasks": "of another file"}),
+    ):
+        raise AssertionError("a run does not go on with other questions")
     found = [row for row in rows(tmp_path / "run") if row["val/loss"]]
     assert len({row["tasks/quiz/bits_per_byte"] for row in found}) == 3
     assert_exact(results[0]["tasks"]["quiz"], tmp_path / "run" / "model", files["quiz"])
