@@ -131,33 +131,36 @@ def minimise_held(
     max_steps: int = 200,
     rivals: int = 1,
 ) -> tuple[Floats, Floats]:
-    """Refit from starts [R, P] with H linear functions of the coordinates held: `vectors` [H, P] @ theta = `values`.
+    """Refit from starts [R, P] with H linear functions of the coordinates held: `vectors` @ theta = `values`.
 
-    Vectors are from `Law.projection`; `values` is [H] or [R, H]; for `rivals` see `minimise`. Returns coordinates
-    [R, P] and objectives [R].
+    Vectors are from `Law.projection`, [H, P] or [R, H, P]; `values` is [H] or [R, H]; for `rivals` see `minimise`.
+    Returns coordinates [R, P] and objectives [R].
     """
-    P = vectors.shape[1]
+    R, P = starts.shape
+    vectors, values = np.broadcast_to(vectors, (R, *vectors.shape[-2:])), np.broadcast_to(values, (R, values.shape[-1]))
+    H = vectors.shape[1]
     # Solve for coordinates `held`, where vectors have their first entry of 1: theta = offset + matrix @ theta[free].
-    held = np.argmax(np.abs(vectors) > 0.5, axis=1)
-    free = np.setdiff1d(np.arange(P), held)
-    inverse = np.linalg.inv(vectors[:, held])
-    matrix = np.eye(P)[:, free]
-    matrix[held] = -inverse @ vectors[:, free]
-    offset = np.zeros((*values.shape[:-1], P))
-    offset[..., held] = values @ inverse.T
+    held = np.argmax(np.abs(vectors) > 0.5, axis=2)
+    is_held = (np.arange(P) == held[:, :, None]).any(axis=1)
+    free = np.argsort(is_held, axis=1, kind="stable")[:, : P - H]
+    inverse = np.linalg.inv(np.take_along_axis(vectors, held[:, None], axis=2))
+    of_replicate = np.arange(R)[:, None]
+    matrix, offset = np.eye(P)[free].mT, np.zeros((R, P))
+    matrix[of_replicate, held] = -np.matmul(inverse, np.take_along_axis(vectors, free[:, None], axis=2))
+    offset[of_replicate, held] = np.matmul(inverse, values[:, :, None])[:, :, 0]
     block = replace(single_block(fit.law, fit.sample), matrix=matrix, offset=offset)
     low, high = (bound[free] for bound in coordinate_bounds(fit.law, fit.sample))
     optimum = minimise(
         [block],
         fit.sample.log_y,
-        starts[:, free],
+        np.take_along_axis(starts, free, axis=1),
         (low, high),
         loss=fit.loss,
         tolerance=tolerance,
         max_steps=max_steps,
         rivals=rivals,
     )
-    return offset + optimum.phi @ matrix.T, optimum.objective
+    return offset + np.matmul(matrix, optimum.phi[:, :, None])[:, :, 0], optimum.objective
 
 
 def refusal(law: Law, sample: Sample) -> str | None:

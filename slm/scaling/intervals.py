@@ -11,7 +11,7 @@ from scipy import stats
 from slm.scaling.clusters import Ensemble, Kind, bootstrap
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
-from slm.scaling.profiles import Profile, profile
+from slm.scaling.profiles import Profile, profiles
 from slm.scaling.starts import coordinate_bounds
 
 Interval = tuple[float | None, float | None]
@@ -75,7 +75,7 @@ def uncertainty(
     ensembles: dict[str, Ensemble] = {}
     if fit.degrees_of_freedom >= 1 and (replicates or not is_least_squares):
         ensembles = {kind: bootstrap(fit, kind, replicates or 200, rng) for kind in BOOTSTRAPS}
-    profiles: dict[str, Profile] = {}
+    profile_of: dict[str, Profile] = {}
     method = "cluster_bootstrap"
     ci = _bootstrap_intervals(fit, ensembles.get("cluster"), level)
     if is_least_squares:
@@ -83,12 +83,10 @@ def uncertainty(
         if not fit.sample.is_independent:
             method = "cluster_t"
         floor = [] if fit.law.floor is None else [names[fit.law.floor]]
-        profiled_names = names if profile_coefficients else [*fit.law.exponents, *floor]
+        by_delta = [] if profile_coefficients else [n for n in names if n not in (*fit.law.exponents, *floor)]
         # Parameters without a profile, such as a ratio of coordinates, keep the interval of the bootstrap.
-        for name in names:
-            if result := profile(fit, name, level=level, delta_method=name not in profiled_names):
-                profiles[name] = result
-                ci[name] = _profile_interval(fit, result)
+        profile_of = profiles(fit, names, level=level, delta_method=by_delta)
+        ci |= {name: _profile_interval(fit, one) for name, one in profile_of.items()}
     se_by_method = {kind: _bootstrap_errors(fit, ensemble) for kind, ensemble in ensembles.items()}
     se_by_method["delta"] = _delta_errors(fit)
     se_method = "ols" if method == "ols_t" else "delta"
@@ -99,7 +97,7 @@ def uncertainty(
     notes = [*dict.fromkeys(reasons.values()), *_remarks(fit, ci)]
     if se_method == "cluster_bootstrap" and (share := ensembles["cluster"].failed) > 0.02:
         notes.append(f"{share:.0%} of the cluster bootstrap samples could not be refitted and are left out")
-    return Uncertainty(method, se, se_method, ci, profiles, ensembles, reasons, tuple(notes), se_by_method)
+    return Uncertainty(method, se, se_method, ci, profile_of, ensembles, reasons, tuple(notes), se_by_method)
 
 
 def _profile_interval(fit: Fit, profile: Profile) -> Interval:

@@ -8,7 +8,8 @@ side of the estimate v_hat, the data do not bound the parameter on that side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -33,7 +34,7 @@ MAX_T_STEP = 0.05  # an end is interpolated linearly once t changes by less than
 class Profile:
     """The profile of an exponent or of the log of a coefficient: `t`, with `df` degrees of freedom, at rising `values`.
 
-    `low` and `high` are the ends of the interval; an end is None if the data do not bound the parameter on that side.
+    |t| is `critical` at the ends of the interval, `low` and `high`.
     """
 
     name: str
@@ -41,98 +42,69 @@ class Profile:
     values: Floats
     t: Floats
     df: float
-    low: float | None
-    high: float | None
+    critical: float
+
+    @property
+    def low(self) -> float | None:
+        """The lower end of the interval; None if the data do not bound the parameter below."""
+        return _crossing(self.values, self.t, -self.critical)
+
+    @property
+    def high(self) -> float | None:
+        """The upper end of the interval; None if the data do not bound the parameter above."""
+        return _crossing(self.values, self.t, self.critical)
 
 
-def profile(fit: Fit, name: str, *, level: float = 0.95, delta_method: bool = False) -> Profile | None:
-    """Compute the profile of parameter `name` of a least-squares fit.
+def profiles(
+    fit: Fit, names: Sequence[str], *, level: float = 0.95, delta_method: Collection[str] = ()
+) -> dict[str, Profile]:
+    """Compute the profiles of parameters of a least-squares fit; empty if the fit has no residual error.
 
-    Returns None if the parameter is not linear in the coordinates, or the fit has no residual error. If rows share runs
-    or shapes, t is multiplied by the ratio of the usual to the cluster-robust standard error, and has the degrees of
-    freedom of the robust error. With `delta_method`, t is taken to be linear in the value, and nothing is refitted.
+    Leaves out parameters that are not linear in the coordinates. If rows share runs or shapes, t is multiplied by the
+    ratio of the usual to the cluster-robust standard error, and has the degrees of freedom of the robust error. For
+    names in `delta_method`, t is taken to be linear in the value, and nothing is refitted.
     """
-    vector = fit.law.projection(name, fit.sample.refs)  # vector @ coordinates is the parameter, or its log
-    if vector is None or fit.degrees_of_freedom < 1 or not fit.sigma > 0:
-        return None
-    usual, robust, df = standard_errors(fit, vector)
-    if np.isnan(df):
-        return None
-    estimate = float(vector @ fit.theta)
-    low, high = _limits(fit, vector, name)
-    variance = float(vector @ np.nan_to_num(fit.covariance, nan=0.0) @ vector)
-    error = np.sqrt(variance) if variance > 0 else 0.25  # the variance of a coordinate at its bound is unknown
-    t_factor = usual / robust
-    # If the robust error is larger, |t| grows more slowly, so the grid must reach further.
-    step = min(error, (high - low) / 20) / min(t_factor, 1.0)
-    values = np.unique(np.clip(estimate + step * np.r_[-DISTANCES, 0, DISTANCES], low, high))
-    critical = float(stats.t.ppf(0.5 + level / 2, df))
-    if (delta_method or fit.law.is_linear) and variance > 0:
-        t = t_factor * (values - estimate) / error
-    else:
-        refits = _Refits(fit, vector, values)
-        values, t = refits.refine(critical / t_factor)
-        t *= t_factor
-    return Profile(name, estimate, values, t, df, _crossing(values, t, -critical), _crossing(values, t, critical))
+    if fit.degrees_of_freedom < 1 or not fit.sigma > 0:
+        return {}
+    covariance = np.nan_to_num(fit.covariance, nan=0.0)
+    found: dict[str, Profile] = {}
+    refits: dict[str, _Refits] = {}
+    for name in names:
+        vector = fit.law.projection(name, fit.sample.refs)  # vector @ coordinates is the parameter, or its log
+        usual, robust, df = (np.nan, np.nan, np.nan) if vector is None else standard_errors(fit, vector)
+        if vector is None or np.isnan(df):
+            continue
+        estimate, variance = float(vector @ fit.theta), float(vector @ covariance @ vector)
+        error = np.sqrt(variance) if variance > 0 else 0.25  # the variance of a coordinate at its bound is unknown
+        t_factor, critical = usual / robust, float(stats.t.ppf(0.5 + level / 2, df))
+        # If the robust error is larger, |t| grows more slowly, so the grid must reach further.
+        low, high = _limits(fit, vector, name)
+        step = min(error, (high - low) / 20) / min(t_factor, 1.0)
+        values = np.unique(np.clip(estimate + step * np.r_[-DISTANCES, 0, DISTANCES], low, high))
+        found[name] = Profile(name, estimate, values, t_factor * (values - estimate) / error, df, critical)
+        if not ((name in delta_method or fit.law.is_linear) and variance > 0):
+            refits[name] = _Refits(fit, vector, values, t_factor, critical)
+    _search_all(list(refits.values()))
+    return found | {name: replace(found[name], values=one.values, t=one.t) for name, one in refits.items()}
 
 
 class _Refits:
-    """Fits of all other parameters, with the parameter `vector` @ theta held at each of some rising values."""
+    """Fits of all other parameters, with the parameter `vector` @ theta held at each of some rising values [R]."""
 
-    def __init__(self, fit: Fit, vector: Floats, values: Floats) -> None:
+    def __init__(self, fit: Fit, vector: Floats, values: Floats, t_factor: float, critical: float) -> None:
         self.fit, self.vector, self.estimate = fit, vector, float(vector @ fit.theta)
-        self.values = values
-        self.theta, self.objective = self._search(values, self._starts(values))
-        for _ in range(MAX_PASSES):  # a search may have missed a minimum that the search at the next value found
-            neighbours = np.arange(len(values)) + np.array([[-1], [1]])
-            starts = self.theta[np.clip(neighbours, 0, len(values) - 1)]
-            theta, objective = self._search(values, starts)
-            is_lower = objective < self.objective * (1 - MIN_IMPROVEMENT)
-            self.theta[is_lower], self.objective[is_lower] = theta[is_lower], objective[is_lower]
-            if not is_lower.any():
-                break
-
-    def refine(self, critical: float) -> tuple[Floats, Floats]:
-        """Return values and t at these, with enough values near the crossings of -`critical` and `critical`."""
-        for _ in range(MAX_REFINEMENTS):
-            brackets = [_bracket(self.values, self.t, target) for target in (-critical, critical)]
-            wide = [bracket for bracket in brackets if bracket and abs(np.diff(self.t[bracket])[0]) >= MAX_T_STEP]
-            if not wide:
-                break
-            divided = [_divide(self.values[bracket], self.t[bracket], critical) for bracket in wide]
-            ends = np.repeat(np.array(wide).T, [len(part) for part in divided], axis=1)
-            added = np.concatenate(divided)
-            theta, objective = self._search(added, self.theta[ends])
-            order = np.argsort(np.append(self.values, added))
-            self.values = np.append(self.values, added)[order]
-            self.theta = np.concatenate([self.theta, theta])[order]
-            self.objective = np.append(self.objective, objective)[order]
-        return self.values, self.t
+        self.values, self.theta, self.objective = values, np.empty((0, len(vector))), np.empty(0)
+        self.t_factor, self.critical = t_factor, critical
 
     @property
     def t(self) -> Floats:
-        """The signed root at each value."""
+        """The signed root at each value, times `t_factor`."""
         excess = np.maximum(2 * self.objective - self.fit.sse, 0)
-        return np.asarray(np.sign(self.values - self.estimate) * np.sqrt(excess) / self.fit.sigma)
+        return np.asarray(self.t_factor * np.sign(self.values - self.estimate) * np.sqrt(excess) / self.fit.sigma)
 
-    def _search(self, values: Floats, starts: Floats) -> tuple[Floats, Floats]:
-        """Search at each value from starts [2, R, P]; returns the coordinates [R, P] and the objectives [R]."""
-        R, held = len(values), np.tile(values, 2)[:, None]
-        theta, objective = minimise_held(
-            self.fit,
-            self.vector[None],
-            held,
-            starts.reshape(2 * R, -1),
-            tolerance=1e-7,
-            max_steps=MAX_STEPS,
-            rivals=2,
-        )
-        best = objective.reshape(2, R).argmin(axis=0) * R + np.arange(R)
-        return theta[best], objective[best]
-
-    def _starts(self, values: Floats) -> Floats:
-        """Return two starts for each value [2, R, P]: a linear guess, and the best of the nearest points of a grid."""
-        fit, vector = self.fit, self.vector
+    def first_starts(self) -> Floats:
+        """Two starts for each value [2, R, P]: a linear guess, and the best of the nearest points of a grid."""
+        fit, vector, values = self.fit, self.vector, self.values
         covariance = np.nan_to_num(fit.covariance, nan=0.0)
         variance = float(vector @ covariance @ vector)
         near = np.repeat(fit.theta[None], len(values), axis=0)
@@ -144,6 +116,73 @@ class _Refits:
         gap = np.abs(grid @ vector - values[:, None])
         is_nearest = gap <= gap.min(axis=1, keepdims=True) + 1e-9
         return np.stack([near, grid[np.where(is_nearest, sse, np.inf).argmin(axis=1)]])
+
+    def neighbours(self) -> Floats:
+        """The fits at the two neighbours of each value [2, R, P]."""
+        indices = np.arange(len(self.values)) + np.array([[-1], [1]])
+        return self.theta[np.clip(indices, 0, len(self.values) - 1)]
+
+    def improve(self, theta: Floats, objective: Floats) -> bool:
+        """Keep the better of the fits at each value; returns whether one is better than before."""
+        is_lower = objective < self.objective * (1 - MIN_IMPROVEMENT)
+        self.theta[is_lower], self.objective[is_lower] = theta[is_lower], objective[is_lower]
+        return bool(is_lower.any())
+
+    def between(self) -> tuple[Floats, Floats]:
+        """Values near the ends of the interval, where t is not known well enough, and starts [2, R, P] for them."""
+        brackets = [_bracket(self.values, self.t, end) for end in (-self.critical, self.critical)]
+        wide = [bracket for bracket in brackets if bracket and abs(np.diff(self.t[bracket])[0]) >= MAX_T_STEP]
+        divided = [_divide(self.values[bracket], self.t[bracket], self.critical) for bracket in wide]
+        ends = np.repeat(np.array(wide, int).reshape(-1, 2).T, [len(part) for part in divided], axis=1)
+        return np.concatenate([np.empty(0), *divided]), self.theta[ends]
+
+    def insert(self, values: Floats, theta: Floats, objective: Floats) -> None:
+        """Add the fits at other values."""
+        order = np.argsort(np.append(self.values, values))
+        self.values = np.append(self.values, values)[order]
+        self.theta = np.concatenate([self.theta, theta])[order]
+        self.objective = np.append(self.objective, objective)[order]
+
+
+def _search_all(refits: list[_Refits]) -> None:
+    """Compute all refits; the searches of all parameters are one minimisation, which takes little longer than one."""
+    for one, (theta, objective) in zip(
+        refits, _search(refits, [(r.values, r.first_starts()) for r in refits]), strict=True
+    ):
+        one.theta, one.objective = theta, objective
+    active = refits
+    for _ in range(MAX_PASSES):  # a search may have missed a minimum that the search at the next value found
+        better = _search(active, [(one.values, one.neighbours()) for one in active])
+        active = [one for one, fits in zip(active, better, strict=True) if one.improve(*fits)]
+    active = refits
+    for _ in range(MAX_REFINEMENTS):
+        added = {one: between for one in active if len((between := one.between())[0])}
+        active = list(added)
+        for one, fits in zip(active, _search(active, list(added.values())), strict=True):
+            one.insert(added[one][0], *fits)
+
+
+def _search(refits: list[_Refits], searches: list[tuple[Floats, Floats]]) -> list[tuple[Floats, Floats]]:
+    """Search at values [R] from starts [2, R, P] of each; returns the coordinates [R, P] and the objectives [R]."""
+    if not refits:
+        return []
+    lengths = [len(values) for values, _ in searches]
+    vectors = np.repeat([one.vector for one in refits], lengths, axis=0)[:, None]
+    values = np.concatenate([values for values, _ in searches])[:, None]
+    starts = np.concatenate([starts for _, starts in searches], axis=1)
+    R = len(values)
+    theta, objective = minimise_held(
+        refits[0].fit,
+        np.concatenate([vectors, vectors]),
+        np.concatenate([values, values]),
+        np.concatenate(starts),
+        tolerance=1e-7,
+        max_steps=MAX_STEPS,
+        rivals=2,
+    )
+    best = objective.reshape(2, R).argmin(axis=0) * R + np.arange(R)
+    ends = np.cumsum(lengths)[:-1]
+    return list(zip(np.split(theta[best], ends), np.split(objective[best], ends), strict=True))
 
 
 def _limits(fit: Fit, vector: Floats, name: str) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -67,7 +68,7 @@ class Loss:
         """Derivative of `value`."""
         if self.is_on_linear_scale:
             return np.asarray(-np.exp(-r) * np.expm1(-r))
-        return np.clip(r, -self.delta, self.delta)
+        return r if np.isinf(self.delta) else np.clip(r, -self.delta, self.delta)
 
     def second_derivative(self, r: Floats) -> Floats:
         """Second derivative of `value`."""
@@ -79,6 +80,8 @@ class Loss:
         """The weights of iteratively reweighted least squares (`first_derivative` / r), which scale the damping."""
         if self.is_on_linear_scale:
             return np.exp(-2 * r)
+        if np.isinf(self.delta):
+            return np.ones_like(r)
         return np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300))
 
 
@@ -102,18 +105,29 @@ class Curve(Protocol):
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that follow `law` with coordinates theta = offset + matrix @ phi."""
+    """Rows that follow `law` with coordinates theta = offset + matrix @ phi.
+
+    Matrix and offset may differ between replicates: then they are [R, P, Q] and [R, P].
+    """
 
     law: Curve
     x_IV: Floats
     rows: np.ndarray  # indices of the block's rows among all rows
     matrix: Floats  # [P, Q]
-    offset: Floats  # [P], or [R, P] if it differs between replicates
+    offset: Floats  # [P]
 
-    def theta(self, phi: Floats, replicates: np.ndarray) -> Floats:
-        """Coordinates [R, P] for free parameters `phi` [R, Q]; `replicates` [R] are indices into `offset`."""
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the coordinates are the free parameters."""
+        return self.matrix.ndim == 2 and np.array_equal(self.matrix, np.eye(len(self.matrix))) and not self.offset.any()
+
+    def matrix_and_theta(self, phi: Floats, replicates: np.ndarray) -> tuple[Floats, Floats]:
+        """The matrix, and coordinates [R, P] for free parameters `phi` [R, Q] of replicates with these indices [R]."""
+        if self.is_plain:
+            return self.matrix, phi
+        matrix = self.matrix if self.matrix.ndim == 2 else self.matrix[replicates]
         offset = self.offset if self.offset.ndim == 1 else self.offset[replicates]
-        return offset + phi @ self.matrix.T
+        return matrix, offset + _times(matrix, phi)
 
 
 @dataclass(frozen=True)
@@ -145,7 +159,7 @@ def minimise(
     rivals: int = 1,
     patience: int = PATIENCE,
 ) -> Optimum:
-    """Minimise sum_i w_i loss(log_y_i - log L_i) from `start` [R, Q] within `bounds` ([Q], [Q]).
+    """Minimise sum_i w_i loss(log_y_i - log L_i) from `start` [R, Q] within `bounds`, two of [Q] or [R, Q].
 
     `log_y` is [I] or [R, I], `weights` [R, I]. A replicate has converged when Newton's decrement is below `tolerance`
     times its objective. With S `rivals`, replicates r, r + R/S, r + 2R/S, ... search for the same minimum: once one of
@@ -170,11 +184,11 @@ class _Problem(NamedTuple):
 
     @property
     def is_log(self) -> np.ndarray:
-        """Whether each free parameter [Q] is the log of a coefficient, so that steps are taken in the coefficient."""
+        """Whether each free parameter is the log of a coefficient, so that steps are taken in it: [Q] or [R, Q]."""
         is_log = []
         for block in self.blocks:
             M, K = block.matrix, 0 if block.law.is_linear else block.law.num_coefficients
-            is_log.append((M[K:] == 0).all(axis=0) & np.isin(M[:K], (0, 1)).all(axis=0))
+            is_log.append((M[..., K:, :] == 0).all(axis=-2) & np.isin(M[..., :K, :], (0, 1)).all(axis=-2))
         return np.all(is_log, axis=0)
 
     def state_at(self, phi: Floats, replicates: np.ndarray) -> State:
@@ -183,23 +197,34 @@ class _Problem(NamedTuple):
         state = State(phi, np.zeros(R), np.zeros((R, Q)), np.zeros((R, Q, Q)), np.zeros((R, Q)))
         for block in self.blocks:
             y = self.log_y[block.rows] if self.log_y.ndim == 1 else self.log_y[np.ix_(replicates, block.rows)]
-            fitted, jacobian, curvature = block.law.derivatives(block.theta(phi, replicates), block.x_IV)
-            M = block.matrix
+            M, theta = block.matrix_and_theta(phi, replicates)
+            fitted, jacobian, curvature = block.law.derivatives(theta, block.x_IV)
             r = y - fitted
-            w: Floats = np.broadcast_to(self.loss.weight(y), r.shape)
+            w = self.loss.weight(y)
             if self.weights is not None:
                 w = w * self.weights[np.ix_(replicates, block.rows)]
             slope = w * self.loss.first_derivative(r)
             state.value[:] += (w * self.loss.value(r)).sum(1)
-            state.gradient[:] -= moment(jacobian, slope) @ M
-            state.hessian[:] += _in_free(gram(jacobian, w * self.loss.second_derivative(r)) - curvature(slope), M)
-            state.damping_scale[:] += moment(jacobian**2, w * self.loss.scale(r)) @ M**2
+            gradient, scale = moment(jacobian, slope), moment(jacobian**2, w * self.loss.scale(r))
+            hessian = gram(jacobian, w * self.loss.second_derivative(r)) - curvature(slope)
+            if not block.is_plain:
+                gradient, hessian, scale = _times(M.mT, gradient), _in_free(hessian, M), _times(M.mT**2, scale)
+            state.gradient[:] -= gradient
+            state.hessian[:] += hessian
+            state.damping_scale[:] += scale
         state.value[~np.isfinite(state.value)] = np.inf  # a formula may be 0 or negative, which has no log
         return state
 
 
+def _times(M: Floats, vectors: Floats) -> Floats:
+    """Return M v for each v of `vectors`, where M is one matrix, or one for each vector."""
+    return np.asarray(vectors @ M.T if M.ndim == 2 else np.matmul(M, vectors[:, :, None])[:, :, 0])
+
+
 def _in_free(matrices: Floats, M: Floats) -> Floats:
     """Return M' matrices M [R, Q, Q] of matrices [R, P, P]: large products are faster than many small ones."""
+    if M.ndim == 3:
+        return np.matmul(M.mT, np.matmul(matrices, M))
     R, P, _ = matrices.shape
     return np.matmul(M.T, (matrices.reshape(R * P, P) @ M).reshape(R, P, -1))
 
@@ -214,18 +239,18 @@ def _newton(
     patience: int,
 ) -> Optimum:
     """Take damped Newton steps until each replicate has converged, or no step lowers its objective any more."""
-    low, high = bounds
-    R, is_log = len(start), problem.is_log
+    R = len(start)
+    low, high, is_log = (np.broadcast_to(part, start.shape) for part in (*bounds, problem.is_log))
     phi, objective = np.clip(start, low, high), np.zeros(R)
     decrement, gradient_norm, converged = np.full(R, np.inf), np.full(R, np.inf), np.zeros(R, dtype=bool)
-    replicates = np.arange(R)  # the replicates that still improve; `state`, `damping` and `growth` have only these
+    replicates = np.arange(R)  # the replicates that still improve; all but the results have only these from here on
     rounding = 1e-26 * max(1, problem.log_y.shape[-1])  # smaller objectives consist of rounding errors of log_y
     with np.errstate(all="ignore"):
         state = problem.state_at(phi.copy(), replicates)
         damping, growth = np.full(R, 1e-3), np.full(R, DAMPING_GROWTH)
         last_step = np.full(R // rivals, max_steps)  # of each group of rivals
         for i in range(max_steps):
-            step = newton_step(state, damping, bounds, is_log)
+            step = newton_step(state, damping, (low, high), is_log)
             decrement[replicates], gradient_norm[replicates] = step.decrement, step.gradient_norm
             phi[replicates], objective[replicates] = state.phi, state.value
             is_finite, is_stuck = np.isfinite(state.value), damping >= 1e12
@@ -239,6 +264,7 @@ def _newton(
                 break
             if not is_active.all():
                 replicates, damping, growth = replicates[is_active], damping[is_active], growth[is_active]
+                low, high, is_log = low[is_active], high[is_active], is_log[is_active]
                 state = State(*(part[is_active] for part in state))
                 step = Step(*(part[is_active] for part in step))
             trial = problem.state_at(np.clip(state.phi + step.change, low, high), replicates)

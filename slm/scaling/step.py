@@ -43,7 +43,7 @@ class Step(NamedTuple):
 
 def newton_step(state: State, damping: Floats, bounds: Bounds, is_log: np.ndarray) -> Step:
     """Return the damped Newton step that stays within the bounds."""
-    diagonal = np.arange(len(is_log))
+    diagonal = np.arange(state.phi.shape[1])
     scale = state.damping_scale
     unit = np.sqrt(np.maximum(scale, 1e-16 * scale.max(axis=1, keepdims=True) + 1e-300))  # of each coordinate
     # Local coordinates are u = phi' - phi, or exp(phi' - phi) - 1 for logs, in units of `unit`.
@@ -78,6 +78,8 @@ class _Model(NamedTuple):
         A coordinate that is not free gets a gradient of 0 and a row of the identity as Hessian.
         """
         gradient, hessian = self.gradient[replicates], self.hessian[replicates]
+        if is_free.all():
+            return _Model(gradient, hessian)
         slope = gradient + np.matmul(hessian, moved[:, :, None])[:, :, 0]
         are_free = is_free[:, :, None] & is_free[:, None, :]
         return _Model(np.where(is_free, slope, 0.0), np.where(are_free, hessian, np.eye(is_free.shape[1])))
