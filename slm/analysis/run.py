@@ -26,9 +26,9 @@ from slm.runtime.files import check_writable, write_atomically, write_json
 from slm.runtime.progress import Progress
 from slm.runtime.system import git_commit
 from slm.scaling.analysis import analyse
-from slm.scaling.device import read_device
+from slm.scaling.measures import HERE, MEASURES
 from slm.scaling.settings import Settings
-from slm.scaling.ship import Shipping
+from slm.scaling.ship import check_limits, read_shipping
 from slm.scaling.tables import Table, read_table, table_from_frame
 from slm.scaling.targets import with_target
 from slm.tracking import check_logger
@@ -43,8 +43,8 @@ def analyse_runs(config: Mapping[str, Any], prepare: Prepare = lambda config, ta
     """Analyse the table or directory that the key `runs` names, and write to `output_dir`; returns the exit code.
 
     Writes design.csv, results.csv, settings.json, audit.json, fits.json, comparison.json, figures/, report.md and
-    report.html; with an overlay, overlay.json; with a device, decisions.json. Invalid settings or rows raise `ValueError` before anything is written.
-    `prepare` may change the config when the table has been read: it measures a device.
+    report.html; with an overlay, overlay.json; with a device, decisions.json. Invalid settings or rows raise
+    `ValueError` before anything is written. `prepare` may change the config when the table has been read: it measures a device.
     """
     check_analysis(config)
     _check_folder(Path(config["output_dir"]), config)
@@ -54,7 +54,7 @@ def analyse_runs(config: Mapping[str, Any], prepare: Prepare = lambda config, ta
 
 
 def check_analysis(config: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for invalid settings of the analysis, of the overlay or of the logger."""
+    """Raise `ValueError` for invalid settings of the analysis, the overlay, the device or the logger."""
     settings = Settings.from_dict(config["analysis"])
     if config["overlay"] is not None and settings.target_kind is not None:
         raise ValueError(
@@ -62,6 +62,10 @@ def check_analysis(config: Mapping[str, Any]) -> None:
             "leave one of them out"
         )
     check_logger(config["logger"])
+    if config["device"] == HERE:
+        check_limits(config["ship"], [key for key in MEASURES if key != "joules"], "device=here")
+    elif config["device"]:
+        read_shipping(config["device"], config["ship"])
     if config["runs"] is None:
         check_overlay_of_sweep(config)
 
@@ -69,8 +73,8 @@ def check_analysis(config: Mapping[str, Any]) -> None:
 def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFrame | None = None) -> None:
     """Analyse a table and write to `output_dir`, replacing an earlier analysis; `design` is written as design.csv."""
     settings, folder = Settings.from_dict(config["analysis"]), Path(config["output_dir"])
-    shipping = Shipping(read_device(config["device"]), config["ship"]) if config["device"] else None
     table = with_target(table, settings)
+    shipping = read_shipping(config["device"], config["ship"], table) if config["device"] else None
     overlay = read_overlay(config)
     if overlay:
         check_overlay(overlay, table, settings)

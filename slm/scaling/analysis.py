@@ -56,7 +56,8 @@ def analyse(
     only the wording of the verdict; all numbers follow from the table, the settings and `seed`. `verdict_only` leaves
     out what the verdict does not use: bands, predictions, other targets, a second loss, references, allocation.
     A table too small for any law has a verdict on losses at equal sizes (`levels`). With `shipping`, the measurements
-    on its device are joined to the results and the laws. `progress` is called before each step. Raises `ValueError` if no law can be fitted for another reason.
+    on its device are joined to the results and the laws. `progress` is called before each
+    step. Raises `ValueError` if no law can be fitted for another reason.
     """
     settings = settings or Settings()
     table = with_target(table, settings)

@@ -59,11 +59,12 @@ def choose(candidates: Candidates, limits: Mapping[str, float | None]) -> Entry:
     the most probable candidates. `why` says why there is none.
     """
     meets = np.ones(candidates.losses.shape, dtype=bool)
+    unknown = np.full(candidates.losses.shape, np.nan)  # meets no limit
     for key, limit in limits.items():
         if limit is not None and key in MEASURES:
-            meets &= candidates.costs[key] <= MEASURES[key].invert(limit) * (1 + 1e-12)  # NaN meets no limit
+            meets &= candidates.costs.get(key, unknown) <= MEASURES[key].invert(limit) * (1 + 1e-12)
     latency = latency_of(candidates.costs)
-    seconds = candidates.costs[latency] if latency else np.full_like(candidates.losses, np.nan)
+    seconds = candidates.costs[latency] if latency else unknown
     is_good = candidates.losses <= (limits.get("max_loss") or np.inf)
     is_fast = meets & np.isfinite(seconds)
     chosen = {

@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 
 from slm.runtime.words import amount, format_number
-from slm.scaling.allocation import compute_optimal, cost, flops_to_reach, lifetime_optimum, numeric_optimum, pareto_front
+from slm.scaling.allocation import (
+    compute_optimal,
+    cost,
+    flops_to_reach,
+    lifetime_optimum,
+    numeric_optimum,
+    pareto_front,
+)
 from slm.scaling.entries import Entry, Fitted
 from slm.scaling.isoflop import Exponent, given_optima, isoflop, isoflop_bias
 from slm.scaling.laws import LAWS
@@ -275,7 +282,9 @@ def _lifetime(table: Table, family: str, fitted: ByLaw, settings: Settings, targ
     for name, column in (("params", size), ("tokens", "tokens")):
         values = [getattr(optimum, name) for optimum in optima]
         entry[f"{name}_interval"] = np.quantile(values, ends).tolist() if values else [None, None]
-        entry[f"{name}_beyond"] = max(1.0, getattr(best, name) / frame[column].max(), frame[column].min() / getattr(best, name))
+        entry[f"{name}_beyond"] = max(
+            1.0, getattr(best, name) / frame[column].max(), frame[column].min() / getattr(best, name)
+        )
     return entry
 
 

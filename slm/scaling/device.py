@@ -24,6 +24,7 @@ SHAPE = ("family", "width", "depth")
 NUMBERS = (*SIZES[:2], *SHAPE[1:], "vocab_size", "block_uses", "kv_bytes_per_token")
 SPREADS = {"decode_tokens_per_second": ("decode_low", "decode_high"),
            "prefill_tokens_per_second": ("prefill_low", "prefill_high")}  # fmt: skip
+USUAL_REPETITIONS = 5  # of a speed, if the table does not say: the default of evaluate.py
 SAME_SIZE = 1e-3  # sizes that differ by at most this share are the same, when rows are matched by size
 CONSTANT_PRODUCT, MIN_GROWTH = 0.06, 2.0
 """Speed measures only depth if tokens/s times depth varies by at most this share while size grows by this factor."""
@@ -83,7 +84,9 @@ def _checked(rows: pd.DataFrame, source: str, notes: list[str]) -> Device:
 
 def _find_columns(rows: pd.DataFrame, source: str) -> tuple[dict[str, str], dict[str, float]]:
     """Column -> its header in the file, and the factor of its unit. Raises `ValueError` if a needed one is missing."""
-    accepted = {name: (name, 1.0) for name in (*SHAPE, *NUMBERS, "quantize", "cache", "repetitions", *sum(SPREADS.values(), ()))}
+    accepted = {
+        name: (name, 1.0) for name in (*SHAPE, *NUMBERS, "quantize", "cache", "repetitions", *sum(SPREADS.values(), ()))
+    }
     for measure in MEASURES.values():
         accepted[measure.column] = (measure.column, 1.0)
         accepted |= {alias: (measure.column, factor) for alias, factor in measure.aliases}
@@ -128,16 +131,21 @@ def _one_row_per_shape(frame: pd.DataFrame) -> pd.DataFrame:
     return merged
 
 
-def _spread_error(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """Standard error of the log of a median from the range of its repetitions; 0 where the range is unknown.
+def median_error(low: Any, high: Any, repetitions: Any) -> Any:
+    """Standard error of the log of a median, from the range of its repetitions.
 
     The range of n <= 10 repetitions is about sqrt(n) standard deviations, and a median's error is 1.25 of a mean's.
     """
+    return 1.25 * np.log(high / low) / repetitions
+
+
+def _spread_error(frame: pd.DataFrame, column: str) -> np.ndarray:
+    """`median_error` of each row; 0 where the range is unknown."""
     low, high = SPREADS.get(column, ("", ""))
     if low not in frame or high not in frame:
         return np.zeros(len(frame))
-    n = frame["repetitions"].fillna(5) if "repetitions" in frame else 5
-    return np.asarray((1.25 * np.log(frame[high] / frame[low]).abs() / n).fillna(0.0), float)
+    repetitions = frame["repetitions"].fillna(USUAL_REPETITIONS) if "repetitions" in frame else USUAL_REPETITIONS
+    return np.asarray(median_error(frame[low], frame[high], repetitions).fillna(0.0), float)
 
 
 def match(device: Device, table: Table, size: str) -> Device:
@@ -172,7 +180,9 @@ def _shape_of(row: Mapping[str, Any], shapes: pd.DataFrame) -> Any:
         shapes = shapes[shapes["family"] == family]
     if {*SHAPE[1:]} <= {*row} & {*shapes} and not np.isnan([row["width"], row["depth"]]).any():
         shapes = shapes[(shapes["width"] == row["width"]) & (shapes["depth"] == row["depth"])]
-        names = [name for name in SIZES[:2] if name in shapes and not np.isnan(row.get(name, np.nan))][: len(shapes) > 1]
+        names = [name for name in SIZES[:2] if name in shapes and not np.isnan(row.get(name, np.nan))][
+            : len(shapes) > 1
+        ]
     else:
         names = [name for name in SIZES[:2] if name in shapes and not np.isnan(row.get(name, np.nan))][:1]
         if not names:
@@ -206,13 +216,14 @@ def measures_only_depth(device: Device) -> str | None:
             continue
         rows = device.frame.dropna(subset=[key, "depth", "N"])
         products, sizes = (rows[key] * rows["depth"]).to_numpy(float), rows["N"].to_numpy(float)
-        if len(rows) > 2 and max(sizes) > MIN_GROWTH * min(sizes) and rows["depth"].nunique() > 1:
-            if max(products) / min(products) - 1 <= CONSTANT_PRODUCT:
-                low, high = (format_number(end, 3) for end in (min(products), max(products)))
-                growth = format_number(max(sizes) / min(sizes), 2)
-                return (
-                    f"{MEASURES[key].words} times depth is nearly constant ({low} to {high}) while N grows {growth} "
-                    "times, so these speeds measure depth, as without a KV cache or on a device that waits for each "
-                    "block, and not what a parameter costs"
-                )
+        if len(rows) < 3 or max(sizes) <= MIN_GROWTH * min(sizes) or rows["depth"].nunique() < 2:
+            continue
+        if max(products) / min(products) - 1 <= CONSTANT_PRODUCT:
+            low, high = (format_number(end, 3) for end in (min(products), max(products)))
+            growth = format_number(max(sizes) / min(sizes), 2)
+            return (
+                f"{MEASURES[key].words} times depth is nearly constant ({low} to {high}) while N grows {growth} "
+                "times, so these speeds measure depth, as without a KV cache or on a device that waits for each "
+                "block, and not what a parameter costs"
+            )
     return None

@@ -10,16 +10,17 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from omegaconf.errors import OmegaConfBaseException
 
 from slm.composition.keys import CONF
 from slm.runtime.progress import say
 from slm.runtime.words import shortlist
-from slm.sweep.config import HERE
+from slm.scaling.measures import HERE
 from slm.sweep.recipe import Recipe, composed
 from slm.sweep.shapes import count_params, with_other_ffn
 
@@ -39,7 +40,7 @@ def with_device(config: Mapping[str, Any], table: Table) -> Mapping[str, Any]:
     if config["device"] != HERE:
         return config
     file = Path(config["output_dir"]) / FILE
-    shapes = _shapes(table)
+    shapes = _shapes(table, _overrides(config))
     done = file.read_text(encoding="utf-8").splitlines()[1:] if file.exists() else []
     measured = {tuple(line.split(",")[:3]) for line in done}
     missing = [shape for shape in shapes if tuple(str(shape[key]) for key in SHAPE) not in measured]
@@ -50,11 +51,26 @@ def with_device(config: Mapping[str, Any], table: Table) -> Mapping[str, Any]:
     return {**config, "device": str(file)}
 
 
-def _shapes(table: Table) -> list[dict[str, Any]]:
+def _overrides(config: Mapping[str, Any]) -> Sequence[str]:
+    """The settings of the shapes of a sweep: of this sweep, or of the one beside the table `runs`."""
+    beside = Path(config["runs"] or "").parent / "sweep.yaml"
+    if config["runs"] is None:
+        sweep = config["sweep"]
+    elif beside.is_file():
+        sweep = yaml.safe_load(beside.read_text(encoding="utf-8"))["sweep"]
+    else:
+        return ()
+    overrides = [*(sweep.get("also") or []), *(sweep.get("overrides") or [])]
+    return [override for override in overrides if override.startswith("model.")]
+
+
+def _shapes(table: Table, overrides: Sequence[str]) -> list[dict[str, Any]]:
     """The shapes of the table, each with its full `model`."""
     frame = table.frame
     if absent := [name for name in SHAPE[1:] if name not in frame or frame[name].isna().any()]:
-        raise ValueError(f"device=here needs the columns width and depth in every row, and {' and '.join(absent)} is missing")
+        raise ValueError(
+            f"device=here needs the columns width and depth in every row, and {' and '.join(absent)} is missing"
+        )
     known = sorted(path.stem for path in (CONF / "family").glob("*.yaml"))
     if unknown := [family for family in table.families if family not in known]:
         raise ValueError(
@@ -62,15 +78,16 @@ def _shapes(table: Table) -> list[dict[str, Any]]:
             "them: measure checkpoints with evaluate.py, and give its file as device=results.csv"
         )
     columns = [name for name in (*SHAPE, "params_total", "vocab_size") if name in frame]
-    recipes = {family: Recipe(family, ()) for family in table.families}
+    recipes: dict[tuple[str, ...], Recipe] = {}
     found = []
     for row in frame.drop_duplicates(columns)[columns].to_dict("records"):
         width, depth = int(row["width"]), int(row["depth"])
-        recipe = recipes[row["family"]]
-        if "vocab_size" in row:
-            recipe = Recipe(row["family"], (f"model.vocab_size={int(row['vocab_size'])}",))
+        vocabulary = [f"model.vocab_size={int(row['vocab_size'])}"] if "vocab_size" in row else []
+        key = (row["family"], *vocabulary)
+        if key not in recipes:
+            recipes[key] = Recipe(row["family"], (*overrides, *vocabulary))
         try:
-            model = recipe.shape(width, depth)
+            model = recipes[key].shape(width, depth)
         except (ValueError, OmegaConfBaseException) as error:
             raise ValueError(f"device=here: {row['family']} {width}x{depth} cannot be built: {error}") from None
         if "params_total" in row:  # a sweep that matches sizes changes the feed-forward width

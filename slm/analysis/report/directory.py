@@ -20,7 +20,7 @@ TEXT_COLUMNS = {"family": str, "run_id": str}  # a family may be called 007
 
 @dataclass(frozen=True)
 class Directory:
-    """The files of an analysis directory; `audit`, `settings`, `overlay` and `decisions` are empty if their file is missing."""
+    """The files of an analysis directory; those of optional files are empty if the file is missing."""
 
     path: Path
     fits: list[Entry]

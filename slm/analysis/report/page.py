@@ -87,7 +87,8 @@ def reproduce_section(analysis: Directory) -> Section:
 
 
 SECTIONS = (
-    verdict.verdict_section, ship.ship_section, verdict.analysed_section, verdict.published_section, paired.paired_section,
+    verdict.verdict_section, ship.ship_section, verdict.analysed_section, verdict.published_section,
+    paired.paired_section,
     paired.power_section, levels.levels_section, accuracy.accuracy_section, exponents.exponents_section,
     diagnostics.diagnostics_section, compare.comparison_section, exponents.references_section, overlay.overlay_section,
     verdict.audit_section, selection.selection_section, predictions.predictions_section, predictions.given_section,
