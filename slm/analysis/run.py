@@ -44,7 +44,8 @@ def analyse_runs(config: Mapping[str, Any], prepare: Prepare = lambda config, ta
 
     Writes design.csv, results.csv, settings.json, audit.json, fits.json, comparison.json, figures/, report.md and
     report.html; with an overlay, overlay.json; with a device, decisions.json. Invalid settings or rows raise
-    `ValueError` before anything is written. `prepare` may change the config when the table has been read: it measures a device.
+    `ValueError` before anything is written. `prepare` may change the config when the
+    table has been read: it measures a device.
     """
     check_analysis(config)
     _check_folder(Path(config["output_dir"]), config)

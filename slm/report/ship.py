@@ -1,7 +1,7 @@
 """The parts of "Which to ship" that the reports of analyses and evaluations share: the choices and the candidates.
 
-An entry has the keys of `slm.scaling.choices.choose`, and `target`, `level`, `sure`, `limits`, `words` (key of a measure
--> its name) and `candidates`, each with `name`, `family`, `loss`, `low`, `high`, and `measures`.
+An entry has the keys of `slm.scaling.choices.choose`, and `target`, `level`, `sure`, `limits`, `words` (key of a
+measure -> its name) and `candidates`, each with `name`, `family`, `loss`, `low`, `high`, and `measures`.
 """
 
 from __future__ import annotations

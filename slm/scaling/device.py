@@ -110,14 +110,19 @@ def _positive(values: pd.Series, columns: Columns, column: str) -> pd.Series:
     numbers = []
     for row, value in values.items():
         number = parse_number(value)
-        if number is None or np.isinf(number) or number <= 0:
+        if number == 0 and column == "kv_bytes_per_token":  # of a recurrent model
+            number = np.nan
+        elif number is None or np.isinf(number) or number <= 0:
             raise columns.error(int(str(row)), column, value, "must be a number above 0")
         numbers.append(number)
     return pd.Series(numbers, values.index, dtype=float)
 
 
 def _one_row_per_shape(frame: pd.DataFrame) -> pd.DataFrame:
-    """Geometric means over rows of one shape, with the standard errors of their logs."""
+    """Geometric means over rows of one shape, with the standard errors of their logs.
+
+    The error is from the scatter between rows, pooled over shapes, or from the spread of repetitions if that is larger.
+    """
     keys = [name for name in ("family", *NUMBERS) if name in frame]
     groups = frame.groupby(keys, sort=False, dropna=False)
     merged = groups.first().reset_index()
@@ -126,8 +131,9 @@ def _one_row_per_shape(frame: pd.DataFrame) -> pd.DataFrame:
             continue
         logs = np.log(frame[measure.column]).groupby([frame[key] for key in keys], sort=False, dropna=False)
         merged[measure.column] = np.exp(logs.mean()).to_numpy()
-        error = (logs.std(ddof=1) / np.sqrt(logs.count())).to_numpy()
-        merged[f"error of {measure.column}"] = np.where(np.isnan(error), _spread_error(merged, measure.column), error)
+        squares, df = ((logs.std(ddof=1) ** 2) * (logs.count() - 1)).sum(), (logs.count() - 1).clip(lower=0).sum()
+        between = np.sqrt(squares / df / logs.count()).to_numpy() if df > 0 else 0.0  # pooled over all shapes
+        merged[f"error of {measure.column}"] = np.maximum(between, _spread_error(merged, measure.column))
     return merged
 
 

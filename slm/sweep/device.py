@@ -1,4 +1,4 @@
-"""`device=here`: measure each shape of a table on this machine, in a process that loads torch.
+"""`device=here`: measure each shape of a table on this machine, twice, in a process that loads torch.
 
 Speeds do not depend on the weights, so each shape is built anew from its family's rule in conf/family. Shapes that
 `device.csv` in the analysis directory has already are not measured again.
@@ -7,9 +7,11 @@ Speeds do not depend on the weights, so each shape is built anew from its family
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,11 +44,17 @@ def with_device(config: Mapping[str, Any], table: Table) -> Mapping[str, Any]:
     file = Path(config["output_dir"]) / FILE
     shapes = _shapes(table, _overrides(config))
     done = file.read_text(encoding="utf-8").splitlines()[1:] if file.exists() else []
-    measured = {tuple(line.split(",")[:3]) for line in done}
-    missing = [shape for shape in shapes if tuple(str(shape[key]) for key in SHAPE) not in measured]
+    measured = Counter(tuple(line.split(",")[:3]) for line in done)
+    order = list(range(len(shapes)))
+    random.Random(0).shuffle(order)
+    # Two passes in opposite orders: other load on the machine becomes scatter, and no bias of a family.
+    queue = [(index, count) for count, passed in enumerate((order, order[::-1])) for index in passed]
+    missing = [
+        shapes[index] for index, count in queue if measured[tuple(str(shapes[index][key]) for key in SHAPE)] <= count
+    ]
     if missing:
         file.parent.mkdir(parents=True, exist_ok=True)
-        say(f"measuring {len(missing)} of {len(shapes)} shapes on this machine; results go to {file}")
+        say(f"measuring {len(shapes)} shapes on this machine, each twice; results go to {file}")
         _measure(missing, _speed_settings(table), file)
     return {**config, "device": str(file)}
 

@@ -19,7 +19,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation", numbered=False)
     files = write_report(folder, ENTRIES, command="python evaluate.py")
     (folder / "results.json").write_text(json.dumps(ENTRIES))
-    config = {"checkpoints": ["a", "b"], "logger": SETTINGS | {"job_type": "evaluate"}}
+    config = {"checkpoints": ["a", "b"], "ship": {}, "logger": SETTINGS | {"job_type": "evaluate"}}
     record(folder, ENTRIES, config, files)
     return folder
 
@@ -29,7 +29,7 @@ def test_the_summary_has_the_figures_of_each_checkpoint_and_none_that_is_missing
     run = inspected(file)
     summary = run["summary"]
     assert run["name"] == "evaluation-evaluation"
-    assert run["config"] == {"checkpoints": ["a", "b"]}
+    assert run["config"] == {"checkpoints": ["a", "b"], "ship": {}}
     assert summary["MobileLLM-125M/perplexity"] == pytest.approx(11.961319)
     assert summary["MobileLLM-125M/decode_tokens_per_second"] == 23.715576
     ours = tiny()[1]

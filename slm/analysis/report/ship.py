@@ -225,8 +225,9 @@ def _lifetime_sentence(row: Entry) -> str:
     saved = 1 - best["flops"] / row["alone_flops"]
     return (
         f"{name}: loss {format_number(row['loss'])} and {count(row['served_tokens'])} served tokens cost least with "
-        f"N = {sizes[0]} and D = {sizes[1]}: {format_number(best['flops'], 3)} FLOPs, {100 * saved:.2g}% fewer than with "
-        f"the N = {count(alone['params'])} and D = {count(alone['tokens'])} that are best for training alone.{guess}"
+        f"N = {sizes[0]} and D = {sizes[1]}: {format_number(best['flops'], 3)} FLOPs, {100 * saved:.2g}% fewer "
+        f"than with the N = {count(alone['params'])} and D = {count(alone['tokens'])} that are best for training "
+        f"alone.{guess}"
     )
 
 
