@@ -21,7 +21,8 @@ from slm.scaling.prediction import Band
 
 MIN_SHAPES = 5  # with fewer, two terms would leave less than three degrees of freedom
 MIN_SIGMA = 1e-6  # relative: repeated byte counts agree exactly, and intervals must not have the width of rounding
-POOLING_LEVEL = 0.05  # families are pooled unless an F test of their mean residuals rejects it at this level
+POOLING_LEVEL = 0.05  # families are pooled unless an F test rejects that they cost alike at this level
+ALTERNATIONS = 15
 REWEIGHTINGS = 5  # dividing by the measured cost favours rows measured too low; dividing by the fitted one does not
 
 
@@ -104,11 +105,11 @@ def fit_costs(features: pd.DataFrame, cost: Floats, wanted: Sequence[str]) -> Co
 def costs_by_family(frame: pd.DataFrame, cost: Floats, wanted: Sequence[str]) -> Mapping[str, CostModel | str]:
     """Family -> its model, or why there is none. `frame` has `family` and the features of each measured shape.
 
-    A family with fewer than `MIN_SHAPES` has the model of all families, unless their mean residuals differ about it.
+    A family with fewer than `MIN_SHAPES` has the model of all families, unless these differ.
     """
     families = frame["family"].to_numpy()
     pooled = fit_costs(frame, cost, wanted)
-    p = _same_residuals(np.log(cost / pooled.cost(frame)), families, pooled.df) if pooled else 1.0
+    p = _p_of_equal_families(_design(frame, pooled.terms), cost, pooled, families) if pooled else 1.0
     models: dict[str, CostModel | str] = {}
     for family in dict.fromkeys(families):
         rows = families == family
@@ -125,12 +126,17 @@ def costs_by_family(frame: pd.DataFrame, cost: Floats, wanted: Sequence[str]) ->
     return models
 
 
-def _same_residuals(residuals: Floats, families: np.ndarray, df: int) -> float:
-    """The p-value of an F test that the mean residuals about a pooled model are equal in all families."""
-    names = np.unique(families)
-    between = sum((families == name).sum() * residuals[families == name].mean() ** 2 for name in names)
-    within = sum(((residuals[families == name] - residuals[families == name].mean()) ** 2).sum() for name in names)
-    df_between, df_within = len(names) - 1, df - (len(names) - 1)
-    if df_between < 1 or df_within < 1 or within <= 0:
+def _p_of_equal_families(X: Floats, cost: Floats, pooled: CostModel, families: np.ndarray) -> float:
+    """The p-value of an F test of the pooled model against one in which each family has its own factor on all costs."""
+    names, family = np.unique(families, return_inverse=True)
+    df_between, df = len(names) - 1, pooled.df - (len(names) - 1)
+    if df_between < 1 or df < 1:
         return 1.0
-    return float(stats.f.sf(between / df_between / (within / df_within), df_between, df_within))
+    offsets = np.zeros(len(names))
+    for _ in range(ALTERNATIONS):  # fit the terms for given factors, then the factors
+        logs = np.log(cost / (X @ _solve(X, cost / np.exp(offsets[family]))))
+        offsets = np.bincount(family, logs) / np.bincount(family)
+        offsets -= offsets.mean()
+    sse = max(float(((logs - (np.bincount(family, logs) / np.bincount(family))[family]) ** 2).sum()), MIN_SIGMA**2)
+    sse_pooled = pooled.sigma**2 * pooled.df
+    return float(stats.f.sf(max(sse_pooled / sse - 1, 0) * df / df_between, df_between, df))

@@ -12,14 +12,21 @@ from slm.sweep.config import check_settings
 from tests.seeds import generator
 from tests.sweep.designs import QUICK, composed
 
+FAST = ("analysis.laws=[power]", "analysis.targets=[loss]", "analysis.sizes=[params_total]", "analysis.bootstrap=0")
+
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slm.analysis.run.draw_figures", lambda folder: [])
+
+
 def analysed(*overrides: str) -> dict:
-    analyse_runs(check_settings(composed(*QUICK, "output_dir=out", *overrides)))
+    analyse_runs(check_settings(composed(*QUICK, *FAST, "output_dir=out", *overrides)))
     return json.loads(Path("out/decisions.json").read_text())
 
 
@@ -55,7 +62,7 @@ def test_the_better_family_is_shipped_and_the_report_says_so(capsys: pytest.Capt
     assert "Which to ship" in Path("out/report.html").read_text()
 
 
-def test_few_measured_shapes_have_choices_but_no_model() -> None:
+def test_few_measured_shapes_have_choices_but_no_model(without_figures: None) -> None:
     write_tables(num_shapes=2)
     made = analysed("runs=runs.csv", "device=phone.csv")
     assert all("a model needs 5" in row["refused"] for row in made["largest"])
@@ -63,7 +70,7 @@ def test_few_measured_shapes_have_choices_but_no_model() -> None:
     assert "the data cannot say which size is best" in Path("out/report.md").read_text()
 
 
-def test_the_published_study_s_speeds_decide_nothing() -> None:
+def test_the_published_study_s_speeds_decide_nothing(without_figures: None) -> None:
     made = analysed("runs=mobilellm_published", "device=mobilellm_published")
     assert [choice["sure"] for choice in made["choices"][:2]] == [False, False]
     report = Path("out/report.md").read_text()
@@ -71,7 +78,7 @@ def test_the_published_study_s_speeds_decide_nothing() -> None:
     assert "4 shapes were measured, and a model needs 5" in report
 
 
-def test_a_limit_that_no_shape_meets_is_said() -> None:
+def test_a_limit_that_no_shape_meets_is_said(without_figures: None) -> None:
     write_tables()
     made = analysed("runs=runs.csv", "device=phone.csv", "ship.decode_tokens_per_second=1e9")
     assert {choice["why"] for choice in made["choices"]} == {"no candidate meets the limits"}

@@ -29,7 +29,7 @@ def test_the_summary_has_the_figures_of_each_checkpoint_and_none_that_is_missing
     run = inspected(file)
     summary = run["summary"]
     assert run["name"] == "evaluation-evaluation"
-    assert run["config"] == {"checkpoints": ["a", "b"], "ship": {}}
+    assert run["config"] == {"checkpoints": ["a", "b"]}
     assert summary["MobileLLM-125M/perplexity"] == pytest.approx(11.961319)
     assert summary["MobileLLM-125M/decode_tokens_per_second"] == 23.715576
     ours = tiny()[1]

@@ -162,7 +162,7 @@ def _largest_blocks(entry: Entry) -> list[str]:
         f"{target_name(entry['target'])} of a new run": lambda row: with_interval(
             row["loss"], [row["loss_low"], row["loss_high"]]
         ),
-        "beyond the data": lambda row: f"{format_number(row['beyond'], 3)} times" if row.get("beyond", 1) > 1 else "no",
+        "beyond the data": lambda row: f"{format_number(row['beyond'], 3)} times" if (row["beyond"] or 1) > 1 else "no",
         "probability of the lowest": lambda row: f"{row['probability']:.2f}",
     }
     note = (
