@@ -6,7 +6,8 @@ measure -> its name) and `candidates`, each with `name`, `family`, `loss`, `low`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from slm.report.markdown import Columns, bullets, folded_if_long, table_by_column
@@ -96,13 +97,17 @@ def choice_blocks(entry: Entry) -> list[str]:
     return [*blocks, folded_if_long("Candidates", candidates, num)]
 
 
+def _value_of(key: str, row: Entry) -> str:
+    return value_text(row["measures"].get(key))
+
+
 def _columns(entry: Entry) -> Columns:
-    columns = {
+    columns: dict[str, Callable[[Any], str]] = {
         "candidate": lambda row: escape_markdown(row["name"]),
         target_name(entry["target"]): lambda row: with_interval(row["loss"], [row["low"], row["high"]]),
     }
     for key, words in entry["words"].items():
-        columns[words] = lambda row, key=key: value_text(row["measures"].get(key))
+        columns[words] = partial(_value_of, key)
     if entry["limits"]:
         columns["meets the limits"] = lambda row: _probability(row["meets"])
     chosen = {choice["best"]: choice["use"] for choice in entry["choices"]}

@@ -24,6 +24,7 @@ SHAPE = ("family", "width", "depth")
 NUMBERS = (*SIZES[:2], *SHAPE[1:], "vocab_size", "block_uses", "kv_bytes_per_token")
 SPREADS = {"decode_tokens_per_second": ("decode_low", "decode_high"),
            "prefill_tokens_per_second": ("prefill_low", "prefill_high")}  # fmt: skip
+UNSTEADY = 0.1  # standard error of the log of a speed that has a note
 USUAL_REPETITIONS = 5  # of a speed, if the table does not say: the default of evaluate.py
 SAME_SIZE = 1e-3  # sizes that differ by at most this share are the same, when rows are matched by size
 CONSTANT_PRODUCT, MIN_GROWTH = 0.06, 2.0
@@ -79,7 +80,8 @@ def _checked(rows: pd.DataFrame, source: str, notes: list[str]) -> Device:
         raise ValueError(f"{source} has no value in {join_names(measured)}: fill in what was measured")
     if "cache" in frame and (frame["cache"] == "false").any():
         notes.append("Speeds without a KV cache compute the whole text for each token, which no phone would do.")
-    return Device(source, _one_row_per_shape(frame), tuple(notes))
+    merged = _one_row_per_shape(frame)
+    return Device(source, merged, (*notes, *_unsteady(merged)))
 
 
 def _find_columns(rows: pd.DataFrame, source: str) -> tuple[dict[str, str], dict[str, float]]:
@@ -143,6 +145,14 @@ def median_error(low: Any, high: Any, repetitions: Any) -> Any:
     The range of n <= 10 repetitions is about sqrt(n) standard deviations, and a median's error is 1.25 of a mean's.
     """
     return 1.25 * np.log(high / low) / repetitions
+
+
+def _unsteady(frame: pd.DataFrame) -> list[str]:
+    """A note if speeds of one shape scatter much: the intervals of the models are then wide."""
+    worst = max((float(frame[f"error of {key}"].max()) for key in SPEEDS if key in frame), default=0.0)
+    if worst < UNSTEADY:
+        return []
+    return [f"Speeds of one shape scatter: their standard error is up to {worst:.0%}. Measure on an idle device."]
 
 
 def _spread_error(frame: pd.DataFrame, column: str) -> np.ndarray:

@@ -68,7 +68,9 @@ def decisions(
     """
     device = match(shipping.device, table, size)
     rng = np.random.default_rng([seed, 4000])
-    rows = device.frame[device.frame["shape"].notna()].reset_index(drop=True)
+    rows = device.frame[device.frame["shape"].notna()]
+    order = rows["family"].map(table.families.index)
+    rows = rows.assign(order=order).sort_values(["order", "N"]).drop(columns="order").reset_index(drop=True)
     results, df, errors_from = _results(table, rows, target, fitted)
     losses = np.exp(draws_of(np.log(results["mean"].to_numpy()), results["error"].to_numpy(), rng, df=df))
     costs = {key: _costs(rows, key, rng) for key in device.measures}

@@ -74,7 +74,8 @@ def ship_figure(analysis: Directory) -> Figure | None:
         if use or len(rows) <= MAX_LABELS:
             text = short_name(row["name"]) + (f": {use}" if use else "")
             axis.annotate(text, (x, row["loss"]), (5, 5), textcoords="offset points", fontsize=7.5)
-    front, lowest = [], float("inf")
+    front: list[tuple[float, float]] = []
+    lowest = float("inf")
     for x, loss in sorted(zip(seconds, losses, strict=True)):
         if loss < lowest:
             front, lowest = [*front, (x, loss)], loss

@@ -83,7 +83,9 @@ def _costs(entries: list[Entry], usual: tuple[Any, ...]) -> tuple[dict[str, tupl
             prefix = measure.column.partition("_")[0]
             spread = entry["speed"].get(f"{prefix}_spread") if measure.column in SPREADS else None
             if spread:
-                errors[k] = values[k] * median_error(*spread, entry["speed"].get("repetitions") or USUAL_REPETITIONS)
+                slowest, fastest = spread
+                repetitions = entry["speed"].get("repetitions") or USUAL_REPETITIONS
+                errors[k] = values[k] * median_error(slowest, fastest, repetitions)
         if np.isfinite(values).any():
             costs[key] = values, errors
     return costs, list(dict.fromkeys(left_out))
