@@ -97,6 +97,16 @@ def choice_blocks(entry: Entry) -> list[str]:
     return [*blocks, folded_if_long("Candidates", candidates, num)]
 
 
+def uses_by_name(entry: Entry) -> dict[str, str]:
+    """Name of each chosen candidate -> its uses, with a question mark where the data cannot say."""
+    uses: dict[str, str] = {}
+    for choice in entry["choices"]:
+        if choice["best"] is not None:
+            text = choice["use"] + ("" if choice["sure"] else "?")
+            uses[choice["best"]] = f"{uses[choice['best']]}, {text}" if choice["best"] in uses else text
+    return uses
+
+
 def _value_of(key: str, row: Entry) -> str:
     return value_text(row["measures"].get(key))
 
@@ -110,5 +120,5 @@ def _columns(entry: Entry) -> Columns:
         columns[words] = partial(_value_of, key)
     if entry["limits"]:
         columns["meets the limits"] = lambda row: _probability(row["meets"])
-    chosen = {choice["best"]: choice["use"] for choice in entry["choices"]}
+    chosen = uses_by_name(entry)
     return {**columns, "choice": lambda row: chosen.get(row["name"], NO_VALUE)}

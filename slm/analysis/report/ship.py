@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, bullets, folded, table_by_column
-from slm.report.ship import choice_blocks, choice_sentences
+from slm.report.ship import choice_blocks, choice_sentences, uses_by_name
 from slm.report.style import INK, Figure, Margins, draw_interval, log_axis, panels, short_name
 from slm.runtime.words import (
     NO_VALUE,
@@ -55,14 +55,14 @@ def ship_section(analysis: Directory) -> Section | None:
 def ship_figure(analysis: Directory) -> Figure | None:
     """The target against the latency of each measured shape, with intervals and the front; None without two speeds."""
     entry, key = analysis.decisions, analysis.decisions.get("latency")
-    rows = [row for row in entry["candidates"] if key and is_number(row["measures"].get(key))]
+    rows = [row for row in entry.get("candidates", []) if key and is_number(row["measures"].get(key))]
     if len(rows) < 2:
         return None
     seconds = [1 / row["measures"][key] for row in rows]
     title = f"{target_name(entry['target']).capitalize()} against seconds per token ({entry['words'][key]})"
     margins = Margins(left=0.8, top=0.15, right=0.25)
     figure, (axis,) = panels(1, title, ncols=1, width=7.6, height=4.2, margins=margins, families=analysis.families)
-    chosen = {choice["best"]: choice["use"] for choice in entry["choices"]}
+    chosen = uses_by_name(entry)
     losses = [row["loss"] for row in rows]
     limits = min(losses) / 1.05, max(losses) * 1.05
     for row, x in zip(rows, seconds, strict=True):
@@ -233,4 +233,6 @@ def _lifetime_sentence(row: Entry) -> str:
 
 
 def _with_ends(value: float, ends: list[float | None]) -> str:
-    return f"{count(value)} [{', '.join(count(end) if is_number(end) else 'open' for end in ends)}]"
+    if not all(map(is_number, ends)):  # the analysis had no bootstrap
+        return count(value)
+    return f"{count(value)} [{', '.join(map(count, ends))}]"
