@@ -72,6 +72,8 @@ def choose(candidates: Candidates, limits: Mapping[str, float | None]) -> Entry:
         "balanced": np.array([_knee(*row) for row in zip(np.log2(seconds), candidates.losses, is_fast, strict=True)]),
         "quality first": _lowest(candidates.losses, meets),
     }
+    if len(candidates.names) < 2:  # nothing to choose from
+        chosen = dict.fromkeys(USES, np.full(len(seconds), -1))
     choices = [_choice(use, chosen[use], candidates.names) for use in USES]
     for choice in choices:
         if choice["best"] is None:
@@ -110,6 +112,8 @@ def _choice(use: str, chosen: np.ndarray, names: Sequence[str]) -> Entry:
 
 
 def _why_none(use: str, meets: np.ndarray, is_good: np.ndarray, latency: str | None) -> str:
+    if len(meets) < 2:
+        return "only one candidate was measured"
     if not meets.any():
         return "no candidate meets the limits"
     if use != "quality first" and latency is None:

@@ -175,7 +175,8 @@ def match(device: Device, table: Table, size: str) -> Device:
     found = [_shape_of(row, shapes) for row in frame.to_dict("records")]
     if all(index is None for index in found):
         both = f"it has {_shapes(frame)}, and they have {_shapes(shapes)}"
-        raise ValueError(f"device={device.name} has none of the shapes of the runs: {both}")
+        hint = "; add the column family" if "family" not in frame and len(table.families) > 1 else ""
+        raise ValueError(f"device={device.name} has none of the shapes of the runs: {both}{hint}")
     for name in [name for name in dict.fromkeys(("family", *NUMBERS, size)) if name in shapes]:
         of_runs = [None if index is None else shapes.at[index, name] for index in found]
         known = frame[name] if name in frame and name != "family" else pd.Series(None, frame.index, dtype=object)

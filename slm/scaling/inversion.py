@@ -104,7 +104,7 @@ def _largest(search: Search, family: str, result: Fitted | None) -> tuple[Entry,
     scatter = result.entry["run_sigma_log"] * stats.t(df).rvs(size=len(expected), random_state=rng)
     new_run = fit.law.from_scale(expected + scatter)[1:]
     low, high = 0.5 - settings.level / 2, 0.5 + settings.level / 2
-    entry = size_interval(log_sizes, log_N[-1], settings.level) | {"identified": result.entry["identified"]}
+    entry = size_interval(log_sizes, log_N[-1], settings.level)
     entry["searched_to"] = float(np.exp(log_N[-1]))
     entry |= {"loss": None, "loss_low": None, "loss_high": None, "beyond": None, "limited_by": None}
     if entry["N"] is not None:

@@ -80,7 +80,7 @@ def decisions(
     limits = {key: limit for key, limit in shipping.limits.items() if limit is not None}
     cost_limits = {key: MEASURES[key].invert(limit) for key, limit in limits.items() if key in MEASURES}
     example = None
-    if not cost_limits and (example := chosen["latency"]):
+    if not cost_limits and len(rows) > 1 and (example := chosen["latency"]):
         cost_limits = {example: float(np.sqrt(np.nanmin(costs[example][0]) * np.nanmax(costs[example][0])))}
     search = Search(device.frame, models, cost_limits, table, size, settings, rng)
     entry: Entry = {"device": device.name, "target": target, "size": size, "level": settings.level, "sure": SURE}
@@ -92,7 +92,9 @@ def decisions(
     if doubt := measures_only_depth(device):
         for choice in entry["choices"][:2]:  # those that rest on speeds
             choice |= {"sure": False, "doubt": doubt}
-    return entry | {"notes": [*device.notes, *ERROR_NOTES[errors_from]]}
+    several = ["Of several cells of a shape, the one with the lowest mean result is compared."]
+    notes = [*device.notes, *ERROR_NOTES[errors_from], *(several if (results["cells"] > 1).any() else [])]
+    return entry | {"notes": notes}
 
 
 def _label(row: Mapping[str, Any]) -> str:
@@ -158,7 +160,7 @@ def _candidate_entries(
     for k, (name, row) in enumerate(zip(candidates.names, rows.to_dict("records"), strict=True)):
         entry: Entry = {"name": name, **{key: row.get(key) for key in (*SHAPE, "N")}, "meets": meets[k]}
         entry |= {"loss": candidates.losses[0, k], "low": low[k], "high": high[k]}
-        entry |= {key: results.at[k, key] for key in ("tokens", "runs", "cells")}
+        entry |= {key: results.at[k, key] for key in ("tokens", "runs")}
         entry["measures"] = {key: row[MEASURES[key].column] for key in candidates.costs}
         entry["spread"] = {key: list(np.quantile(costs[1:, k], ends)) for key, costs in candidates.costs.items()}
         entries.append(entry)

@@ -59,8 +59,13 @@ def test_limits_leave_out_candidates_and_say_so_if_none_is_left() -> None:
 
 
 def test_a_candidate_near_a_limit_meets_it_with_the_closed_form_probability() -> None:
-    costs = np.exp(draws_of(np.log([1e6]), np.array([0.1]), generator()))
-    chosen = choose(Candidates(["a"], np.ones((1 + DRAWS, 1)), {"bytes": costs}), {"bytes": 1.05e6})
+    costs = np.exp(draws_of(np.log([1e6, 1e5]), np.array([0.1, 0.0]), generator()))
+    chosen = choose(Candidates(["a", "b"], np.ones((1 + DRAWS, 2)), {"bytes": costs}), {"bytes": 1.05e6})
     expected = stats.norm.cdf(np.log(1.05) / 0.1)
     assert chosen["meets"][0] == pytest.approx(expected, abs=4 * np.sqrt(0.25 / DRAWS))
     assert [choice.get("why") for choice in chosen["choices"]] == ["no speed was measured"] * 2 + [None]
+
+
+def test_a_single_candidate_is_no_choice() -> None:
+    choices = choose(exact([3.0], [10.0]), {})["choices"]
+    assert [(choice["best"], choice["why"]) for choice in choices] == [(None, "only one candidate was measured")] * 3
