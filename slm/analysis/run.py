@@ -26,7 +26,7 @@ from slm.runtime.files import check_writable, write_atomically, write_json
 from slm.runtime.progress import Progress
 from slm.runtime.system import git_commit
 from slm.scaling.analysis import analyse
-from slm.scaling.measures import HERE, MEASURES
+from slm.scaling.measures import HERE, HERE_FILE, MEASURES
 from slm.scaling.settings import Settings
 from slm.scaling.ship import check_limits, read_shipping
 from slm.scaling.tables import Table, read_table, table_from_frame
@@ -126,7 +126,7 @@ def _read_runs(config: Mapping[str, Any]) -> Table:
 def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise `ValueError` if the folder holds anything except an earlier analysis of the same rows."""
     try:
-        if not folder.is_dir() or {file.name for file in folder.iterdir()} <= {"device.csv"}:
+        if not folder.is_dir() or {file.name for file in folder.iterdir()} <= {HERE_FILE}:
             return
     except OSError as error:
         raise ValueError(f"output_dir={folder}: {error.strerror}; choose another directory") from None

@@ -41,4 +41,5 @@ MEASURES = {
 SPEEDS = ("decode_tokens_per_second", "prefill_tokens_per_second")
 """The measures that may be the latency of a decision, the first that was measured."""
 HERE = "here"  # the value of `device` with which sweep.py measures this machine
+HERE_FILE = "device.csv"  # in output_dir: the measurements of `device=here`
 SHIP_KINDS: dict[str, Kind] = {f"ship.{key}": or_null(POSITIVE) for key in (*MEASURES, "max_loss")}

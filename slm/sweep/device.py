@@ -22,14 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 from slm.composition.keys import CONF
 from slm.runtime.progress import say
 from slm.runtime.words import shortlist
-from slm.scaling.measures import HERE
+from slm.scaling.measures import HERE, HERE_FILE
 from slm.sweep.recipe import Recipe, composed
 from slm.sweep.shapes import count_params, with_other_ffn
 
 if TYPE_CHECKING:
     from slm.scaling.tables import Table
 
-FILE = "device.csv"
 SHAPE = ("family", "width", "depth")
 PROMPT, NEW = 512, 128  # tokens at most; fewer if the runs were trained on shorter sequences
 
@@ -41,7 +40,7 @@ def with_device(config: Mapping[str, Any], table: Table) -> Mapping[str, Any]:
     """
     if config["device"] != HERE:
         return config
-    file = Path(config["output_dir"]) / FILE
+    file = Path(config["output_dir"]) / HERE_FILE
     shapes = _shapes(table, _overrides(config))
     done = file.read_text(encoding="utf-8").splitlines()[1:] if file.exists() else []
     measured = Counter(tuple(line.split(",")[:3]) for line in done)
