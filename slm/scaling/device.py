@@ -24,6 +24,7 @@ SHAPE = ("family", "width", "depth")
 NUMBERS = (*SIZES[:2], *SHAPE[1:], "vocab_size", "block_uses", "kv_bytes_per_token")
 SPREADS = {"decode_tokens_per_second": ("decode_low", "decode_high"),
            "prefill_tokens_per_second": ("prefill_low", "prefill_high")}  # fmt: skip
+CONDITIONS = ("device_name", "speed_dtype", "cache", "compiled", "prompt_tokens", "new_tokens")
 UNSTEADY = 0.1  # standard error of the log of a speed that has a note
 USUAL_REPETITIONS = 5  # of a speed, if the table does not say: the default of evaluate.py
 SAME_SIZE = 1e-3  # sizes that differ by at most this share are the same, when rows are matched by size
@@ -65,12 +66,15 @@ def _checked(rows: pd.DataFrame, source: str, notes: list[str]) -> Device:
     columns, factors = _find_columns(rows, source)
     frame = pd.DataFrame(index=rows.index)
     for column, header in columns.items():
-        if column in ("family", "quantize"):
+        if column in ("family", "quantize", *CONDITIONS):
             frame[column] = [None if is_blank(value) else str(value).strip() for value in rows[header]]
-        elif column == "cache":
-            frame[column] = [str(value).strip().lower() for value in rows[header]]
         else:
             frame[column] = _positive(rows[header], Columns(source, {column: header}), column) * factors[column]
+    if "quantize" in frame and frame["quantize"].notna().any():
+        notes.append(
+            "Rows with rounded weights are left out: the runs' results are not theirs. evaluate.py compares them."
+        )
+        frame = frame[frame["quantize"].isna()]
     measured = [measure.column for measure in MEASURES.values() if measure.column in frame]
     is_measured = frame[measured].notna().any(axis=1)
     if not is_measured.all():
@@ -78,8 +82,12 @@ def _checked(rows: pd.DataFrame, source: str, notes: list[str]) -> Device:
         frame = frame[is_measured]
     if frame.empty:
         raise ValueError(f"{source} has no value in {join_names(measured)}: fill in what was measured")
-    if "cache" in frame and (frame["cache"] == "false").any():
+    if "cache" in frame and (frame["cache"].str.lower() == "false").any():
         notes.append("Speeds without a KV cache compute the whole text for each token, which no phone would do.")
+    if differing := [name for name in CONDITIONS if name in frame and frame[name].nunique() > 1]:
+        notes.append(
+            f"Rows were measured under several conditions ({join_names(differing)}), so costs may not compare."
+        )
     merged = _one_row_per_shape(frame)
     return Device(source, merged, (*notes, *_unsteady(merged)))
 
@@ -87,7 +95,8 @@ def _checked(rows: pd.DataFrame, source: str, notes: list[str]) -> Device:
 def _find_columns(rows: pd.DataFrame, source: str) -> tuple[dict[str, str], dict[str, float]]:
     """Column -> its header in the file, and the factor of its unit. Raises `ValueError` if a needed one is missing."""
     accepted = {
-        name: (name, 1.0) for name in (*SHAPE, *NUMBERS, "quantize", "cache", "repetitions", *sum(SPREADS.values(), ()))
+        name: (name, 1.0)
+        for name in (*SHAPE, *NUMBERS, "quantize", *CONDITIONS, "repetitions", *sum(SPREADS.values(), ()))
     }
     for measure in MEASURES.values():
         accepted[measure.column] = (measure.column, 1.0)

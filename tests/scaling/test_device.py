@@ -37,6 +37,16 @@ def test_an_own_name_wins_over_an_alias(tmp_path: Path) -> None:
     assert found.frame["decode_tokens_per_second"].tolist() == pytest.approx([9])
 
 
+def test_rounded_weights_are_left_out_and_mixed_conditions_are_said(tmp_path: Path) -> None:
+    text = "width,depth,tok/s,quantize,device_name,cache\n64,4,5,,x,true\n64,4,9,int4,x,true\n128,8,2,,y,false\n"
+    found = device(tmp_path, text)
+    assert found.frame["decode_tokens_per_second"].tolist() == pytest.approx([5, 2])
+    notes = " ".join(found.notes)
+    assert "rounded weights are left out" in notes
+    assert "several conditions (device_name and cache)" in notes
+    assert "without a KV cache" in notes
+
+
 def test_the_error_of_a_median_follows_from_the_range() -> None:
     """Against 20,000 simulated medians of five."""
     logs = 0.05 * generator().standard_normal((20_000, 5))

@@ -73,7 +73,7 @@ def _costs(entries: list[Entry], usual: tuple[Any, ...]) -> tuple[dict[str, tupl
     for key, measure in MEASURES.items():
         values, errors = np.full(len(entries), np.nan), np.zeros(len(entries))
         for k, entry in enumerate(entries):
-            value = number(entry["speed"], measure.column)
+            value = number(entry["speed"], measure.column) or number(entry, measure.column)
             if value is None:
                 continue
             if measure.is_rate and _conditions(entry) != usual:
