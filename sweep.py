@@ -46,8 +46,9 @@ def run(config: DictConfig) -> int:
 
         return run_sweep(settings, plan)
     from slm.analysis.run import analyse_runs
+    from slm.sweep.device import with_device
 
-    return analyse_runs(settings)
+    return analyse_runs(settings, with_device)
 
 
 def start() -> None:

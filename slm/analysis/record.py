@@ -14,6 +14,7 @@ import pandas as pd
 from slm.analysis.charts import charts, level_rows, worth_rows
 from slm.analysis.overlay import overlay_rows
 from slm.analysis.report.directory import Directory
+from slm.report.ship import choice_rows
 from slm.tracking import Record, Rows, is_tracked, known_run_id, record_directory
 
 RUN_COLUMNS = ("run_id", "family", "status", "seed", "width", "depth", "lr", "params_total", "params_non_embedding",
@@ -39,6 +40,8 @@ def record(analysis: Directory, config: Mapping[str, Any]) -> None:
     }
     if analysis.overlay:
         tables["overlay"] = overlay_rows(analysis.overlay)
+    if analysis.decisions:
+        tables["ship"] = choice_rows(analysis.decisions)
     skipped_folders = {"wandb", "tensorboard", "mlflow", "runs"}  # the folders of trackers and of a sweep's runs
     files = [path for path in sorted(folder.rglob("*")) if skipped_folders.isdisjoint(path.relative_to(folder).parts)]
     table = analysis.comparison["table"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,29 +26,36 @@ from slm.runtime.files import check_writable, write_atomically, write_json
 from slm.runtime.progress import Progress
 from slm.runtime.system import git_commit
 from slm.scaling.analysis import analyse
+from slm.scaling.measures import HERE, HERE_FILE, MEASURES
 from slm.scaling.settings import Settings
+from slm.scaling.ship import check_limits, read_shipping
 from slm.scaling.tables import Table, read_table, table_from_frame
 from slm.scaling.targets import with_target
 from slm.tracking import check_logger
 
+Prepare = Callable[[Mapping[str, Any], Table], Mapping[str, Any]]
+DECISIONS = "decisions.json"
 FITS_FILE = "fits.json"  # a folder with this file is an analysis directory
 ROW_KEYS = ("columns", "where", "best_of", "drop_worst")  # the config keys that choose the rows of a table
 
 
-def analyse_runs(config: Mapping[str, Any]) -> int:
+def analyse_runs(config: Mapping[str, Any], prepare: Prepare = lambda config, table: config) -> int:
     """Analyse the table or directory that the key `runs` names, and write to `output_dir`; returns the exit code.
 
     Writes design.csv, results.csv, settings.json, audit.json, fits.json, comparison.json, figures/, report.md and
-    report.html; with an overlay, overlay.json. Invalid settings or rows raise `ValueError` before anything is written.
+    report.html; with an overlay, overlay.json; with a device, decisions.json. Invalid settings or rows raise
+    `ValueError` before anything is written. `prepare` may change the config when the
+    table has been read: it measures a device.
     """
     check_analysis(config)
     _check_folder(Path(config["output_dir"]), config)
-    analyse_table(_read_runs(config), config)
+    table = _read_runs(config)
+    analyse_table(table, prepare(config, table))
     return 0
 
 
 def check_analysis(config: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for invalid settings of the analysis, of the overlay or of the logger."""
+    """Raise `ValueError` for invalid settings of the analysis, the overlay, the device or the logger."""
     settings = Settings.from_dict(config["analysis"])
     if config["overlay"] is not None and settings.target_kind is not None:
         raise ValueError(
@@ -56,6 +63,10 @@ def check_analysis(config: Mapping[str, Any]) -> None:
             "leave one of them out"
         )
     check_logger(config["logger"])
+    if config["device"] == HERE:
+        check_limits(config["ship"], [key for key in MEASURES if key != "joules"], "device=here")
+    elif config["device"]:
+        read_shipping(config["device"], config["ship"])
     if config["runs"] is None:
         check_overlay_of_sweep(config)
 
@@ -64,6 +75,7 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
     """Analyse a table and write to `output_dir`, replacing an earlier analysis; `design` is written as design.csv."""
     settings, folder = Settings.from_dict(config["analysis"]), Path(config["output_dir"])
     table = with_target(table, settings)
+    shipping = read_shipping(config["device"], config["ship"], table) if config["device"] else None
     overlay = read_overlay(config)
     if overlay:
         check_overlay(overlay, table, settings)
@@ -74,7 +86,8 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         def show(task: str, done: int, total: int) -> None:
             progress.update(done, task=task, total=total)
 
-        analysis = analyse(table, settings, controlled=audit_result["controlled"], seed=config["seed"], progress=show)
+        options = {"controlled": audit_result["controlled"], "seed": config["seed"], "shipping": shipping}
+        analysis = analyse(table, settings, progress=show, **options)
         law = analysis.comparison["primary"]["law"]
         overlay_result = overlay_entry(overlay, table, law, settings, config["seed"]) if overlay else None
         _remove_report(folder)
@@ -85,6 +98,8 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         write_json(folder / "audit.json", audit_result)
         write_json(folder / "comparison.json", analysis.comparison)
         write_json(folder / FITS_FILE, analysis.fits)
+        if analysis.decisions:
+            write_json(folder / DECISIONS, analysis.decisions)
         if overlay_result:
             write_json(folder / OVERLAY, overlay_result)
         design = _design(table.frame) if design is None else design
@@ -111,7 +126,7 @@ def _read_runs(config: Mapping[str, Any]) -> Table:
 def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise `ValueError` if the folder holds anything except an earlier analysis of the same rows."""
     try:
-        if not folder.is_dir() or not any(folder.iterdir()):
+        if not folder.is_dir() or {file.name for file in folder.iterdir()} <= {HERE_FILE}:
             return
     except OSError as error:
         raise ValueError(f"output_dir={folder}: {error.strerror}; choose another directory") from None
@@ -134,7 +149,7 @@ def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
 def _remove_report(folder: Path) -> None:
     """Remove an earlier report, so that an interrupted analysis leaves no old report beside new numbers."""
     figures = [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
-    for name in ("report.md", "report.html", OVERLAY, *figures):
+    for name in ("report.md", "report.html", OVERLAY, DECISIONS, *figures):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # the folder may be missing, or hold other files
         (folder / "figures").rmdir()

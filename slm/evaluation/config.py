@@ -16,6 +16,7 @@ from slm.runtime import settings as kinds
 from slm.runtime.address import local_folder, split_revision
 from slm.runtime.command_line import cache_home, new_folder_path
 from slm.runtime.words import is_number
+from slm.scaling.measures import SHIP_KINDS
 
 PROTOCOLS = ("sliding", "non_overlapping")
 BOS_RULES = ("auto", "always", "never")
@@ -84,6 +85,7 @@ KINDS = {
     "export_dtype": kinds.one_of("auto", "float32", "float16", "q8_0"),
     "export_context": kinds.or_null(_integer(4)),
     "unroll_sharing": kinds.SWITCH,
+    **SHIP_KINDS,
     "logger": kinds.Kind("a group of settings", lambda value: isinstance(value, Mapping)),
 }
 
@@ -117,6 +119,10 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["system"] is not None and not config["chat"]:
         raise ValueError("system needs chat=true")
     _check_export(config)
+    for key, limit in config["ship"].items():
+        if limit is not None and (key == "joules" or not config["speed"]["enabled"]):
+            problem = "joules are measured by no program of slm" if key == "joules" else "speed.enabled=false"
+            raise ValueError(f"ship.{key}={limit:g} needs a measurement, and {problem}: leave it out")
     perplexity = config["perplexity"]
     if config.get("data") is not None and config["source"] is not None:
         raise ValueError(

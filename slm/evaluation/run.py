@@ -27,9 +27,11 @@ from slm.evaluation.measure import (
 )
 from slm.evaluation.report.results import Results, task_metric
 from slm.evaluation.report.rows import rows
+from slm.evaluation.report.ship import ship_entry
 from slm.evaluation.report.tasks import MEASURES
 from slm.evaluation.report.write import print_report, write_report
 from slm.evaluation.tasks import check_tasks
+from slm.report.ship import choice_rows
 from slm.runtime.address import is_engine_file
 from slm.runtime.machine import why_no_gpu
 from slm.runtime.progress import say
@@ -89,10 +91,10 @@ def evaluate(settings: Mapping[str, Any]) -> int:
         _require_any(ledger.entries)
         ledger.arrange(settings["checkpoints"])
         ledger.save()
-        files = write_report(folder, ledger.entries, command=shlex.join(["python", *sys.argv]))
+        files = write_report(folder, ledger.entries, command=shlex.join(["python", *sys.argv]), limits=settings["ship"])
         if is_tracked(settings["logger"]):
             record(folder, ledger.entries, settings, files)
-    print_report(ledger.entries, folder)
+    print_report(ledger.entries, folder, settings["ship"])
     task_results = [result for entry in ledger.entries for result in entry["tasks"].values()]
     is_complete = measured == settings["checkpoints"] and not any("error" in result for result in task_results)
     return 0 if is_complete else SKIPPED_TASKS
@@ -185,7 +187,7 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
 
     Table `evaluation` has the rows of results.csv. A task that could not be evaluated has an `error` and no value.
     """
-    results = Results(entries)
+    results = Results(entries, limits=settings["ship"])
     checkpoint_rows = rows(results)
     task_rows = [
         {"model": entry["name"], "task": task, **result, **_task_measures(result)}
@@ -213,6 +215,7 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
             tables={
                 "evaluation": (list(checkpoint_rows[0]), [list(row.values()) for row in checkpoint_rows]),
                 "tasks": (TASK_COLUMNS, [[row.get(column) for column in TASK_COLUMNS] for row in task_rows]),
+                **({"ship": choice_rows(made)} if (made := ship_entry(results)) else {}),
             },
             images=[file for file in files if file.suffix == ".png"],
             summary=summary,

@@ -1,4 +1,4 @@
-"""How to spend compute: compute-optimal N and D, compute to reach a loss, cost, Pareto fronts."""
+"""How to spend compute: compute-optimal N and D, also with serving, compute to reach a loss, cost, Pareto fronts."""
 
 from __future__ import annotations
 
@@ -67,6 +67,38 @@ def flops_to_reach(law: str, params: Mapping[str, float], loss: float, *, unit: 
         return float((params["A"] / above_floor) ** (1 / params["alpha"]))
     above_floor_at_1e20 = compute_optimal(params, 1e20, unit=unit).loss - params["E"]
     return float(1e20 * (above_floor_at_1e20 / above_floor) ** (1 / params["alpha"] + 1 / params["beta"]))
+
+
+def lifetime_optimum(
+    law: Mapping[str, float], loss: float, served_tokens: float, *, unit: float = 6.0
+) -> Allocation | None:
+    """Minimise the FLOPs of training and serving, unit N D + unit/3 N `served_tokens`, subject to L(N, D) = `loss`.
+
+    Sardana et al. 2023 (arXiv:2401.00448), equation 2, where `unit` is 6: a forward pass is a third of a training step.
+    `flops` of the result has both. Returns None if `loss` is not above the floor. With A/N^alpha = q (L - E), both N
+    and D follow from q, and the derivative by q is zero where D (alpha q / (beta (1 - q)) - 1) = `served_tokens` / 3.
+    The left side rises with q, so there is one such q.
+    """
+    E, A, B, alpha, beta = (law[name] for name in ("E", "A", "B", "alpha", "beta"))
+    if loss <= E:
+        return None
+
+    def log_tokens(logit: float) -> float:
+        return float((np.log(B / (loss - E)) + np.logaddexp(0, logit)) / beta)  # -log(1 - q) = log(1 + e^logit)
+
+    def excess(above: float) -> float:  # `above`: the logit of q minus its value without serving, log(beta / alpha)
+        return log_tokens(start + above) + np.log(np.expm1(above)) - np.log(served_tokens / 3)
+
+    start, above = float(np.log(beta / alpha)), 0.0
+    if served_tokens > 0:
+        end = 1.0
+        while excess(end) < 0:
+            end *= 2
+        above = optimize.brentq(lambda log_above: excess(np.exp(log_above)), -100, np.log(end), xtol=1e-12)
+        above = float(np.exp(above))
+    N = float(np.exp((np.log(A / (loss - E)) + np.logaddexp(0, -start - above)) / alpha))
+    D = float(np.exp(log_tokens(start + above)))
+    return Allocation(unit * N * D + unit / 3 * N * served_tokens, N, D, loss)
 
 
 def cost(flops: float, flops_per_second: float | None, price_per_hour: float | None) -> dict[str, float | None]:

@@ -18,9 +18,11 @@ from slm.scaling.entries import Entry, Fitted, Task, fit_family, to_json_types
 from slm.scaling.forms import VARIABLES
 from slm.scaling.laws import Law, get_law, seed_of_law
 from slm.scaling.levels import compare_levels, is_too_small, verdict_without_law
+from slm.scaling.overlay import overlay_law
 from slm.scaling.paired import compare_pairs
 from slm.scaling.sample import missing_columns
 from slm.scaling.settings import Settings
+from slm.scaling.ship import Shipping, decisions
 from slm.scaling.tables import Table
 from slm.scaling.targets import fitted_column, with_target
 from slm.scaling.two_step import two_step
@@ -31,10 +33,11 @@ ShowStep = Callable[[str, int], None]  # called before a step with its name and 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The contents of fits.json and comparison.json."""
+    """The contents of fits.json, comparison.json and decisions.json (None without measurements on a device)."""
 
     fits: list[Entry]
     comparison: Entry
+    decisions: Entry | None = None
 
 
 def analyse(
@@ -45,13 +48,15 @@ def analyse(
     seed: int = 1,
     progress: Callable[[str, int, int], None] = lambda step, done, total: None,
     verdict_only: bool = False,
+    shipping: Shipping | None = None,
 ) -> Analysis:
     """Fit every law that the table allows, compare the families, and state the verdict: which families differ.
 
     `controlled` says whether an audit found that the families differ in nothing else (None: not audited). It changes
     only the wording of the verdict; all numbers follow from the table, the settings and `seed`. `verdict_only` leaves
     out what the verdict does not use: bands, predictions, other targets, a second loss, references, allocation.
-    A table too small for any law has a verdict on losses at equal sizes (`levels`). `progress` is called before each
+    A table too small for any law has a verdict on losses at equal sizes (`levels`). With `shipping`, the measurements
+    on its device are joined to the results and the laws. `progress` is called before each
     step. Raises `ValueError` if no law can be fitted for another reason.
     """
     settings = settings or Settings()
@@ -87,7 +92,11 @@ def analyse(
         comparison["two_step"] = two_step(table, settings, size, np.random.default_rng([seed, 2000]))
     stated = verdict(comparison, entries, controlled) if has_law else verdict_without_law(comparison, controlled)
     comparison["verdict"] = stated
-    return Analysis(to_json_types(entries), to_json_types(comparison))
+    shipped = None
+    if shipping:
+        in_size = fitted.get(overlay_law(law, settings.formulas, table.frame.columns), {})
+        shipped = decisions(table, in_size, shipping, settings, target=target, size=size, seed=seed)
+    return Analysis(to_json_types(entries), to_json_types(comparison), to_json_types(shipped))
 
 
 def _fit(

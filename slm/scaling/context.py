@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 
 from slm.runtime.words import amount, format_number
-from slm.scaling.allocation import compute_optimal, cost, flops_to_reach, numeric_optimum, pareto_front
+from slm.scaling.allocation import (
+    compute_optimal,
+    cost,
+    flops_to_reach,
+    lifetime_optimum,
+    numeric_optimum,
+    pareto_front,
+)
 from slm.scaling.entries import Entry, Fitted
 from slm.scaling.isoflop import Exponent, given_optima, isoflop, isoflop_bias
 from slm.scaling.laws import LAWS
@@ -28,6 +35,7 @@ def context(table: Table, fitted: ByLaw, settings: Settings, target: str, size: 
         "isoflop": isoflop_entries(table, fitted, settings, target, size),
         "allocation": allocation_entries(table, fitted, settings, target, size),
         "target": target_entries(table, fitted, settings, target, size),
+        "lifetime": lifetime_entries(table, fitted, settings, target, size),
         "pareto": pareto_entries(table, target, size),
         "published": published_claims() if is_published(table.frame) else None,
     }
@@ -237,6 +245,47 @@ def target_entries(table: Table, fitted: ByLaw, settings: Settings, target: str,
                 row |= cost(flops, settings.flops_per_second, settings.price_per_hour)
             rows.append(row | {"laws_apart": laws_apart})
     return rows
+
+
+def lifetime_entries(table: Table, fitted: ByLaw, settings: Settings, target: str, size: str) -> list[Entry]:
+    """Return per family the N and D that train to a loss and serve `settings.served_tokens` with the fewest FLOPs.
+
+    `alone` has the optimum without serving. Intervals are of the refits of a bootstrap (None without one). `refused`
+    says why a family has none: its `chinchilla` law must be identified, and the loss above its floor.
+    """
+    if settings.served_tokens is None:
+        return []
+    return [{"family": family} | _lifetime(table, family, fitted, settings, target, size) for family in table.families]
+
+
+def _lifetime(table: Table, family: str, fitted: ByLaw, settings: Settings, target: str, size: str) -> Entry:
+    result, served = fitted.get("chinchilla", {}).get(family), float(settings.served_tokens or 0)
+    if target != "loss":
+        return {"refused": f"it needs the loss as target, and the target is {target}"}
+    if result is None or result.fit is None or result.uncertainty is None or not result.entry["identified"]:
+        return {"refused": "the data do not identify L = E + A/N^alpha + B/D^beta, so they cannot say"}
+    params, frame = result.entry["params"], table.family(family).frame
+    unit = _flops_unit(frame, size)
+    loss = settings.target_loss or compute_optimal(params, settings.training_flops or 0.0, unit=unit).loss
+    best, alone = (lifetime_optimum(params, loss, tokens, unit=unit) for tokens in (served, 0.0))
+    if best is None or alone is None:
+        return {"refused": f"the loss {format_number(loss)} is not above its floor, {format_number(params['E'])}"}
+    ensembles = result.uncertainty.ensembles
+    ensemble = ensembles.get("cluster") or ensembles.get("wild")
+    quoted = result.fit.law.canonical(ensemble.theta, result.fit.sample.refs) if ensemble else np.zeros((0, 0))
+    draws = [dict(zip(result.fit.law.parameters, row, strict=True)) for row in quoted.tolist()]
+    optima = [optimum for draw in draws if (optimum := lifetime_optimum(draw, loss, served, unit=unit))]
+    entry: Entry = {"refused": None, "loss": loss, "served_tokens": served, "flops_per_parameter_and_token": unit}
+    entry |= {"best": vars(best), "alone": vars(alone), "reached_in": len(optima) / max(len(draws), 1)}
+    entry["alone_flops"] = alone.flops + unit / 3 * alone.params * served
+    ends = [0.5 - settings.level / 2, 0.5 + settings.level / 2]
+    for name, column in (("params", size), ("tokens", "tokens")):
+        values = [getattr(optimum, name) for optimum in optima]
+        entry[f"{name}_interval"] = np.quantile(values, ends).tolist() if values else [None, None]
+        entry[f"{name}_beyond"] = max(
+            1.0, getattr(best, name) / frame[column].max(), frame[column].min() / getattr(best, name)
+        )
+    return entry
 
 
 def pareto_entries(table: Table, target: str, size: str) -> list[Entry]:

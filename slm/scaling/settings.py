@@ -77,6 +77,8 @@ class Settings:
     predict: tuple[float | Mapping[str, float], ...] = _setting((2.0, 10.0), _PREDICTIONS)
     test: Mapping[str, float] = _setting({}, _PARAMETERS)
     target_loss: float | None = _setting(None, or_null(POSITIVE))
+    served_tokens: float | None = _setting(None, or_null(POSITIVE))
+    training_flops: float | None = _setting(None, or_null(POSITIVE))
     optima: bool = _setting(False, SWITCH)
     flops_per_second: float | None = _setting(None, or_null(POSITIVE))
     price_per_hour: float | None = _setting(None, or_null(POSITIVE))
@@ -97,6 +99,13 @@ class Settings:
             raise ValueError("analysis.residuals=linear: residuals of an accuracy are not logs anyway, so leave it out")
         if self.price_per_hour is not None and self.flops_per_second is None:
             raise ValueError("analysis.price_per_hour needs analysis.flops_per_second, the device's achieved speed")
+        if self.served_tokens is not None and (self.target_loss is None) == (self.training_flops is None):
+            raise ValueError(
+                f"analysis.served_tokens={self.served_tokens:g} needs the loss to reach: give analysis.target_loss, or "
+                "analysis.training_flops, the FLOPs whose best loss without serving is the target; not both"
+            )
+        if self.training_flops is not None and self.served_tokens is None:
+            raise ValueError("analysis.training_flops needs analysis.served_tokens, the tokens to be served")
         self._check_target()
 
     @classmethod

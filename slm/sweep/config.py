@@ -12,12 +12,14 @@ from typing import Any
 
 from slm.runtime import settings as kinds
 from slm.runtime.command_line import new_folder_path
+from slm.scaling.measures import HERE, SHIP_KINDS
 from slm.scaling.published import NAME as SHIPPED_TABLE
 
 SWEEP_GROUPS = ("sweep", "launcher")  # config groups that training reads, but not the analysis of a finished table
 SWEEP_DEFAULTS = {"dry_run": False, "retry": "none"}  # keys that only training reads, with their defaults
 KINDS: dict[str, kinds.Kind] = {
-    **{key: kinds.or_null(kinds.NAME) for key in ("runs", "output_dir", "overlay", "overlay_column")},
+    **{key: kinds.or_null(kinds.NAME) for key in ("runs", "output_dir", "overlay", "overlay_column", "device")},
+    **SHIP_KINDS,
     "dry_run": kinds.SWITCH,
     "retry": kinds.one_of("none", "failed"),
     **{key: kinds.or_null(kinds.TEXT) for key in ("where", "name")},
@@ -51,6 +53,13 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
     if config["overlay_column"] is not None and config["overlay"] is None:
         column = config["overlay_column"]
         raise ValueError(f"overlay_column={column} needs overlay=results.csv: give both, or leave overlay_column out")
+    for key, limit in config["ship"].items():
+        if limit is not None and config["device"] is None:
+            raise ValueError(
+                f"ship.{key}={limit:g} needs measurements: give device=FILE.csv, or device=here to measure now"
+            )
+    if config["device"] not in (None, HERE, SHIPPED_TABLE) and not os.path.exists(config["device"]):
+        raise ValueError(f"device={config['device']} does not exist: give a table of measurements, or device=here")
     if runs is not None:
         _check_exists(runs)
         output_dir = output_dir or new_folder_path("analysis")

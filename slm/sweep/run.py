@@ -32,6 +32,7 @@ from slm.scaling.tables import Table, table_from_frame
 from slm.sweep.cells import Cell, collect_cells, reset_branches_added_too_late
 from slm.sweep.config import check_column_names
 from slm.sweep.design import Design, check_design
+from slm.sweep.device import with_device
 from slm.sweep.evaluation import EVALUATE, evaluation_cells, keep_measured_runs, with_evaluations
 from slm.sweep.execute import execute
 from slm.sweep.forecast import remember_speeds
@@ -238,4 +239,5 @@ def _analyse(sweep: Sweep, outcomes: Mapping[str, Outcome], *, notes: Sequence[s
     row_settings = {key: sweep.config[key] for key in ROW_KEYS}
     table = table_from_frame(rows, name=sweep.config["name"], **row_settings)
     table = Table(table.frame, (*table.notes, *notes), table.name)
-    analyse_table(table, {**sweep.config, "logger": sweep.logger}, design=planned)
+    config = with_device({**sweep.config, "logger": sweep.logger}, table)
+    analyse_table(table, config, design=planned)

@@ -109,7 +109,7 @@ def _fit_ffn(
 ) -> SolvedShape | None:
     """The shape of this width and depth whose feed-forward width meets the target; None if no width does."""
     by_rule = recipe.shape(width, depth)
-    for model in (by_rule, *_with_other_ffn(by_rule, target, size)):
+    for model in (by_rule, *with_other_ffn(by_rule, target, size)):
         aspect_ratio = width / depth / aspect
         ffn_ratio = model.intermediate_size / by_rule.intermediate_size
         size_ratio = count_params(model, size) / target
@@ -120,7 +120,7 @@ def _fit_ffn(
     return None
 
 
-def _with_other_ffn(model: ModelConfig, target: float, size: Size) -> Iterator[ModelConfig]:
+def with_other_ffn(model: ModelConfig, target: float, size: Size) -> Iterator[ModelConfig]:
     """Shapes with the feed-forward width that brings N nearest to the target, one for each of `FFN_STEPS`."""
     ffn_width, n = model.intermediate_size, count_params(model, size)
     params_per_channel = count_params(dataclasses.replace(model, intermediate_size=ffn_width + 1), size) - n

@@ -19,7 +19,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation", numbered=False)
     files = write_report(folder, ENTRIES, command="python evaluate.py")
     (folder / "results.json").write_text(json.dumps(ENTRIES))
-    config = {"checkpoints": ["a", "b"], "logger": SETTINGS | {"job_type": "evaluate"}}
+    config = {"checkpoints": ["a", "b"], "ship": {}, "logger": SETTINGS | {"job_type": "evaluate"}}
     record(folder, ENTRIES, config, files)
     return folder
 

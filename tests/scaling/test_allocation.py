@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from slm.scaling import Loss, Settings, Table, analyse, get_law, table_from_frame
-from slm.scaling.allocation import compute_optimal, cost, flops_to_reach, numeric_optimum, pareto_front
+from slm.scaling.allocation import (
+    compute_optimal,
+    cost,
+    flops_to_reach,
+    lifetime_optimum,
+    numeric_optimum,
+    pareto_front,
+)
 from slm.scaling.context import allocation_entries, pareto_entries, references_entries, target_entries
 from slm.scaling.entries import Entry, Fitted, Task, fit_group
 from tests.scaling.samples import CHINCHILLA, HOFFMANN, TRUE
@@ -54,6 +61,63 @@ def test_the_flops_to_reach_a_loss_reach_just_it(law: dict[str, float], log_flop
     assert np.log(flops_to_reach("chinchilla", law, reached)) == pytest.approx(log_flops, abs=1e-6)
     assert flops_to_reach("chinchilla", law, law["E"]) is None
     assert flops_to_reach("chinchilla", law, law["E"] - 0.1) is None
+
+
+@hypothesis_settings(max_examples=30, deadline=None)
+@given(law=laws, log_flops=st.floats(39, 58), log_served=st.floats(0, 40))
+def test_the_optimum_with_serving_is_that_of_a_grid(law: dict[str, float], log_flops: float, log_served: float) -> None:
+    loss, served = compute_optimal(law, float(np.exp(log_flops))).loss, float(np.exp(log_served))
+    best = lifetime_optimum(law, loss, served)
+    assert best is not None
+    assert law["E"] + law["A"] / best.params ** law["alpha"] + law["B"] / best.tokens ** law["beta"] == pytest.approx(
+        loss
+    )
+    N = best.params * np.exp(np.linspace(-3, 3, 60_001))
+    left = loss - law["E"] - law["A"] / N ** law["alpha"]
+    D = (law["B"] / np.where(left > 0, left, np.nan)) ** (1 / law["beta"])
+    assert np.nanmin(6 * N * D + 2 * N * served) >= best.flops * (1 - 1e-9)
+
+
+@hypothesis_settings(max_examples=30, deadline=None)
+@given(law=laws, log_flops=st.floats(39, 58))
+def test_without_serving_the_optimum_is_the_closed_form(law: dict[str, float], log_flops: float) -> None:
+    best = compute_optimal(law, float(np.exp(log_flops)))
+    alone = lifetime_optimum(law, best.loss, 0.0)
+    assert alone is not None
+    assert (alone.params, alone.tokens, alone.flops) == pytest.approx((best.params, best.tokens, best.flops), rel=1e-6)
+    assert lifetime_optimum(law, law["E"], 1e12) is None
+
+
+def test_more_serving_makes_the_model_smaller_and_the_training_longer() -> None:
+    """Sardana et al. 2023, section 2: demand pushes to fewer parameters and more tokens."""
+    loss = compute_optimal(HOFFMANN, 1e20).loss
+    sizes, tokens = zip(
+        *((o.params, o.tokens) for d in (0, 1e10, 1e12, 1e14) if (o := lifetime_optimum(HOFFMANN, loss, d))),
+        strict=True,
+    )
+    assert list(sizes) == sorted(sizes, reverse=True)
+    assert list(tokens) == sorted(tokens)
+
+
+def test_serving_is_answered_only_where_the_law_is_identified() -> None:
+    rng = generator()
+    N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 1e11, 6)))
+    loss = (1.7 + 400 / N**0.34 + 410 / D**0.28) * np.exp(0.002 * rng.standard_normal(len(N)))
+    table = table_from_frame(pd.DataFrame({"params_total": N, "tokens": D, "loss": loss}))
+    settings = Settings.from_dict({"laws": ["chinchilla"], "bootstrap": 100, "targets": ["loss"],
+                                   "served_tokens": 1e12, "training_flops": 1e20})  # fmt: skip
+    (row,) = analyse(table, settings).comparison["lifetime"]
+    law = {"E": 1.7, "A": 400, "B": 410, "alpha": 0.34, "beta": 0.28}
+    truth = lifetime_optimum(law, compute_optimal(law, 1e20).loss, 1e12)
+    assert truth is not None
+    assert row["params_interval"][0] / 1.5 < truth.params < row["params_interval"][1] * 1.5
+    assert row["best"]["flops"] < row["alone_flops"]
+    one_budget = table_from_frame(pd.DataFrame({"params_total": N[:6], "tokens": 1e9, "loss": loss[:6]}))
+    settings = Settings.from_dict(
+        {"laws": ["power", "chinchilla"], "bootstrap": 0, "served_tokens": 1e12, "target_loss": 3.0}
+    )
+    (row,) = analyse(one_budget, settings).comparison["lifetime"]
+    assert "do not identify" in row["refused"]
 
 
 def test_costs_are_hours_times_a_price() -> None:

@@ -20,7 +20,7 @@ TEXT_COLUMNS = {"family": str, "run_id": str}  # a family may be called 007
 
 @dataclass(frozen=True)
 class Directory:
-    """The files of an analysis directory; `audit`, `settings` and `overlay` are empty if their file is missing."""
+    """The files of an analysis directory; those of optional files are empty if the file is missing."""
 
     path: Path
     fits: list[Entry]
@@ -28,6 +28,7 @@ class Directory:
     audit: Entry
     settings: Entry
     overlay: Entry
+    decisions: Entry
 
     @classmethod
     def read(cls, path: Path) -> Directory:
@@ -37,7 +38,7 @@ class Directory:
             return json.loads(file.read_text(encoding="utf-8"))
 
         fits, comparison = (load(path / f"{name}.json") for name in ("fits", "comparison"))
-        optional = [path / f"{name}.json" for name in ("audit", "settings", "overlay")]
+        optional = [path / f"{name}.json" for name in ("audit", "settings", "overlay", "decisions")]
         return cls(path, fits, comparison, *(load(file) if file.exists() else {} for file in optional))
 
     @cached_property

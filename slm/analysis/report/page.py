@@ -20,6 +20,7 @@ from slm.analysis.report import (
     predictions,
     rates,
     selection,
+    ship,
     verdict,
 )
 from slm.analysis.report.directory import Directory
@@ -86,7 +87,8 @@ def reproduce_section(analysis: Directory) -> Section:
 
 
 SECTIONS = (
-    verdict.verdict_section, verdict.analysed_section, verdict.published_section, paired.paired_section,
+    verdict.verdict_section, ship.ship_section, verdict.analysed_section, verdict.published_section,
+    paired.paired_section,
     paired.power_section, levels.levels_section, accuracy.accuracy_section, exponents.exponents_section,
     diagnostics.diagnostics_section, compare.comparison_section, exponents.references_section, overlay.overlay_section,
     verdict.audit_section, selection.selection_section, predictions.predictions_section, predictions.given_section,
@@ -95,7 +97,7 @@ SECTIONS = (
 )  # fmt: skip
 """In the order in which a reviewer asks. The first is the first screen; the page folds the others."""
 SECTIONS_WITHOUT_LAW = (
-    verdict.verdict_section, levels.levels_section, verdict.analysed_section, verdict.audit_section,
+    verdict.verdict_section, ship.ship_section, levels.levels_section, verdict.analysed_section, verdict.audit_section,
     overlay.overlay_section, rates.rates_section, reproduce_section,
 )  # fmt: skip
 """The sections of a table to which no law was fitted."""
@@ -125,7 +127,7 @@ FIGURES: dict[str, Callable[[Directory], Figure | None]] = {
     "profiles": diagnostics.profiles_figure,
     "extrapolation": selection.extrapolation_figure, "doubling": predictions.doubling_figure,
     "ratios": paired.ratios_figure, "differences": compare.differences_figure, "pareto": compute.pareto_figure,
-    "isoflop": isoflop.isoflop_figure, "rates": rates.rates_figure,
+    "isoflop": isoflop.isoflop_figure, "ship": ship.ship_figure, "rates": rates.rates_figure,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from slm.analysis.report.levels import level_lines
 from slm.analysis.report.overlay import overlay_lines
 from slm.analysis.report.predictions import given_lines, prediction_lines
 from slm.analysis.report.selection import starts_text
+from slm.analysis.report.ship import ship_lines
 from slm.report.markdown import Columns, Section, bullets, folded, side_by_side, table_by_column
 from slm.runtime.words import LOSS_NAMES, amount, escape_markdown, format_number, join_names, plural, size_words
 from slm.scaling.describe import Entry, exponent_text, family_name, is_identified, status
@@ -140,6 +141,7 @@ def print_summary(analysis: Directory) -> None:
         f"Claims of the published study, each with the result of this analysis:\n{claims}" if claims else "",
         "" if has_one_family else f"Matched-budget audit: {_audit_label(analysis)}\n{bullets(differences)}",
         "\n".join(overlay_lines(analysis)),
+        "\n".join(ship_lines(analysis)),
         f"Verdict: {verdict['headline']}\n{bullets(verdict['sentences'])}",
         f"report: {analysis.path / 'report.html'}",
     ]

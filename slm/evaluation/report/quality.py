@@ -188,6 +188,27 @@ def paired_error(weights_and_scores: Sequence[tuple[float, Entry]], target: str)
     return Error(error, len(influence_K)) if math.isfinite(error) else Error(None, None, "a single block")
 
 
+def joint_errors(scores: Sequence[Entry], target: str, num_draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw errors of scores under one measure (num_draws, scores), from the same blocks where borders are the same.
+
+    A draw gives each block a normal weight; its covariances are those of `paired_error`. Others are independent.
+    """
+    first = next((score for score in scores if score.get("blocks")), None)
+    borders = np.asarray(first["blocks"]["bytes"], float) if first else np.zeros(0)
+    weights = rng.standard_normal((num_draws, len(borders)))
+    drawn = []
+    for score in scores:
+        se = target_error(score, target) or 0.0
+        drawn.append(se * rng.standard_normal(num_draws))
+        blocks = score.get("blocks")
+        if blocks and len(borders) > 1 and _have_same_borders(borders, np.asarray(blocks["bytes"], float)):
+            denominator, nats_per_unit = ("tokens", 1.0) if target == "loss" else ("bytes", math.log(2))
+            influence_K = influences(*(np.asarray(blocks[key], float) for key in ("nats", denominator)))
+            K = len(influence_K)
+            drawn[-1] = weights @ influence_K * math.sqrt(K / (K - 1)) / nats_per_unit
+    return np.stack(drawn, axis=1)
+
+
 def _have_same_borders(block_bytes: np.ndarray, other_block_bytes: np.ndarray) -> bool:
     if len(block_bytes) != len(other_block_bytes):
         return False

@@ -69,11 +69,14 @@ def measure_of(score: Entry) -> Measure:
 class Results:
     """The entries of results.json in the given order, the evaluation directory, and the fitted laws."""
 
-    def __init__(self, entries: Sequence[Entry], folder: Path = Path(), laws: Sequence[Entry] = ()) -> None:
-        """`folder` is the evaluation directory; `laws` comes from `slm.evaluation.report.scaling.fit_laws`."""
+    def __init__(
+        self, entries: Sequence[Entry], folder: Path = Path(), laws: Sequence[Entry] = (), limits: Entry | None = None
+    ) -> None:
+        """`folder` is the evaluation directory; `laws` are of `report.scaling.fit_laws`; `limits` is `ship`."""
         self.entries = [_complete(entry) for entry in entries]
         self.folder = folder
         self.laws = laws
+        self.limits = limits or {}
 
     @cached_property
     def measures(self) -> list[Measure]:

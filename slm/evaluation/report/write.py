@@ -26,6 +26,7 @@ from slm.evaluation.report.results import (
 )
 from slm.evaluation.report.rows import rows, to_csv
 from slm.evaluation.report.scaling import fit_laws, gain_section, scaling_section
+from slm.evaluation.report.ship import ship_entry, ship_section, ship_sentences
 from slm.evaluation.report.speed import conditions, speed_section, usual_conditions
 from slm.evaluation.report.study import study_section
 from slm.evaluation.report.tasks import compare_tasks, tasks_section
@@ -33,7 +34,7 @@ from slm.report.formulas import letters_apart_from
 from slm.report.html import html_page
 from slm.report.markdown import Columns, Section, bullets, table_by_column
 from slm.report.style import draw
-from slm.runtime.files import write_atomically
+from slm.runtime.files import write_atomically, write_json
 from slm.runtime.words import (
     NO_VALUE,
     TARGET_NAMES,
@@ -53,12 +54,13 @@ PROTOCOL_NOTES = {
 }
 
 
-def write_report(folder: Path, entries: Sequence[Entry], *, command: str) -> list[Path]:
+def write_report(folder: Path, entries: Sequence[Entry], *, command: str, limits: Entry | None = None) -> list[Path]:
     """Write results.csv, figures/*.png and .svg, and last report.md and report.html; return the files written.
 
-    `entries` is the list in results.json; an entry may lack some parts. `command` is what the user typed.
+    `entries` is the list in results.json; an entry may lack some parts. `command` is what the user typed, and `limits`
+    the settings `ship`. Writes decisions.json if there is a choice between checkpoints.
     """
-    results = Results(entries, folder, laws=fit_laws(Results(entries)))
+    results = Results(entries, folder, laws=fit_laws(Results(entries)), limits=limits)
     csv_file, report, page = (folder / name for name in ("results.csv", "report.md", "report.html"))
     write_atomically(csv_file, to_csv(rows(results)))
     figures = draw(folder, {name: partial(make, results) for name, make in FIGURES.items()})
@@ -74,12 +76,16 @@ def write_report(folder: Path, entries: Sequence[Entry], *, command: str) -> lis
     formulas = {"L = A N^-alpha"} | letters_apart_from(map(family_of, results.entries))
     # Summary and quality are open: they are what most readers came for.
     write_atomically(page, html_page("Evaluation", text, folder, formulas=formulas, num_open=2))
-    return [csv_file, *figures, report, page]
+    decisions = folder / "decisions.json"
+    decisions.unlink(missing_ok=True)
+    if made := ship_entry(results):
+        write_json(decisions, made)
+    return [csv_file, *figures, report, page, *([decisions] if made else [])]
 
 
-def print_report(entries: Sequence[Entry], folder: Path) -> None:
+def print_report(entries: Sequence[Entry], folder: Path, limits: Entry | None = None) -> None:
     """Print the summary, the tables and warnings on quality, speed and tasks, and the path of the full report."""
-    results = Results(entries)
+    results = Results(entries, limits=limits)
     console = Console(width=None if sys.stdout.isatty() else 160)
     for block in summary_section(results).blocks[:2]:
         console.print(Markdown(block))
@@ -88,6 +94,8 @@ def print_report(entries: Sequence[Entry], folder: Path) -> None:
             # Print tables, lists and bold remarks; skip figures, explanations and tables of differences.
             if block.startswith(("|", "- ", "**")) and not block.startswith("**Differences"):
                 console.print(Markdown(block))
+    if sentences := ship_sentences(results):
+        console.print(Markdown(f"Which to ship:\n\n{bullets(sentences)}"))
     console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
@@ -267,5 +275,5 @@ def _distinct(texts: Iterable[str]) -> str:
     return join_names([escape_markdown(text) for text in dict.fromkeys(texts) if text])
 
 
-SECTIONS = (summary_section, quality_section, speed_section, tasks_section, scaling_section, gain_section,
+SECTIONS = (summary_section, ship_section, quality_section, speed_section, tasks_section, scaling_section, gain_section,
             study_section, checkpoints_section)  # fmt: skip
