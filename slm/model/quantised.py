@@ -1,0 +1,173 @@
+"""Weights rounded to integers of 8 or 4 bits: modules that hold such integers, and the same rounding in training.
+
+Notable: the rounding is torchao's, bit for bit, so a checkpoint scores here as in programs that torchao wrote. Integers
+are stored packed and become numbers again where they are used. Compiled code does so within the product, so that a
+decoded token reads only the integers.
+
+What the kinds of `QUANTISATIONS` round:
+
+| weights                              | to                                         | scale                            |
+|--------------------------------------|--------------------------------------------|----------------------------------|
+| linear maps of blocks, int8          | 8 bits                                     | one a row (output)               |
+| linear maps of blocks, int4          | 4 bits                                     | one for each `GROUP` inputs      |
+| embedding and head                   | 8 bits, whatever the kind                  | one a row (token)                |
+| norms, biases, learned positions     | not rounded                                |                                  |
+| inputs of linear maps, `..._dynamic` | 8 bits, with a zero point, as XNNPACK does | one a token, from its own values |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+
+from slm.model.config import QUANTISATIONS
+from slm.model.decoder import Decoder
+from slm.model.layers import Linear, linear
+
+GROUP = 32  # weights of 4 bits that share a scale
+
+
+def round_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return whole numbers from -2^(bits-1) to 2^(bits-1) - 1, in the dtype of the weight, and their scales.
+
+    (out, in) -> (out, G, in / G) and (out, G, 1), with G = 1 for 8 bits. The largest value of a group lies half a step
+    beyond the last whole number, so that steps are as small as possible: torchao's `MappingType.SYMMETRIC`.
+    """
+    groups = weight.unflatten(1, (-1, GROUP if bits == 4 else weight.shape[1]))
+    limit = 2 ** (bits - 1)
+    largest = groups.abs().amax(-1, keepdim=True)
+    scales = (largest / (limit - 0.5)).clamp(min=torch.finfo(weight.dtype).smallest_normal)
+    return (groups * (1 / scales)).round().clamp(-limit, limit - 1), scales
+
+
+def round_activations(x: Tensor) -> Tensor:
+    """Return x rounded to 256 values between the least and the largest of each token (0 included), (..., in)."""
+    low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=torch.finfo(x.dtype).smallest_normal)
+    zero = (-128 - (low / scale).round()).clamp(-128, 127)
+    return (((x * (1 / scale)).round() + zero).clamp(-128, 127) - zero) * scale
+
+
+class _Packed(nn.Module):
+    """A matrix of integers with scales. Two integers of 4 bits are in one byte: number i of a group, and i + 16."""
+
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self, weight: Tensor, bits: int) -> None:
+        super().__init__()
+        codes, scales = round_weight(weight, bits)
+        if bits == 4:
+            low, high = (codes + 8).to(torch.uint8).chunk(2, dim=-1)
+            self.register_buffer("codes", low | high << 4)
+        else:
+            self.register_buffer("codes", codes.to(torch.int8))
+        self.register_buffer("scales", scales)
+
+    @property
+    def weight(self) -> Tensor:
+        """The rounded matrix, in the dtype of the scales."""
+        numbers = torch.cat(self.halves(), dim=-1) if self.codes.dtype == torch.uint8 else self.codes.float()
+        return (numbers * self.scales).flatten(1).to(self.scales)
+
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Return the first and the second half of each group of 4-bit numbers, (out, G, 16), without their scales."""
+        codes = self.codes.int()
+        return ((codes & 15) - 8).float(), ((codes >> 4) - 8).float()
+
+
+class QuantisedLinear(_Packed):
+    """A linear map with integer weights; `is_dynamic` also rounds its input."""
+
+    def __init__(self, original: nn.Linear, bits: int, *, is_dynamic: bool) -> None:
+        super().__init__(original.weight, bits)
+        self.bias, self.is_dynamic = original.bias, is_dynamic
+        self.in_features, self.out_features = original.in_features, original.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        x = round_activations(x) if self.is_dynamic else x
+        is_step = torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == self.in_features
+        if not is_step or self.codes.dtype != torch.uint8:
+            return linear(x, self.weight, self.bias)
+        # As `linear` computes a row. Compiled, the concatenation in `weight` takes twenty times as long as this product.
+        (low, high), x_G2 = self.halves(), x.view(-1, 2, GROUP // 2)
+        y = ((low * x_G2[:, 0] + high * x_G2[:, 1]) * self.scales).flatten(1).sum(-1).to(x).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+class QuantisedEmbedding(_Packed):
+    """An embedding whose rows have 8 bits. A tied head uses its `weight`."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(...) -> (..., D)."""
+        return (self.codes[tokens].to(self.scales) * self.scales[tokens]).flatten(-2)
+
+
+class RoundedLinear(Linear):
+    """A linear map for training whose products are those of `QuantisedLinear`. Gradients ignore the rounding.
+
+    They pass straight through (Bengio et al. 2013, arXiv:1308.3432), to weights that are not rounded.
+    """
+
+    def __init__(self, original: nn.Linear, bits: int, *, is_dynamic: bool) -> None:
+        nn.Module.__init__(self)
+        self.weight, self.bias = original.weight, original.bias
+        self.bits, self.is_dynamic = bits, is_dynamic
+        self.in_features, self.out_features = original.in_features, original.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        codes, scales = round_weight(self.weight.detach(), self.bits)
+        weight = _straight_through((codes * scales).flatten(1), self.weight)
+        return linear(_straight_through(round_activations(x.detach()), x) if self.is_dynamic else x, weight, self.bias)
+
+
+def _straight_through(rounded: Tensor, original: Tensor) -> Tensor:
+    return rounded + (original - original.detach())  # the second term is zero, with the gradient of `original`
+
+
+def quantise(model: nn.Module, kind: str, *, keep: Collection[nn.Module | None] = ()) -> str:
+    """Round the weights of a model in place, as the kind of `QUANTISATIONS` says; returns a sentence on what it rounded.
+
+    Of a model other than a `Decoder`, these are the `nn.Linear` that are not in `keep`. Raises `ValueError` if there are
+    none, or if `GROUP` does not divide a number of inputs.
+    """
+    bits, is_dynamic = QUANTISATIONS[kind]
+    num_params = sum(parameter.numel() for parameter in model.parameters())
+    if isinstance(model, Decoder):
+        model.embed_tokens = QuantisedEmbedding(model.embed_tokens.weight, 8)  # type: ignore[assignment]
+        if not model.config.tie_embeddings:
+            model.lm_head = QuantisedLinear(model.lm_head, 8, is_dynamic=False)  # type: ignore[assignment]
+    body = model.layers if isinstance(model, Decoder) else model
+    _replace(body, kind, lambda original: QuantisedLinear(original, bits, is_dynamic=is_dynamic), keep)
+    codes = [module.codes for module in model.modules() if isinstance(module, _Packed)]
+    num_rounded = sum(tensor.numel() * (2 if tensor.dtype == torch.uint8 else 1) for tensor in codes)
+    return f"quantize={kind} rounded {num_rounded / num_params:.1%} of the parameters"
+
+
+def round_in_training(decoder: Decoder, kind: str) -> None:
+    """Let the linear maps of the blocks train for `quantise(decoder, kind)`. Names of parameters stay."""
+    bits, is_dynamic = QUANTISATIONS[kind]
+    _replace(decoder.layers, kind, lambda original: RoundedLinear(original, bits, is_dynamic=is_dynamic))
+
+
+def _replace(
+    model: nn.Module, kind: str, make: Callable[[nn.Linear], nn.Module], keep: Collection[nn.Module | None] = ()
+) -> None:
+    found = False
+    for path, parent in list(model.named_modules()):
+        for name, child in parent.named_children():
+            if not isinstance(child, nn.Linear) or any(child is kept for kept in keep):
+                continue
+            if QUANTISATIONS[kind][0] == 4 and child.in_features % GROUP:
+                raise ValueError(
+                    f"quantize={kind} rounds weights in groups of {GROUP}, but {path}.{name} has {child.in_features} "
+                    f"inputs, which {GROUP} does not divide: give quantize={kind.replace('4', '8')}"
+                )
+            setattr(parent, name, make(child))
+            found = True
+    if not found:
+        raise ValueError(f"quantize={kind} is for models with linear maps (nn.Linear), and this one has none")
