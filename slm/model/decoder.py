@@ -168,7 +168,7 @@ class Decoder(nn.Module):
 
     def counts(self) -> Counts:
         """Count parameters and bytes."""
-        model_bytes = sum(tensor.nbytes for tensor in self.state_dict().values())  # fewer if it is quantised
+        model_bytes = sum(parameter.nbytes for parameter in self.parameters())  # fewer if it is quantised
         return count(self.config, self.dtype.itemsize)._replace(model_bytes=model_bytes)
 
     def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None, documents_BT: Tensor | None = None) -> Tensor:

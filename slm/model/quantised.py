@@ -53,18 +53,14 @@ def round_activations(x: Tensor) -> Tensor:
 class _Packed(nn.Module):
     """A matrix of integers with scales. Two integers of 4 bits are in one byte: number i of a group, and i + 16."""
 
-    codes: Tensor
-    scales: Tensor
-
     def __init__(self, weight: Tensor, bits: int) -> None:
         super().__init__()
         codes, scales = round_weight(weight, bits)
         if bits == 4:
             low, high = (codes + 8).to(torch.uint8).chunk(2, dim=-1)
-            self.register_buffer("codes", low | high << 4)
-        else:
-            self.register_buffer("codes", codes.to(torch.int8))
-        self.register_buffer("scales", scales)
+            codes = low | high << 4
+        self.codes = nn.Parameter(codes.to(torch.uint8 if bits == 4 else torch.int8), requires_grad=False)
+        self.scales = nn.Parameter(scales, requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
@@ -133,8 +129,10 @@ def quantise(model: nn.Module, kind: str, *, keep: Collection[nn.Module | None] 
     """Round the weights of a model in place, as the kind of `QUANTISATIONS` says; returns a sentence on what it rounded.
 
     Of a model other than a `Decoder`, these are the `nn.Linear` that are not in `keep`. Raises `ValueError` if there are
-    none, or if `GROUP` does not divide a number of inputs.
+    none, if `GROUP` does not divide a number of inputs, and for an unknown kind.
     """
+    if kind not in QUANTISATIONS:
+        raise ValueError(f"quantize={kind} must be one of {', '.join(QUANTISATIONS)}")
     bits, is_dynamic = QUANTISATIONS[kind]
     num_params = sum(parameter.numel() for parameter in model.parameters())
     if isinstance(model, Decoder):
