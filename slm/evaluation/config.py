@@ -167,6 +167,11 @@ def _check_export(config: Mapping[str, Any]) -> None:
     if config["export"] is not None and config["quantize"] is not None and target != "executorch":
         hint = "export_dtype=q8_0" if target == "gguf" else "nothing: the export can be quantised when it is loaded"
         raise ValueError(f"quantize={config['quantize']} is for format=executorch; for format={target} give {hint}")
+    if config["export"] is not None and config["quantize"] in ("int8", "int4"):
+        raise ValueError(
+            f"quantize={config['quantize']}: XNNPACK rounds the inputs of linear maps whose weights are rounded, so "
+            f"format=executorch takes quantize={config['quantize']}_dynamic"
+        )
     if target == "executorch" and dtype not in ("auto", "float32"):
         raise ValueError(f"export_dtype={dtype} is for format=gguf: format=executorch writes float32")
 

@@ -66,7 +66,9 @@ def evaluate(settings: Mapping[str, Any]) -> int:
                 plans.append((name, provenance, precision, plan_measurements(settings, provenance, precision, text)))
         except ValueError as error:
             _skip_or_raise(name, error, settings)
-    labels = [with_quantisation(name, kind) for name in settings["checkpoints"] for kind in _quantisations(name, settings)]
+    labels = [
+        with_quantisation(name, kind) for name in settings["checkpoints"] for kind in _quantisations(name, settings)
+    ]
     _require_any(plans)
     if text is not None:
         for note in text.notes:

@@ -6,13 +6,13 @@ decoded token reads only the integers.
 
 What the kinds of `QUANTISATIONS` round:
 
-| weights                              | to                                         | scale                            |
-|--------------------------------------|--------------------------------------------|----------------------------------|
-| linear maps of blocks, int8          | 8 bits                                     | one a row (output)               |
-| linear maps of blocks, int4          | 4 bits                                     | one for each `GROUP` inputs      |
-| embedding and head                   | 8 bits, whatever the kind                  | one a row (token)                |
-| norms, biases, learned positions     | not rounded                                |                                  |
-| inputs of linear maps, `..._dynamic` | 8 bits, with a zero point, as XNNPACK does | one a token, from its own values |
+| what                                    | becomes                                    | scale                 |
+|-----------------------------------------|--------------------------------------------|-----------------------|
+| linear maps of blocks, int8             | 8 bits                                     | one a row (output)    |
+| linear maps of blocks, int4             | 4 bits                                     | one a `GROUP` inputs  |
+| embedding and head                      | 8 bits, whatever the kind                  | one a row (token)     |
+| inputs of maps and head, `..._dynamic`  | 8 bits and a zero point, as XNNPACK does   | one a token           |
+| norms, biases, learned positions        | not rounded                                |                       |
 """
 
 from __future__ import annotations
@@ -102,6 +102,23 @@ class QuantisedEmbedding(_Packed):
         return (self.codes[tokens].to(self.scales) * self.scales[tokens]).flatten(-2)
 
 
+class _RoundedNorm(nn.Module):
+    """The final norm, with its output rounded for the head, whether tied or not."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    @property
+    def weight(self) -> Tensor:
+        """The gain of the norm."""
+        return self.norm.weight  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return round_activations(self.norm(x))
+
+
 class RoundedLinear(Linear):
     """A linear map for training whose products are those of `QuantisedLinear`. Gradients ignore the rounding.
 
@@ -139,6 +156,8 @@ def quantise(model: nn.Module, kind: str, *, keep: Collection[nn.Module | None] 
         model.embed_tokens = QuantisedEmbedding(model.embed_tokens.weight, 8)  # type: ignore[assignment]
         if not model.config.tie_embeddings:
             model.lm_head = QuantisedLinear(model.lm_head, 8, is_dynamic=False)  # type: ignore[assignment]
+        if is_dynamic:
+            model.norm = _RoundedNorm(model.norm)
     body = model.layers if isinstance(model, Decoder) else model
     _replace(body, kind, lambda original: QuantisedLinear(original, bits, is_dynamic=is_dynamic), keep)
     codes = [module.codes for module in model.modules() if isinstance(module, _Packed)]

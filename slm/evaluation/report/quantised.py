@@ -21,7 +21,15 @@ def quantisation_section(results: Results) -> Section | None:
     pairs = [(entry, base) for entry in results.entries if (base := _base(entry, results))]
     if not pairs:
         return None
-    columns = ["checkpoint", "bits per byte", "loss (nats per token)", "tasks", "bits per weight", "bytes", "decode speed"]
+    columns = [
+        "checkpoint",
+        "bits per byte",
+        "loss (nats per token)",
+        "tasks",
+        "bits per weight",
+        "bytes",
+        "decode speed",
+    ]
     return Section("Quantisation").add(NOTE, table(columns, [_row(entry, base, results) for entry, base in pairs]))
 
 
