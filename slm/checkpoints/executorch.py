@@ -18,7 +18,7 @@ from slm.checkpoints.engine import EngineModel, import_extra, quiet
 from slm.data.tokenizer import Tokenizer
 from slm.model import Decoder
 from slm.model.config import QUANTISATIONS, ModelConfig
-from slm.model.quantised import GROUP
+from slm.model.quantised import GROUP, QuantisedEmbedding
 from slm.model.static import StaticDecoder
 
 MAX_CALL_TOKENS = 128
@@ -85,10 +85,9 @@ def _with_torchao(decoder: Decoder, kind: str) -> Decoder:
         decoder.config = dataclasses.replace(decoder.config, tie_embeddings=False)
         decoder.lm_head = nn.Linear(*reversed(decoder.embed_tokens.weight.shape), bias=False, device="meta")
         decoder.lm_head.weight = nn.Parameter(decoder.embed_tokens.weight.detach().clone(), requires_grad=False)
-    table = ao.IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=per_row)
     ao.quantize_(decoder.layers, blocks)
     ao.quantize_(decoder, head, lambda module, _: module is decoder.lm_head)
-    ao.quantize_(decoder, table, lambda module, _: module is decoder.embed_tokens)
+    decoder.embed_tokens = QuantisedEmbedding(decoder.embed_tokens.weight, 8)  # type: ignore[assignment]
     return decoder
 
 

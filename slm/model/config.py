@@ -18,7 +18,7 @@ from slm.model.mixers import MIXERS
 
 LAYER_POSITIONS = {"R": "rope", "A": "alibi", "N": "none"}  # for each letter of `position_pattern`
 QUANTISATIONS = {"int8": (8, False), "int8_dynamic": (8, True), "int4": (4, False), "int4_dynamic": (4, True)}
-"""Kind of rounding -> bits of a weight, and whether the inputs of linear maps are rounded too (`slm.model.quantised`)."""
+"""Kind of `slm.model.quantised` -> bits of a weight, and whether the inputs of linear maps are rounded too."""
 
 
 @dataclass(frozen=True, kw_only=True)

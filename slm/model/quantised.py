@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slm.model.config import QUANTISATIONS
@@ -88,7 +89,7 @@ class QuantisedLinear(_Packed):
         is_step = torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == self.in_features
         if not is_step or self.codes.dtype != torch.uint8:
             return linear(x, self.weight, self.bias)
-        # As `linear` computes a row. Compiled, the concatenation in `weight` takes twenty times as long as this product.
+        # As `linear` computes a row. Compiled, the concatenation in `weight` would take twenty times as long as this.
         (low, high), x_G2 = self.halves(), x.view(-1, 2, GROUP // 2)
         y = ((low * x_G2[:, 0] + high * x_G2[:, 1]) * self.scales).flatten(1).sum(-1).to(x).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
@@ -99,7 +100,8 @@ class QuantisedEmbedding(_Packed):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(...) -> (..., D)."""
-        return (self.codes[tokens].to(self.scales) * self.scales[tokens]).flatten(-2)
+        scales = F.embedding(tokens, self.scales.flatten(1))
+        return F.embedding(tokens, self.codes.flatten(1)).to(scales) * scales
 
 
 class _RoundedNorm(nn.Module):
@@ -143,10 +145,10 @@ def _straight_through(rounded: Tensor, original: Tensor) -> Tensor:
 
 
 def quantise(model: nn.Module, kind: str, *, keep: Collection[nn.Module | None] = ()) -> str:
-    """Round the weights of a model in place, as the kind of `QUANTISATIONS` says; returns a sentence on what it rounded.
+    """Round the weights of a model in place, by a kind of `QUANTISATIONS`; returns a sentence on what was rounded.
 
-    Of a model other than a `Decoder`, these are the `nn.Linear` that are not in `keep`. Raises `ValueError` if there are
-    none, if `GROUP` does not divide a number of inputs, and for an unknown kind.
+    Of a model other than a `Decoder`, these are the `nn.Linear` that are not in `keep`. Raises `ValueError` if there
+    are none, if `GROUP` does not divide a number of inputs, and for an unknown kind.
     """
     if kind not in QUANTISATIONS:
         raise ValueError(f"quantize={kind} must be one of {', '.join(QUANTISATIONS)}")
@@ -158,8 +160,7 @@ def quantise(model: nn.Module, kind: str, *, keep: Collection[nn.Module | None] 
             model.lm_head = QuantisedLinear(model.lm_head, 8, is_dynamic=False)  # type: ignore[assignment]
         if is_dynamic:
             model.norm = _RoundedNorm(model.norm)
-    body = model.layers if isinstance(model, Decoder) else model
-    _replace(body, kind, lambda original: QuantisedLinear(original, bits, is_dynamic=is_dynamic), keep)
+    _replace(model, kind, lambda original: QuantisedLinear(original, bits, is_dynamic=is_dynamic), keep)
     codes = [module.codes for module in model.modules() if isinstance(module, _Packed)]
     num_rounded = sum(tensor.numel() * (2 if tensor.dtype == torch.uint8 else 1) for tensor in codes)
     return f"quantize={kind} rounded {num_rounded / num_params:.1%} of the parameters"
@@ -168,7 +169,8 @@ def quantise(model: nn.Module, kind: str, *, keep: Collection[nn.Module | None] 
 def round_in_training(decoder: Decoder, kind: str) -> None:
     """Let the linear maps of the blocks train for `quantise(decoder, kind)`. Names of parameters stay."""
     bits, is_dynamic = QUANTISATIONS[kind]
-    _replace(decoder.layers, kind, lambda original: RoundedLinear(original, bits, is_dynamic=is_dynamic))
+    head = [] if decoder.config.tie_embeddings else [decoder.lm_head]
+    _replace(decoder, kind, lambda original: RoundedLinear(original, bits, is_dynamic=is_dynamic), head)
 
 
 def _replace(

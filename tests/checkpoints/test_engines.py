@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slm.checkpoints import export_model
+from slm.checkpoints import export_model, load
 from slm.checkpoints.engine import EngineModel
 from slm.checkpoints.engine_export import export_for_engine
 from slm.checkpoints.engine_folder import check_engine, load_engine
@@ -95,6 +95,26 @@ def assert_computes_the_same(model: EngineModel, decoder: Decoder, error: float)
     torch.testing.assert_close(after, decoder(tokens_1T[:, 10:30])[:, 10:], rtol=0, atol=error)
     prompt, options = tokens_1T[0, :8].tolist(), {"max_new_tokens": 12, "temperature": 0}
     assert list(generate(model, prompt, **options)) == list(generate(decoder, prompt, **options))
+
+
+@pytest.mark.parametrize("quantize", ["int8_dynamic", "int4_dynamic"])
+def test_a_quantised_program_computes_what_the_quantised_checkpoint_does(quantize: str, tmp_path: Path) -> None:
+    pytest.importorskip("executorch", reason="needs slm[device]")
+    pytest.importorskip("torchao", reason="needs slm[device]")
+    tied = quantize == "int4_dynamic"
+    decoder = checkpoint(tmp_path / "model", num_layers=1, tie_embeddings=tied)
+    out = tmp_path / "out"
+    folder = export_for_engine(tmp_path / "model", out, engine="executorch", quantize=quantize)
+    model, _, provenance = load_engine(str(folder / "model.pte"))
+    assert provenance.stored_dtype == quantize
+    tokens_1T = random_tokens(40)
+    expected = load(tmp_path / "model", quantize=quantize).decoder(tokens_1T)
+    error = float((model.hidden(tokens_1T) - expected).abs().max())
+    # A difference in the last bit may round an input to the next number, but the rounding itself changes much more.
+    assert error < 0.1 * float((decoder(tokens_1T) - expected).abs().max())
+    packed = load(tmp_path / "model", quantize=quantize).decoder.counts().model_bytes
+    head = SHAPE["vocab_size"] * SHAPE["hidden_size"]
+    assert folder.joinpath("model.pte").stat().st_size < packed + tied * head + 60_000
 
 
 def test_a_program_computes_the_same_and_is_measured_beside_its_checkpoint(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from slm.runtime import words
 
 NOTE = (
     "Rounded minus unrounded, under the first measure above, with paired errors; bytes and speed are shares of the "
-    "unrounded checkpoint's. Bits per weight are all bytes of the model, scales included, over all its parameters. The "
-    "rounding is docs/on_device.md's. Speeds are those of slm on this machine and not a phone's: measure an export for that."
+    "unrounded checkpoint's. Bits per weight are all bytes of the model, scales included, over all its parameters. "
+    "docs/on_device.md has what is rounded. Speeds are those of slm here, not those of a phone: measure an export."
 )
 
 

@@ -36,8 +36,8 @@ SPEED_KEYS = ("prefill_tokens_per_second", "decode_tokens_per_second", "cache", 
               "model_bytes", "kv_bytes_per_token", "kv_cache_bytes", "state_bytes")  # fmt: skip
 STUDY_COLUMNS = ("model", "params_total", "perplexity", "tokens_per_second", "peak_memory_mb", "seconds")
 """The published columns, which every results.csv has."""
-IDENTITY_COLUMNS = ("checkpoint", "kind", "revision", "fingerprint", "stored_dtype", "dtype", "autocast", "device", "quantize",
-                    "load_seconds", "wall_seconds", "evaluated_at")  # fmt: skip
+IDENTITY_COLUMNS = ("checkpoint", "kind", "revision", "fingerprint", "stored_dtype", "dtype", "autocast", "device",
+                    "quantize", "load_seconds", "wall_seconds", "evaluated_at")  # fmt: skip
 
 
 def rows(results: Results) -> list[Entry]:
