@@ -54,8 +54,8 @@ def _row(entry: Entry, base: Entry, results: Results) -> list[str]:
         cells.append(words.with_error(tasks.value, tasks.error.se, 2))
     else:
         cells.append(words.NO_VALUE)
-    cells.append(words.format_number(8 * entry["model_bytes"] / entry["params_total"], 3))
-    cells.append(_ratio(entry["model_bytes"], base.get("model_bytes")))
+    size = number(entry, "model_bytes")
+    cells += [_ratio(size and 8 * size, number(entry, "params_total")), _ratio(size, number(base, "model_bytes"))]
     rates = [number(of["speed"], "decode_tokens_per_second") for of in (entry, base)]
     return [*cells, _ratio(*rates) if conditions(entry) == conditions(base) else words.NO_VALUE]
 

@@ -67,7 +67,7 @@ def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
     lacks_loss = entry["status"] == "completed" and results.primary and not has_loss(score)
     status = "no loss" if lacks_loss else entry["status"]
     peak_bytes = number(speed, "peak_memory_bytes")
-    model_bytes = entry.get("model_bytes") or number(speed, "model_bytes")
+    model_bytes = number(entry, "model_bytes") or number(speed, "model_bytes")
     tokens_column = "tokens" if has_budgets else "train_tokens"
     return {
         "model": entry["name"],
