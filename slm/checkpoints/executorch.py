@@ -78,6 +78,7 @@ def _with_torchao(decoder: Decoder, kind: str) -> Decoder:
     blocks = ao.Int8DynamicActivationIntxWeightConfig(
         weight_dtype=torch.int4 if bits == 4 else torch.int8,
         weight_granularity=ao.PerGroup(GROUP) if bits == 4 else per_row,
+        weight_scale_dtype=torch.bfloat16 if bits == 4 else None,
     )
     head = ao.Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=per_row)
     decoder = copy.deepcopy(decoder)

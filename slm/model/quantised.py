@@ -6,13 +6,13 @@ decoded token reads only the integers.
 
 What the kinds of `QUANTISATIONS` round:
 
-| what                                    | becomes                                    | scale                 |
-|-----------------------------------------|--------------------------------------------|-----------------------|
-| linear maps of blocks, int8             | 8 bits                                     | one a row (output)    |
-| linear maps of blocks, int4             | 4 bits                                     | one a `GROUP` inputs  |
-| embedding and head                      | 8 bits, whatever the kind                  | one a row (token)     |
-| inputs of maps and head, `..._dynamic`  | 8 bits and a zero point, as XNNPACK does   | one a token           |
-| norms, biases, learned positions        | not rounded                                |                       |
+| what                                   | becomes                                  | scale                            |
+|----------------------------------------|------------------------------------------|----------------------------------|
+| linear maps of blocks, int8            | 8 bits                                   | one for a row (output)           |
+| linear maps of blocks, int4            | 4 bits                                   | one for `GROUP` inputs, bfloat16 |
+| embedding and head                     | 8 bits, whatever the kind                | one for a row (token)            |
+| inputs of maps and head, `..._dynamic` | 8 bits and a zero point, as XNNPACK does | one for a token                  |
+| norms, biases, learned positions       | not rounded                              |                                  |
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ def round_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Return whole numbers from -2^(bits-1) to 2^(bits-1) - 1, in the dtype of the weight, and their scales.
 
     (out, in) -> (out, G, in / G) and (out, G, 1), with G = 1 for 8 bits. The largest value of a group lies half a step
-    beyond the last whole number, so that steps are as small as possible: torchao's `MappingType.SYMMETRIC`.
+    beyond the last whole number, so that steps are as small as possible: torchao's `MappingType.SYMMETRIC`. Scales of
+    4 bits are bfloat16, which XNNPACK's products need.
     """
     groups = weight.unflatten(1, (-1, GROUP if bits == 4 else weight.shape[1]))
     limit = 2 ** (bits - 1)
     largest = groups.abs().amax(-1, keepdim=True)
     scales = (largest / (limit - 0.5)).clamp(min=torch.finfo(weight.dtype).smallest_normal)
+    scales = scales.bfloat16() if bits == 4 else scales
     return (groups * (1 / scales)).round().clamp(-limit, limit - 1), scales
 
 
@@ -62,12 +64,13 @@ class _Packed(nn.Module):
             codes = low | high << 4
         self.codes = nn.Parameter(codes.to(torch.uint8 if bits == 4 else torch.int8), requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
+        self.dtype = weight.dtype
 
     @property
     def weight(self) -> Tensor:
-        """The rounded matrix, in the dtype of the scales."""
+        """The rounded matrix, in the dtype of the original."""
         numbers = torch.cat(self.halves(), dim=-1) if self.codes.dtype == torch.uint8 else self.codes.float()
-        return (numbers * self.scales).flatten(1).to(self.scales)
+        return (numbers * self.scales).flatten(1).to(self.dtype)
 
     def halves(self) -> tuple[Tensor, Tensor]:
         """Return the first and the second half of each group of 4-bit numbers, (out, G, 16), without their scales."""
@@ -101,7 +104,7 @@ class QuantisedEmbedding(_Packed):
     def forward(self, tokens: Tensor) -> Tensor:
         """(...) -> (..., D)."""
         scales = F.embedding(tokens, self.scales.flatten(1))
-        return F.embedding(tokens, self.codes.flatten(1)).to(scales) * scales
+        return F.embedding(tokens, self.codes.flatten(1)).to(self.dtype) * scales
 
 
 class _RoundedNorm(nn.Module):
@@ -136,7 +139,7 @@ class RoundedLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         codes, scales = round_weight(self.weight.detach(), self.bits)
-        weight = _straight_through((codes * scales).flatten(1), self.weight)
+        weight = _straight_through((codes * scales).flatten(1).to(self.weight), self.weight)
         return linear(_straight_through(round_activations(x.detach()), x) if self.is_dynamic else x, weight, self.bias)
 
 

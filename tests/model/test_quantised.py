@@ -48,8 +48,12 @@ def defined(values: Tensor, bits: int) -> np.ndarray:
         for start in range(0, rows.shape[1], size):
             group = rows[i, start : start + size]
             step = np.abs(group).max() / ((2**bits - 1) / 2)
+            per_step = 1 / step
+            if bits == 4:
+                step = float(torch.tensor(step).bfloat16())
+                per_step = float(torch.tensor(1 / step).bfloat16())
             rounded[i, start : start + size] = step * np.clip(
-                np.rint(group * (1 / step)), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+                np.rint(group * per_step), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
             )
     return rounded
 
@@ -57,15 +61,15 @@ def defined(values: Tensor, bits: int) -> np.ndarray:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_weight_becomes_the_nearest_of_its_groups_numbers_to_half_a_step(bits: int) -> None:
     values = weight(torch.float64)
-    found = QuantisedLinear(linear().double(), bits, is_dynamic=False)
-    found_for = QuantisedEmbedding(values, bits).weight.numpy()
+    original = linear(torch.float64)
+    original.weight.data = values
+    found_for = QuantisedLinear(original, bits, is_dynamic=False).weight.numpy()
     np.testing.assert_allclose(found_for, defined(values, bits), rtol=1e-12)
     groups = np.abs(values.numpy().reshape(40, -1, 32 if bits == 4 else 96))
     half_steps = groups.max(-1, keepdims=True) / (2**bits - 1)
     error = np.abs(found_for - values.numpy()).reshape(groups.shape)
-    assert (error <= half_steps * (1 + 1e-9)).all()
+    assert (error <= half_steps * (1 + (0.1 if bits == 4 else 1e-9))).all()  # 0.1: bfloat16 has 3 decimals
     assert error.max() > 0.9 * half_steps.min()
-    assert found.codes.nbytes == 40 * 96 * bits // 8
 
 
 def test_zeros_and_one_large_weight_stay_finite() -> None:
@@ -74,7 +78,7 @@ def test_zeros_and_one_large_weight_stay_finite() -> None:
     for bits in (4, 8):
         rounded = QuantisedEmbedding(values, bits).weight
         assert rounded.isfinite().all()
-        np.testing.assert_allclose(rounded[1, 40], 3 * (1 - 1 / (2**bits - 1)), rtol=1e-6)  # the last number
+        np.testing.assert_allclose(rounded[1, 40], 3 * (1 - 1 / (2**bits - 1)), rtol=4e-3)  # the last number
         assert rounded.count_nonzero() == 1
 
 
@@ -100,11 +104,12 @@ def test_weights_and_products_are_torchaos_to_the_bit_also_in_training(kind: str
     ao = pytest.importorskip("torchao.quantization", reason="needs slm[device]")
     bits, is_dynamic = QUANTISATIONS[kind]
     of_weights = torch.int4 if bits == 4 else torch.int8, ao.PerGroup(32) if bits == 4 else ao.PerAxis(0)
+    of_scales = {"weight_scale_dtype" if is_dynamic else "scale_dtype": torch.bfloat16 if bits == 4 else None}
     make = ao.Int8DynamicActivationIntxWeightConfig if is_dynamic else ao.IntxWeightOnlyConfig
     original, x = linear(dtype), inputs(dtype)
     theirs = nn.Sequential(nn.Linear(96, 40, dtype=dtype))
     theirs[0].load_state_dict(original.state_dict())
-    ao.quantize_(theirs, make(*of_weights))
+    ao.quantize_(theirs, make(*of_weights, **of_scales))
     ours = QuantisedLinear(original, bits, is_dynamic=is_dynamic)
     assert torch.equal(ours.weight, theirs[0].weight.dequantize())  # type: ignore[union-attr, operator]
     assert torch.equal(ours(x), theirs(x))
@@ -165,7 +170,7 @@ def test_bytes_are_those_of_packed_numbers_and_their_scales(dtype: torch.dtype, 
     assert quantise(int8, "int8") == f"quantize=int8 rounded {share:.1%} of the parameters"
     quantise(int4, "int4_dynamic")
     assert int8.counts().model_bytes == blocks + rows * dtype.itemsize + tables + norms
-    assert int4.counts().model_bytes == blocks // 2 + blocks // 32 * dtype.itemsize + tables + norms
+    assert int4.counts().model_bytes == blocks // 2 + blocks // 32 * 2 + tables + norms
     assert int4.counts().params_total == decoder.counts().params_total
 
 
