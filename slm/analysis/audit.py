@@ -46,6 +46,7 @@ OPTIONAL = {
 """Settings that are compared if the table has them, but are not listed as unknown if it lacks them."""
 STARTS = {
     "initial weights": ("init_from", "Runs did not all start from the same weights"),
+    "rounding": ("quantize", "Runs were not all rounded to the same numbers of bits"),
     "distillation": ("distill", "Runs did not all learn from the same teacher"),
 }
 """What has its own column in a table of runs of train.py: the column, and the sentence if its values differ."""

@@ -14,8 +14,8 @@ COLUMNS = (
     "flops_6n", "width", "depth", "lr", "batch_tokens", "sequence_length", "document_masking", "steps", "optimizer",
     "ema_decay", "schedule", "parametrization", "data_fingerprint", "epochs", "tokenizer_fingerprint",
     "vocab_size", "precision", "loss", "bits_per_byte", "perplexity", "val_tokens", "val_bytes", "tokens_per_second",
-    "peak_memory_bytes", "wall_seconds", "device", "versions", "git_commit", "init_from", "distill", "budget",
-    "lr_rule", "lr_at_end", "lr_tried",
+    "peak_memory_bytes", "wall_seconds", "device", "versions", "git_commit", "init_from", "distill", "quantize",
+    "budget", "lr_rule", "lr_at_end", "lr_tried",
 )  # fmt: skip
 """The columns of a sweep's table before any cell has a result. A branch is a run that continues from a checkpoint of
 another run, its `trunk`. Only tuned learning rates have `lr_at_end` and `lr_tried`."""
@@ -127,6 +127,7 @@ def _measurements(result: Mapping[str, Any]) -> dict[str, Any]:
     versions = ", ".join(f"{package} {number}" for package, number in (result.get("versions") or {}).items())
     origin = {"versions": versions or None, "git_commit": result.get("git_commit")}  # older runs have neither
     origin |= {"init_from": _weights_text(result.get("init_from")), "distill": _teacher_text(result.get("distill"))}
+    origin["quantize"] = result.get("quantize") or "none"
     for source, score in (val.get("by_source") or {}).items():
         scores |= {f"val_{source}_{name}": score[name] for name in ("loss", "bits_per_byte")}
     return scores | {"val_tokens": val.get("tokens"), "val_bytes": val.get("bytes")} | speed | origin

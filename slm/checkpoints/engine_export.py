@@ -5,6 +5,7 @@ Notable: the file is run in its engine before the folder appears, and the card s
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from slm.checkpoints.location import TO_FINISH, Provenance
 from slm.data.tokenizer import Tokenizer
 from slm.model import Decoder, generate
 from slm.model.config import ModelConfig
+from slm.model.quantised import quantise
 from slm.runtime.progress import say
 
 FILES = {"executorch": "model.pte", "gguf": "model.gguf"}
@@ -69,11 +71,13 @@ def export_for_engine(
     revision: str | None = None,
     dtype: str = "auto",
     max_length: int | None = None,
+    quantize: str | None = None,
 ) -> Path:
     """Write any checkpoint that `load` accepts for "executorch" (`model.pte`) or "gguf" (`model.gguf`).
 
     Returns the folder. `dtype` is a key of `slm.checkpoints.gguf.DTYPES`, or auto: float32 for a program, float16 for
     GGUF. `max_length` is the longest text, by default the length that a run was trained on, else the model's context.
+    `quantize` rounds the weights and activations of a program; it is a kind of `QUANTISATIONS` that is dynamic.
     Raises `ValueError` if the engine is missing or cannot have this shape, or if the folder holds anything else.
     """
     source = check(checkpoint, revision=revision)
@@ -88,6 +92,10 @@ def export_for_engine(
     if engine == "gguf":
         unroll(source.config, {}, **_GGUF)  # refuses the shape before weights are read
     decoder, tokenizer, provenance = load(checkpoint, revision=source.revision)
+    original, notes = decoder, tuple[str, ...]()
+    if quantize is not None:
+        decoder, dtype = copy.deepcopy(original), quantize
+        notes = (quantise(decoder, quantize),)
     uses = len(decoder.config.block_uses)
     say(
         f"export: {uses} uses of a block for {engine}" + ("; compiling takes minutes" if engine == "executorch" else "")
@@ -95,13 +103,12 @@ def export_for_engine(
     with replaced_folder(target) as partial:
         file = partial / FILES[engine]
         config = dataclasses.replace(decoder.config, max_position_embeddings=context)
-        notes: tuple[str, ...] = ()
         if engine == "gguf":
             llama, tensors = as_llama(config, decoder.state_dict())
             llama, tensors = unroll(llama, tensors, **_GGUF)
             notes = write_gguf(file, target.name, llama, tensors, tokenizer, dtype)
         else:
-            write_program(file, decoder, context, tokenizer)
+            write_program(file, original, context, tokenizer, quantize)
         parity = _parity(file, decoder, config, tokenizer, dtype)
         _write_beside(file, engine, config, tokenizer, provenance, dtype, parity, notes)
     return target

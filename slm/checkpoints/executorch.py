@@ -6,16 +6,19 @@ the signature and the constants (`get_max_context_len`, ...) that ExecuTorch's o
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slm.checkpoints.engine import EngineModel, import_extra, quiet
 from slm.data.tokenizer import Tokenizer
 from slm.model import Decoder
-from slm.model.config import ModelConfig
+from slm.model.config import QUANTISATIONS, ModelConfig
+from slm.model.quantised import GROUP, QuantisedEmbedding
 from slm.model.static import StaticDecoder
 
 MAX_CALL_TOKENS = 128
@@ -24,11 +27,18 @@ _XNNPACK = "executorch.backends.xnnpack.partition"
 _IDENTIFIER = b"ET12"  # at byte 4 of the file format that this version of ExecuTorch reads and writes
 
 
-def write_program(file: Path, decoder: Decoder, max_length: int, tokenizer: Tokenizer) -> None:
-    """Compile the decoder for texts of up to `max_length` tokens. Raises `ValueError` for a mixer that cannot be."""
+def write_program(
+    file: Path, decoder: Decoder, max_length: int, tokenizer: Tokenizer, quantize: str | None = None
+) -> None:
+    """Compile the decoder for texts of up to `max_length` tokens, with weights and activations rounded as `quantize`.
+
+    Raises `ValueError` for a mixer that cannot be compiled.
+    """
     with quiet():
         exir = import_extra("executorch.exir", "device", "format=executorch")
         xnnpack = import_extra(f"{_XNNPACK}.xnnpack_partitioner", "device", "format=executorch")
+        if quantize is not None:
+            decoder = _with_torchao(decoder, quantize)
     model = StaticDecoder(decoder, max_length).eval()
     max_call = min(MAX_CALL_TOKENS, max_length)
     example = torch.zeros(1, min(5, max_call), dtype=torch.long), torch.zeros(1, dtype=torch.long)
@@ -56,6 +66,30 @@ def write_program(file: Path, decoder: Decoder, max_length: int, tokenizer: Toke
         program = edge.to_executorch(exir.ExecutorchBackendConfig(run_reinplace_pass=True))
     with file.open("wb") as handle:
         program.write_to_file(handle)
+
+
+def _with_torchao(decoder: Decoder, kind: str) -> Decoder:
+    """Return a copy with tensors of torchao, which XNNPACK recognises, and the rounding of `slm.model.quantised`.
+
+    Its head is a matrix of its own, as XNNPACK packs it.
+    """
+    ao = import_extra("torchao.quantization", "device", f"quantize={kind}")
+    per_row, bits = ao.PerAxis(0), QUANTISATIONS[kind][0]
+    blocks = ao.Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int4 if bits == 4 else torch.int8,
+        weight_granularity=ao.PerGroup(GROUP) if bits == 4 else per_row,
+        weight_scale_dtype=torch.bfloat16 if bits == 4 else None,
+    )
+    head = ao.Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=per_row)
+    decoder = copy.deepcopy(decoder)
+    if decoder.config.tie_embeddings:
+        decoder.config = dataclasses.replace(decoder.config, tie_embeddings=False)
+        decoder.lm_head = nn.Linear(*reversed(decoder.embed_tokens.weight.shape), bias=False, device="meta")
+        decoder.lm_head.weight = nn.Parameter(decoder.embed_tokens.weight.detach().clone(), requires_grad=False)
+    ao.quantize_(decoder.layers, blocks)
+    ao.quantize_(decoder, head, lambda module, _: module is decoder.lm_head)
+    decoder.embed_tokens = QuantisedEmbedding(decoder.embed_tokens.weight, 8)  # type: ignore[assignment]
+    return decoder
 
 
 def check_program(file: Path) -> None:

@@ -26,6 +26,7 @@ from slm.data.tokenizer import Tokenizer
 from slm.model import Decoder
 from slm.model.config import ModelConfig
 from slm.model.interface import CausalLM
+from slm.model.quantised import quantise
 from slm.runtime.address import is_engine_file, named, split_revision
 from slm.runtime.words import shortlist
 
@@ -56,15 +57,16 @@ def load(
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    quantize: str | None = None,
 ) -> Checkpoint:
     """Load a run directory of ours, its export, the folder of a released model, or a hub repository.
 
     The decoder is in eval mode on `device` with parameters of `dtype` that require no gradient. `revision` is a branch,
-    tag or commit of a hub repository. Code in a checkpoint is never run. Raises `ValueError`, with a message of one
-    sentence, if the checkpoint cannot be loaded.
+    tag or commit of a hub repository. `quantize` rounds the weights (`slm.model.quantised`). Code in a checkpoint is
+    never run. Raises `ValueError`, with a message of one sentence, if the checkpoint cannot be loaded.
     """
     location = find_location(path_or_repo, revision)
-    return _load_decoder(location, _checked_parts(location), dtype, device)
+    return _load_decoder(location, _checked_parts(location), dtype, device, quantize)
 
 
 def load_any(
@@ -73,23 +75,29 @@ def load_any(
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    quantize: str | None = None,
 ) -> AnyCheckpoint:
     """Load like `load`, but let transformers compute what our decoder cannot hold, and engines their exports."""
     if is_engine_file(str(path_or_repo)):
+        check_engine_quantize(str(path_or_repo), quantize)
         return AnyCheckpoint(*load_engine(str(path_or_repo)))
     location = find_location(path_or_repo, revision)
     parts = _checked_parts(location, may_be_foreign=True)
     if not isinstance(parts.config, ForeignShape):
-        return AnyCheckpoint(*_load_decoder(location, parts, dtype, device))
+        return AnyCheckpoint(*_load_decoder(location, parts, dtype, device, quantize))
     tensors = parts.weights.tensors
     model = load_transformers_model(location.folder, parts.config, tensors, dtype=dtype, device=device)
     non_finite_names = [name for name, parameter in model.model.named_parameters() if not _all_finite(parameter)]
     provenance = AnyProvenance(**_origin(location, parts), config=parts.config)
     notes = (*provenance.notes, *_non_finite_notes(non_finite_names))
+    if quantize is not None:
+        notes = (*notes, quantise(model.model, quantize, keep=[model.model.get_output_embeddings()]))
     return AnyCheckpoint(model, parts.tokenizer, dataclasses.replace(provenance, notes=notes))
 
 
-def _load_decoder(location: Location, parts: Parts, dtype: torch.dtype, device: torch.device | str) -> Checkpoint:
+def _load_decoder(
+    location: Location, parts: Parts, dtype: torch.dtype, device: torch.device | str, quantize: str | None
+) -> Checkpoint:
     config, notes = _settle_head(_our_config(parts), parts.weights)
     decoder = empty_decoder(config)
     tensors: dict[str, Tensor] = {}
@@ -102,12 +110,23 @@ def _load_decoder(location: Location, parts: Parts, dtype: torch.dtype, device: 
             non_finite_names.append(name)
     decoder.load_state_dict(tensors, assign=True)
     notes = (*notes, *_non_finite_notes(non_finite_names))
-    provenance = _provenance(location, parts, config, notes)
-    return Checkpoint(decoder.eval().requires_grad_(False), parts.tokenizer, provenance)
+    decoder.eval().requires_grad_(False)
+    if quantize is not None:
+        notes = (*notes, quantise(decoder, quantize))
+    return Checkpoint(decoder, parts.tokenizer, _provenance(location, parts, config, notes))
 
 
 def _non_finite_notes(names: list[str]) -> list[str]:
     return [f"{shortlist(names, max_items=3)} hold NaN or infinite values, so no loss is finite."] if names else []
+
+
+def check_engine_quantize(checkpoint: str, quantize: str | None) -> None:
+    """Raise `ValueError` if an export for an engine should be quantised."""
+    if quantize is not None:
+        raise ValueError(
+            f"quantize={quantize}: {checkpoint} runs in the precision of its file, so quantise the checkpoint from "
+            "which it was exported"
+        )
 
 
 def check(path_or_repo: str | Path, *, revision: str | None = None) -> Provenance:

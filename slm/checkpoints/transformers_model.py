@@ -56,6 +56,11 @@ class TransformersModel:
         self._head = _with_module(model, path.split("."), self._given)
         takes = inspect.signature(self._body.forward).parameters
         self._cache_name = "cache_params" if "cache_params" in takes else "past_key_values"
+        heads = [model.get_input_embeddings(), model.get_output_embeddings()]
+        tables = [module for module in model.modules() if isinstance(module, nn.Embedding) or module in heads]
+        table_sizes = {parameter: parameter.numel() for table in tables for parameter in table.parameters()}
+        self._num_table_params = sum(table_sizes.values())
+        self._num_params = sum(parameter.numel() for parameter in model.parameters())  # before any is quantised
         self._steps_singly = False  # whether the model continues from a cache by one token at a time only
 
     @property
@@ -108,14 +113,10 @@ class TransformersModel:
 
     def counts(self) -> Counts:
         """Count the parameters of the modules, and the bytes of a cache that has read one token, then two."""
-        heads = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]
-        tables = [module for module in self.model.modules() if isinstance(module, nn.Embedding) or module in heads]
-        table_sizes = {parameter: parameter.numel() for table in tables for parameter in table.parameters()}
-        total = sum(parameter.numel() for parameter in self.model.parameters())
         bytes_per_token, full, states = self._cache_bytes()
         return Counts(
-            params_total=total,
-            params_non_embedding=total - sum(table_sizes.values()),
+            params_total=self._num_params,
+            params_non_embedding=self._num_params - self._num_table_params,
             model_bytes=sum(parameter.nbytes for parameter in self.model.parameters()),
             kv_bytes_per_token=bytes_per_token,
             kv_cache_bytes=full,

@@ -12,7 +12,7 @@ from slm.runtime.settings import COUNT, as_typed
 
 IDENTITY_KEYS = (
     *("model", "data", "tokenizer", "optim", "parametrization", "schedule", "train", "seed"),
-    *("init_from", "init_vocab", "distill"),
+    *("init_from", "init_vocab", "distill", "quantize"),
 )
 """Config groups and keys that determine the result of a run. Devices, logging and checkpoint intervals may change."""
 LATER_KEYS = {"train": ("val_tokens", "eval_tasks", "eval_task_limit"), "tokenizer": ("split",)}

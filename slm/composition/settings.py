@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from slm.model.config import QUANTISATIONS
 from slm.runtime import settings as kinds
 from slm.runtime.extensions import EXTENSIONS
 
@@ -72,6 +73,7 @@ OPTIONAL_KINDS: dict[str, kinds.Kind] = {
     "schedule.warmup_steps": kinds.or_null(kinds.NATURAL),
     **dict.fromkeys(("branch_from", "init_from"), kinds.or_null(kinds.NAME)),
     "init_vocab": kinds.one_of("same", "match"),
+    "quantize": kinds.or_null(kinds.one_of(*QUANTISATIONS)),
     "optim.momentum": kinds.BELOW_ONE,
     "optim.iterations": kinds.COUNT,
     **dict.fromkeys(("schedule.final_fraction", "schedule.decay_fraction"), kinds.SHARE),
@@ -111,6 +113,7 @@ LEGACY_VALUES: dict[str, Any] = {
     "tokenizer.split": "slm",
     "init_from": None,
     "init_vocab": "same",
+    "quantize": None,
 }
 """Key that was added later -> the value at which runs do what runs did before the key existed."""
 

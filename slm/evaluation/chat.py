@@ -51,7 +51,7 @@ def talk(settings: Mapping[str, Any]) -> int:
     prompt = None if settings["chat"] else read_prompt(settings)  # before the weights, which take longer to read
     address, revision = address_of(settings["checkpoints"][0], settings)
     provenance = check_any(address, revision=revision)
-    precision = resolve_precision(settings, provenance)
+    precision = resolve_precision(settings, provenance, settings["quantize"][0])
     options = {"seed": settings["seed"], **settings["generation"]}
     if is_compiled := options.pop("compile"):
         check_compile("generation.compile", provenance, precision.device)

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from slm.data.local import files_to_evaluate
 from slm.evaluation.tasks import MOBILELLM
+from slm.model.config import QUANTISATIONS
 from slm.runtime import settings as kinds
 from slm.runtime.address import local_folder, split_revision
 from slm.runtime.command_line import cache_home, new_folder_path
@@ -28,6 +29,10 @@ def _integer(minimum: int) -> kinds.Kind:
     return kinds.Kind(kind.words, lambda value: isinstance(value, int) and kind.accepts(value))
 
 
+def _are_quantisations(values: list[Any]) -> bool:
+    return bool(values) and all(value in (None, *QUANTISATIONS) for value in values) and len({*values}) == len(values)
+
+
 CHECKPOINTS = kinds.list_of(kinds.NAME, "paths and hub ids, as in checkpoints=[a,b]")
 KINDS = {
     "checkpoint": kinds.or_null(kinds.Kind("a path or hub id", kinds.NAME.accepts)),
@@ -39,6 +44,10 @@ KINDS = {
     "seed": kinds.Kind("a whole number from 0 to 2^32 - 1", lambda value: _integer(0).accepts(value) and value < 2**32),
     "device": kinds.one_of("auto", "cpu", "cuda", "mps"),
     "dtype": kinds.one_of("auto", "float32", "bfloat16", "float16", "float64"),
+    "quantize": kinds.Kind(
+        f"one of null, {', '.join(QUANTISATIONS)}, or a list of different ones, as in quantize=[null,int8,int4]",
+        lambda value: value in (None, *QUANTISATIONS) or (isinstance(value, list) and _are_quantisations(value)),
+    ),
     "batch_tokens": _integer(1),
     "perplexity.protocols": kinds.Kind(
         f"a list of {', '.join(PROTOCOLS)}, or [] for no perplexity",
@@ -110,12 +119,15 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "cache_dir": os.path.expanduser(config["cache_dir"]),
         "checkpoints": _checkpoints(config),
         "baselines": _baselines(config),
+        "quantize": config["quantize"] if isinstance(config["quantize"], list) else [config["quantize"]],
         "task_files": task_files,
         "tasks": _task_names(config["tasks"], task_files),
     }
     actions = _actions(config)
     if len(actions) > 1:
         raise ValueError(f"{' and '.join(actions)} cannot be combined: give one of them")
+    if actions and len(settings["quantize"]) > 1:
+        raise ValueError(f"{actions[0]} takes a single quantize=..., not a list")
     if config["system"] is not None and not config["chat"]:
         raise ValueError("system needs chat=true")
     _check_export(config)
@@ -158,6 +170,14 @@ def _check_export(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}={value} needs format=executorch or format=gguf: format=transformers keeps both")
     if config["unroll_sharing"] and target != "transformers":
         raise ValueError(f"unroll_sharing=true is for format=transformers: format={target} needs no such setting")
+    if config["export"] is not None and config["quantize"] is not None and target != "executorch":
+        hint = "export_dtype=q8_0" if target == "gguf" else "nothing: the export can be quantised when it is loaded"
+        raise ValueError(f"quantize={config['quantize']} is for format=executorch; for format={target} give {hint}")
+    if config["export"] is not None and config["quantize"] in ("int8", "int4"):
+        raise ValueError(
+            f"quantize={config['quantize']}: XNNPACK rounds the inputs of linear maps whose weights are rounded, so "
+            f"format=executorch takes quantize={config['quantize']}_dynamic"
+        )
     if target == "executorch" and dtype not in ("auto", "float32"):
         raise ValueError(f"export_dtype={dtype} is for format=gguf: format=executorch writes float32")
 

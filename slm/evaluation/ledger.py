@@ -21,7 +21,7 @@ Entry = dict[str, Any]
 
 FIXED_SETTINGS = ("source", "data", "device", "dtype", "seed", "perplexity", "speed", "task_limit", "task_shots")
 """An evaluation is continued only if these settings are unchanged; checkpoints and tasks may be added."""
-IDENTITY_FIELDS = ("revision", "fingerprint", "dtype", "autocast", "device")
+IDENTITY_FIELDS = ("revision", "fingerprint", "dtype", "autocast", "device", "quantize")
 """An entry keeps its results only if these fields are unchanged; the name of the checkpoint may change."""
 SETTINGS_FILE = "evaluation.yaml"
 FOREIGN_FILES = ("results.json", "results.csv", "report.md", "report.html", "figures", "config.yaml", "checkpoints",
@@ -57,8 +57,15 @@ class Ledger:
                     old, new = _version_text(entry["versions"]), _version_text(description["versions"])
                     entry["continued"] = f"Begun with {old}, continued with {new}."
                 return entry
-        # Other entries of this checkpoint are outdated: it was trained further, or the precision has changed.
-        self.entries = [entry for entry in self.entries if entry["checkpoint"] != description["checkpoint"]]
+        # Other entries of this checkpoint are outdated if it was trained further or the precision has changed.
+        other_kinds = [entry for entry in self.entries if _label(entry) != _label(description)]
+        unchanged = [name for name in IDENTITY_FIELDS if name != "quantize"]
+        self.entries = [
+            entry
+            for entry in other_kinds
+            if entry["checkpoint"] != description["checkpoint"]
+            or all(entry.get(name) == description[name] for name in unchanged)
+        ]
         empty: Entry = {"perplexity_results": [], "speed": None, "tasks": {}, "wall_seconds": 0.0, "status": "begun"}
         self.entries.append({**description, **empty})
         return self.entries[-1]
@@ -69,12 +76,17 @@ class Ledger:
         compact_text = re.sub(r"\[\n[-+.,\deE\s]*\]", lambda match: " ".join(match[0].split()), text)
         write_atomically(self.file, compact_text + "\n")
 
-    def arrange(self, checkpoints: Sequence[str]) -> None:
-        """Sort entries in the order of `checkpoints`, entries of earlier commands last; give each a unique name."""
-        order = {name: index for index, name in enumerate(checkpoints)}
-        self.entries.sort(key=lambda entry: order.get(entry["checkpoint"], len(order)))
-        for entry, name in zip(self.entries, short_names([e["checkpoint"] for e in self.entries]), strict=True):
-            entry["name"] = name
+    def arrange(self, labels: Sequence[str]) -> None:
+        """Sort entries in the order of `labels`, entries of earlier commands last; give each a unique name.
+
+        A label is a checkpoint `with_quantisation`.
+        """
+        order = {label: index for index, label in enumerate(labels)}
+        self.entries.sort(key=lambda entry: order.get(_label(entry), len(order)))
+        checkpoints = list(dict.fromkeys(entry["checkpoint"] for entry in self.entries))
+        names = dict(zip(checkpoints, short_names(checkpoints), strict=True))
+        for entry in self.entries:
+            entry["name"] = with_quantisation(names[entry["checkpoint"]], entry.get("quantize"))
 
     def _read(self) -> list[Entry]:
         if not (self.folder / SETTINGS_FILE).exists():
@@ -95,6 +107,15 @@ class Ledger:
                 "another output_dir, or give the same values to continue it"
             )
         return entries
+
+
+def with_quantisation(name: str, kind: str | None) -> str:
+    """Return the name of a checkpoint that is measured with this rounding of its weights."""
+    return f"{name} {kind}" if kind else name
+
+
+def _label(entry: Entry) -> str:
+    return with_quantisation(entry["checkpoint"], entry.get("quantize"))
 
 
 def _version_text(versions: Mapping[str, str]) -> str:

@@ -13,9 +13,10 @@ import torch
 from slm.checkpoints import AnyCheckpoint as Checkpoint
 from slm.checkpoints import AnyProvenance as Provenance
 from slm.checkpoints import load_any
+from slm.checkpoints.load import check_engine_quantize
 from slm.data.questions import files_of_task, question_texts, read_records
 from slm.evaluation.encode import Stream, encode, run_stream
-from slm.evaluation.ledger import Entry
+from slm.evaluation.ledger import Entry, with_quantisation
 from slm.evaluation.perplexity import Protocol, perplexity
 from slm.evaluation.speed import check_speed, measure_speed
 from slm.evaluation.tasks.items import samples_file
@@ -36,11 +37,12 @@ TRAINING_DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """Device and dtypes in which a checkpoint is measured."""
+    """Device, dtypes and rounding in which a checkpoint is measured."""
 
     device: str
     dtype: torch.dtype
     autocast: torch.dtype | None  # dtype of matmuls; None means the dtype of the weights
+    quantize: str | None = None  # a kind of `QUANTISATIONS`
     notes: tuple[str, ...] = ()  # caveats for the report, as sentences
 
 
@@ -52,13 +54,14 @@ class Measurement:
     measure: Callable[[Entry, Checkpoint, Precision], None]  # measures the checkpoint and adds the result to the entry
 
 
-def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Precision:
+def resolve_precision(settings: Mapping[str, Any], provenance: Provenance, quantize: str | None = None) -> Precision:
     """Resolve `auto`: a run of train.py keeps the precision of its validation; any other checkpoint gets float32.
 
     Raises `ValueError` for a device that this machine lacks.
     """
     device = settings["device"]
     if is_engine_file(provenance.checkpoint):
+        check_engine_quantize(provenance.checkpoint, quantize)
         if device not in ("auto", "cpu") or settings["dtype"] != "auto":
             given = f"device={device} dtype={settings['dtype']}"
             raise ValueError(
@@ -82,8 +85,8 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance) -> Pr
     is_fast = native_bfloat16(device) if autocast == torch.bfloat16 else device == "cuda"
     if autocast is not None and not is_fast:
         note = f"The run was validated in {trained_precision}, which is slow on this device: float32 is used."
-        return Precision(device=device, dtype=dtype, autocast=None, notes=(note,))
-    return Precision(device=device, dtype=dtype, autocast=autocast)
+        return Precision(device=device, dtype=dtype, autocast=None, quantize=quantize, notes=(note,))
+    return Precision(device=device, dtype=dtype, autocast=autocast, quantize=quantize)
 
 
 def check_compile(key: str, provenance: Provenance, device: str) -> None:
@@ -98,7 +101,7 @@ def check_compile(key: str, provenance: Provenance, device: str) -> None:
 def load_checked(provenance: Provenance, precision: Precision) -> Checkpoint:
     """Load a checkpoint that was checked; of a hub repository, the revision that was checked."""
     source = provenance.checkpoint if provenance.revision is None else provenance.folder
-    return load_any(source, dtype=precision.dtype, device=precision.device)
+    return load_any(source, dtype=precision.dtype, device=precision.device, quantize=precision.quantize)
 
 
 def shared_text(settings: Mapping[str, Any]) -> Text | None:
@@ -149,7 +152,8 @@ def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Mea
         written: list[str] = []  # a harness group has a file for each of its tasks
 
         def file_for(task: str) -> Path:
-            written.append(samples_file(task, provenance.checkpoint, provenance.fingerprint))
+            label = with_quantisation(provenance.checkpoint, precision.quantize)
+            written.append(samples_file(task, label, provenance.fingerprint))
             return folder / written[-1]
 
         results = run_task(

@@ -16,7 +16,7 @@ from slm.checkpoints import check_any, export
 from slm.checkpoints.engine_export import export_for_engine
 from slm.checkpoints.weights import dtype_name
 from slm.evaluation.config import address_of
-from slm.evaluation.ledger import Entry, Ledger
+from slm.evaluation.ledger import Entry, Ledger, with_quantisation
 from slm.evaluation.measure import (
     Measurement,
     Precision,
@@ -63,10 +63,14 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     plans = []
     for name, provenance in checkpoints.items():  # plan all measurements before reading any weights
         try:
-            precision = resolve_precision(settings, provenance)
-            plans.append((name, provenance, precision, plan_measurements(settings, provenance, precision, text)))
+            for kind in _quantisations(name, settings):
+                precision = resolve_precision(settings, provenance, kind)
+                plans.append((name, provenance, precision, plan_measurements(settings, provenance, precision, text)))
         except ValueError as error:
             _skip_or_raise(name, error, settings)
+    labels = [
+        with_quantisation(name, kind) for name in settings["checkpoints"] for kind in _quantisations(name, settings)
+    ]
     _require_any(plans)
     if text is not None:
         for note in text.notes:
@@ -78,7 +82,8 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     with ledger.lock():
         say(f"results go to {folder}")
         for position, (name, provenance, precision, measurements) in enumerate(plans, start=1):
-            say(f"[{position}/{len(plans)}] {name}")
+            label = with_quantisation(name, precision.quantize)
+            say(f"[{position}/{len(plans)}] {label}")
             entry = ledger.find_or_add(_describe(name, provenance, precision))
             try:
                 _measure(entry, measurements, provenance, precision, ledger)
@@ -87,16 +92,16 @@ def evaluate(settings: Mapping[str, Any]) -> int:
                 if entry["status"] != "completed":  # else it has the results of earlier commands
                     ledger.entries.remove(entry)
             else:
-                measured.append(name)
+                measured.append(label)
         _require_any(ledger.entries)
-        ledger.arrange(settings["checkpoints"])
+        ledger.arrange(labels)
         ledger.save()
         files = write_report(folder, ledger.entries, command=shlex.join(["python", *sys.argv]), limits=settings["ship"])
         if is_tracked(settings["logger"]):
             record(folder, ledger.entries, settings, files)
     print_report(ledger.entries, folder, settings["ship"])
     task_results = [result for entry in ledger.entries for result in entry["tasks"].values()]
-    is_complete = measured == settings["checkpoints"] and not any("error" in result for result in task_results)
+    is_complete = measured == labels and not any("error" in result for result in task_results)
     return 0 if is_complete else SKIPPED_TASKS
 
 
@@ -116,6 +121,12 @@ def _check_all(settings: Mapping[str, Any]) -> dict[str, Provenance]:
             checkpoints[name] = provenance
     _require_any(checkpoints)
     return checkpoints
+
+
+def _quantisations(checkpoint: str, settings: Mapping[str, Any]) -> list[str | None]:
+    """Return the roundings to measure. With null among them, the export for an engine is measured as it is."""
+    kinds: list[str | None] = settings["quantize"]
+    return [None] if None in kinds and is_engine_file(address_of(checkpoint, settings)[0]) else kinds
 
 
 def _require_any(left: Sized) -> None:
@@ -150,6 +161,7 @@ def _measure(
     entry["load_seconds"] = time.perf_counter() - start
     entry["params_total"] = counts.params_total
     entry["params_non_embedding"] = counts.params_non_embedding
+    entry["model_bytes"] = counts.model_bytes
     entry["shape"] = checkpoint.decoder.config.to_dict()
     entry["notes"] = [*checkpoint.provenance.notes, *precision.notes]
     if "continued" in entry:
@@ -178,6 +190,7 @@ def _describe(checkpoint: str, provenance: Provenance, precision: Precision) -> 
         "dtype": dtype_name(precision.dtype),
         "autocast": None if precision.autocast is None else dtype_name(precision.autocast),
         "device": precision.device,
+        "quantize": precision.quantize,
         "versions": {package: version(package) for package in ("slm", "torch")},
     }
 
@@ -238,6 +251,7 @@ def _export(settings: Mapping[str, Any]) -> int:
     if settings["format"] != "transformers":
         options = {"engine": settings["format"], "dtype": settings["export_dtype"]}
         options |= {"max_length": settings["export_context"], "revision": revision}
+        options["quantize"] = settings["quantize"][0]
         print(f"exported to {export_for_engine(address, settings['export'], **options)}")
         return 0
     folder = export(address, settings["export"], revision=revision, unroll_sharing=settings["unroll_sharing"])

@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from slm.model.mixers import MIXERS
 
 LAYER_POSITIONS = {"R": "rope", "A": "alibi", "N": "none"}  # for each letter of `position_pattern`
+QUANTISATIONS = {"int8": (8, False), "int8_dynamic": (8, True), "int4": (4, False), "int4_dynamic": (4, True)}
+"""Kind of `slm.model.quantised` -> bits of a weight, and whether the inputs of linear maps are rounded too."""
 
 
 @dataclass(frozen=True, kw_only=True)

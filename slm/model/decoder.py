@@ -154,12 +154,12 @@ class Decoder(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embed_tokens.weight.device
+        return self.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights."""
-        return self.embed_tokens.weight.dtype
+        """Dtype of the weights, and of what quantised weights become in a product."""
+        return self.norm.weight.dtype
 
     def make_cache(self, batch_size: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
         """Return an empty cache for `max_length` tokens of each sequence."""
@@ -168,7 +168,8 @@ class Decoder(nn.Module):
 
     def counts(self) -> Counts:
         """Count parameters and bytes."""
-        return count(self.config, self.dtype.itemsize)
+        model_bytes = sum(parameter.nbytes for parameter in self.parameters())  # fewer if it is quantised
+        return count(self.config, self.dtype.itemsize)._replace(model_bytes=model_bytes)
 
     def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """Return the input of the head, (B, T, D). With a cache, the T tokens come after the cached tokens.

@@ -118,7 +118,7 @@ def can_capture(decoder: Decoder, cache: KVCache) -> bool:
 
     ALiBi's slopes are copied from the host in each step, which a graph does not allow.
     """
-    if decoder.head_weight.device.type != "cuda" or "alibi" in decoder.config.layer_positions:
+    if decoder.device.type != "cuda" or "alibi" in decoder.config.layer_positions:
         return False
     return all(allows_graphs(type(memory)) for memory in cache.memories)
 
@@ -144,7 +144,7 @@ class _CapturedStep:
     """
 
     def __init__(self, decoder: Decoder, memories: Sequence[Memory], block_step: Any, head: Any) -> None:
-        device = decoder.head_weight.device
+        device = decoder.device
         self.token_11 = torch.zeros(1, 1, dtype=torch.long, device=device)
         self.position = torch.zeros((), dtype=torch.long, device=device)
 

@@ -18,6 +18,7 @@ from slm.data.loader import Batch, document_numbers
 from slm.model.decoder import Decoder
 from slm.model.loss import IGNORE
 from slm.model.mixers.base import Mixer
+from slm.model.quantised import round_in_training
 from slm.training.distillation import load_teacher
 from slm.training.optim import OPTIMIZERS, LossScale, StepGuard, WeightAverage, full_grad_norm, skip_if
 from slm.training.parametrization import scale_initial_weights
@@ -53,6 +54,8 @@ class LanguageModel(L.LightningModule):
             self.decoder = Decoder(plan.model)
         self.decoder.activation_checkpointing = plan.passes.activation_checkpointing
         scale_initial_weights(self.decoder, plan.rules)
+        if kind := plan.settings.get("quantize"):  # older configs lack the key
+            round_in_training(self.decoder, kind)
         self.guard = StepGuard(self.optim["skip_factor"])
         self.loss_scale = LossScale() if plan.hardware.precision == "16-mixed" else None
         losses = torch.zeros(2 if plan.teacher else ())  # with a teacher, the cross-entropy and the soft loss

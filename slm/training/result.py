@@ -51,6 +51,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         "branched_from": journal.branched_from,
         "distill": plan.teacher.record(plan.sequence_length) if plan.teacher else None,
         "init_from": plan.initial.record if plan.initial else None,
+        "quantize": plan.settings.get("quantize"),
         "steps": step,
         "planned_steps": plan.steps,
         "skipped_steps": journal.skipped_steps,

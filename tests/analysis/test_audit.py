@@ -112,7 +112,9 @@ def test_ranges_of_sizes_that_differ_are_named_beside_the_sizes() -> None:
     assert what(audit(between), "violations") == ["sizes"]
 
 
-@pytest.mark.parametrize(("column", "named"), [("init_from", "initial weights"), ("distill", "distillation")])
+@pytest.mark.parametrize(
+    ("column", "named"), [("init_from", "initial weights"), ("distill", "distillation"), ("quantize", "rounding")]
+)
 def test_runs_from_weights_or_with_a_teacher_are_kept_apart_from_others_also_within_a_family(
     column: str, named: str
 ) -> None:

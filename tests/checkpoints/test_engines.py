@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slm.checkpoints import export_model
+from slm.checkpoints import export_model, load
 from slm.checkpoints.engine import EngineModel
 from slm.checkpoints.engine_export import export_for_engine
 from slm.checkpoints.engine_folder import check_engine, load_engine
@@ -95,6 +95,26 @@ def assert_computes_the_same(model: EngineModel, decoder: Decoder, error: float)
     torch.testing.assert_close(after, decoder(tokens_1T[:, 10:30])[:, 10:], rtol=0, atol=error)
     prompt, options = tokens_1T[0, :8].tolist(), {"max_new_tokens": 12, "temperature": 0}
     assert list(generate(model, prompt, **options)) == list(generate(decoder, prompt, **options))
+
+
+@pytest.mark.parametrize("quantize", ["int8_dynamic", "int4_dynamic"])
+def test_a_quantised_program_computes_what_the_quantised_checkpoint_does(quantize: str, tmp_path: Path) -> None:
+    pytest.importorskip("executorch", reason="needs slm[device]")
+    pytest.importorskip("torchao", reason="needs slm[device]")
+    tied = quantize == "int4_dynamic"
+    decoder = checkpoint(tmp_path / "model", num_layers=1, tie_embeddings=tied)
+    folder = export_for_engine(tmp_path / "model", tmp_path / "out", engine="executorch", quantize=quantize)
+    model, _, provenance = load_engine(str(folder / "model.pte"))
+    assert provenance.stored_dtype == quantize
+    rounded = load(tmp_path / "model", quantize=quantize).decoder
+    tokens_BT = random_tokens(60).view(12, 5)
+    expected = rounded(tokens_BT)
+    # A difference in the last bit may round an input of a text to the next number, which later tokens notice.
+    errors_B = (model.hidden(tokens_BT) - expected).abs().amax((1, 2))
+    assert errors_B.median() < 1e-4 < 1e-2 < (decoder(tokens_BT) - expected).abs().amax((1, 2)).min()
+    assert errors_B.max() < 0.3 * expected.abs().max()
+    head_bytes = tied * SHAPE["vocab_size"] * SHAPE["hidden_size"]
+    assert (folder / "model.pte").stat().st_size < rounded.counts().model_bytes + head_bytes + 60_000
 
 
 def test_a_program_computes_the_same_and_is_measured_beside_its_checkpoint(tmp_path: Path) -> None:

@@ -203,6 +203,28 @@ def test_parameters_count_once_and_bytes_are_those_of_the_shape(pair: tuple[str,
         assert (counts.kv_bytes_per_token, counts.kv_cache_bytes, counts.state_bytes) == BYTES[kind]
 
 
+def test_a_model_of_transformers_computes_with_rounded_linear_maps_except_its_head(tmp_path: Path) -> None:
+    theirs = foreign("qwen2", tmp_path)
+    rounded = load_any(tmp_path, quantize="int8")
+    tokens = torch.randint(0, 257, (2, 20), generator=torch.Generator().manual_seed(seeded(1)))
+    num_rounded = 0
+    for path, module in theirs.named_modules():
+        if isinstance(module, torch.nn.Linear) and path != "lm_head":
+            steps = module.weight.data.abs().amax(1, keepdim=True) / 127.5
+            module.weight.data = (module.weight.data * (1 / steps)).round().clamp(-128, 127) * steps
+            num_rounded += module.weight.numel()
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+        torch.testing.assert_close(rounded.decoder.head(rounded.decoder.hidden(tokens)), expected, rtol=0, atol=1e-5)
+    counts = rounded.decoder.counts()
+    assert counts.params_total == theirs.num_parameters()
+    rows = sum(m.out_features for path, m in theirs.named_modules() if isinstance(m, torch.nn.Linear)) - VOCAB
+    assert counts.model_bytes == 4 * (counts.params_total - num_rounded) + num_rounded + 4 * rows
+    foreign("gpt2", tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="quantize=int8 is for models with linear maps"):
+        load_any(tmp_path / "gpt2", quantize="int8")
+
+
 @pytest.mark.parametrize("stored", ["shards", "pickle"])
 def test_sharded_bfloat16_loads_as_transformers_loads_it_in_any_precision(stored: str, tmp_path: Path) -> None:
     model = foreign("gpt_neox", tmp_path, dtype=torch.bfloat16, max_shard_size="20KB")

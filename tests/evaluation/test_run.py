@@ -1,5 +1,6 @@
 """An evaluation from settings to results: what is measured once, what is measured again, what ends with which code."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from slm.checkpoints import load
+from slm.checkpoints import load, load_any
 from slm.evaluation import measure
 from slm.evaluation.chat import talk
 from slm.evaluation.run import SKIPPED_TASKS, evaluate
@@ -128,6 +129,42 @@ def test_a_checkpoint_whose_weights_changed_is_measured_again(run: Run, tmp_path
         losses.append(entry["perplexity_results"][0]["loss"])
     assert len(taken) == 4
     assert losses[0] != losses[1]
+
+
+def test_a_checkpoint_is_measured_beside_its_rounded_selves(
+    run: Run, text: Path, tmp_path: Path, taken: list[str]
+) -> None:
+    wide = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    release = save(llama(num_hidden_layers=1, intermediate_size=64, **wide), tmp_path / "llama-1")
+    once = (one(release), "perplexity.protocols=[non_overlapping]", "dtype=float64")
+    run(*once)
+    assert run(*once, "quantize=[null,int8,int4_dynamic]") == 0
+    assert taken == ["1-non_overlapping"] * 3  # what was measured alone is not measured again
+    table = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
+    assert [row["model"] for row in table] == ["llama-1", "llama-1 int8", "llama-1 int4_dynamic"]
+    assert [row["quantize"] for row in table] == ["", "int8", "int4_dynamic"]
+    assert [row["family"] for row in table] == ["unnamed", "unnamed int8", "unnamed int4_dynamic"]
+    ids = [*text.read_bytes()]
+    for row, kind in zip(table, (None, "int8", "int4_dynamic"), strict=True):
+        decoder = load(release, dtype=torch.float64, quantize=kind).decoder
+        assert int(row["model_bytes"]) == decoder.counts().model_bytes
+        assert float(row["bits_per_weight"]) == pytest.approx(8 * int(row["model_bytes"]) / int(row["params_total"]))
+        windows = [torch.tensor([ids[start : start + 33]]) for start in range(0, len(ids) - 1, 32)]
+        losses = torch.cat([decoder.token_losses(window[:, :-1], window[:, 1:])[0] for window in windows])
+        assert float(row["loss"]) == pytest.approx(float(losses.mean()), rel=1e-9)
+    assert len({row["loss"] for row in table}) == 3
+    report = (tmp_path / "out" / "report.md").read_text()
+    difference = float(table[1]["bits_per_byte"]) - float(table[0]["bits_per_byte"])
+    lines = report.split("# Quantisation")[1].splitlines()
+    shown = next(line for line in lines if line.startswith("| llama-1 int8 "))
+    assert float(shown.split("|")[2].split("±")[0]) == pytest.approx(difference, rel=0.02)
+
+
+def test_an_export_for_an_engine_is_not_rounded_again(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "model.pte"
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"quantize=int4: .*model\.pte runs in the precision of its file"):
+        load_any(file, quantize="int4")
 
 
 @pytest.mark.parametrize("change", ["dtype=bfloat16", "perplexity.max_tokens=50", "speed.new_tokens=5"])

@@ -15,6 +15,7 @@ from slm.data.chat_template import PLAIN_TEMPLATE
 from slm.data.corpus import prepare
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import byte_tokenizer, load_tokenizer
+from slm.model.quantised import round_in_training
 from slm.training import run as run_module
 from slm.training.initial import matching_rows, tokenizer_source, with_rows
 from slm.training.journal import Journal
@@ -99,6 +100,31 @@ def test_shape_tokenizer_and_family_come_from_the_checkpoint_and_result_json_say
     assert ours["init_from"] == start | {"vocab": "same"}
     assert theirs["init_from"] is None
     assert ours["val"]["loss"] < theirs["val"]["loss"]
+
+
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_a_run_trains_for_rounded_weights_and_exports_those_that_are_not_rounded(
+    first: Path, second: Path, train_here: Train, tmp_path: Path, compiled: str
+) -> None:
+    folder = tmp_path / "run"
+    result = train_here(folder, f"init_from={first}", *STARTED, "quantize=int4", f"trainer.compile={compiled}")
+    assert result["quantize"] == "int4"
+    decoder, unaware = load(folder).decoder, load(second).decoder
+    assert decoder.state_dict().keys() == unaware.state_dict().keys()
+    assert not torch.equal(decoder.layers[0].mlp.up_proj.weight, unaware.layers[0].mlp.up_proj.weight)  # type: ignore[union-attr]
+    settings = OmegaConf.load(folder / "config.yaml")
+    corpus = prepare(settings["data"], tokenizer_source(settings), cache_dir=Path(settings["cache_dir"]))
+    tokens = torch.from_numpy(corpus.val.read(0, corpus.val.num_tokens).astype("int64"))
+    losses = []
+    for rounded in (False, True):
+        if rounded:
+            round_in_training(decoder, "int4")
+        windows = [tokens[None, start : start + 33] for start in range(0, len(tokens) - 1, 32)]
+        losses.append(torch.cat([decoder.token_losses(w[:, :-1], w[:, 1:])[0] for w in windows]).mean().item())
+    assert result["val"]["loss"] == pytest.approx(losses[1], rel=1e-6)
+    assert abs(losses[0] - losses[1]) > 1e-5
+    with pytest.raises(ValueError, match="quantize is int4 there, None here"):
+        train_here(folder, f"init_from={first}", *STARTED)
 
 
 def test_a_run_that_is_killed_goes_on_bit_for_bit_without_its_initial_checkpoint(

@@ -160,12 +160,15 @@ def tasks_of(entry: Entry) -> dict[str, Entry]:
 
 
 def family_of(entry: Entry) -> str:
-    """Return the stated family, else the name without its size (MobileLLM for MobileLLM-125M), else `UNNAMED`."""
-    if entry.get("family"):
-        return str(entry["family"])
-    name = str(entry["name"])
+    """Return the stated family, else the name without its size (MobileLLM for MobileLLM-125M), else `UNNAMED`.
+
+    Quantised checkpoints are families of their own, so that no law is fitted to a mixture.
+    """
+    kind = entry.get("quantize")
+    name = str(entry["name"]).removesuffix(f" {kind}")
     without_size = _SIZE.sub("", name).strip("-_ ")
-    return without_size if without_size not in ("", name) else UNNAMED
+    family = entry.get("family") or (without_size if without_size not in ("", name) else UNNAMED)
+    return f"{family} {kind}" if kind else str(family)
 
 
 def task_metric(result: Entry, metric: str) -> Entry:

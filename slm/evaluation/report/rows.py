@@ -37,7 +37,7 @@ SPEED_KEYS = ("prefill_tokens_per_second", "decode_tokens_per_second", "cache", 
 STUDY_COLUMNS = ("model", "params_total", "perplexity", "tokens_per_second", "peak_memory_mb", "seconds")
 """The published columns, which every results.csv has."""
 IDENTITY_COLUMNS = ("checkpoint", "kind", "revision", "fingerprint", "stored_dtype", "dtype", "autocast", "device",
-                    "load_seconds", "wall_seconds", "evaluated_at")  # fmt: skip
+                    "quantize", "load_seconds", "wall_seconds", "evaluated_at")  # fmt: skip
 
 
 def rows(results: Results) -> list[Entry]:
@@ -67,6 +67,7 @@ def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
     lacks_loss = entry["status"] == "completed" and results.primary and not has_loss(score)
     status = "no loss" if lacks_loss else entry["status"]
     peak_bytes = number(speed, "peak_memory_bytes")
+    model_bytes = number(entry, "model_bytes") or number(speed, "model_bytes")
     tokens_column = "tokens" if has_budgets else "train_tokens"
     return {
         "model": entry["name"],
@@ -85,6 +86,8 @@ def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
         **{column: score.get(key) for column, key in SCORE_COLUMNS.items()},
         **_other_scores(entry, results),
         **_speed_columns(speed),
+        "model_bytes": model_bytes,
+        "bits_per_weight": 8 * model_bytes / entry["params_total"] if model_bytes else None,
         **_task_columns(entry, results),
         **{name: entry.get(name) for name in IDENTITY_COLUMNS},
     }

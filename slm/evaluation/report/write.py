@@ -12,6 +12,7 @@ from rich.markdown import Markdown
 
 from slm.evaluation.report.figures import FIGURES
 from slm.evaluation.report.quality import compare, quality_section, rank_checkpoints, target_error, warnings
+from slm.evaluation.report.quantised import quantisation_section
 from slm.evaluation.report.results import (
     Entry,
     Measure,
@@ -89,7 +90,8 @@ def print_report(entries: Sequence[Entry], folder: Path, limits: Entry | None = 
     console = Console(width=None if sys.stdout.isatty() else 160)
     for block in summary_section(results).blocks[:2]:
         console.print(Markdown(block))
-    for section in filter(None, (quality_section(results), speed_section(results), tasks_section(results))):
+    shown = (quality_section, speed_section, tasks_section, quantisation_section)
+    for section in filter(None, (make_section(results) for make_section in shown)):
         for block in section.blocks[1:]:
             # Print tables, lists and bold remarks; skip figures, explanations and tables of differences.
             if block.startswith(("|", "- ", "**")) and not block.startswith("**Differences"):
@@ -206,6 +208,7 @@ def _text(key: str, entry: Entry) -> str:
 
 def _precision(entry: Entry) -> str:
     dtype, autocast = str(entry.get("dtype", NO_VALUE)), entry.get("autocast")
+    dtype = f"{entry['quantize']}, {dtype}" if entry.get("quantize") else dtype
     return f"{dtype} under {autocast} autocast" if autocast else dtype
 
 
@@ -275,5 +278,5 @@ def _distinct(texts: Iterable[str]) -> str:
     return join_names([escape_markdown(text) for text in dict.fromkeys(texts) if text])
 
 
-SECTIONS = (summary_section, ship_section, quality_section, speed_section, tasks_section, scaling_section, gain_section,
-            study_section, checkpoints_section)  # fmt: skip
+SECTIONS = (summary_section, ship_section, quality_section, speed_section, tasks_section, quantisation_section,
+            scaling_section, gain_section, study_section, checkpoints_section)  # fmt: skip

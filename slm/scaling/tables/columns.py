@@ -21,6 +21,7 @@ CELL = (
     "family", *SIZES, "tokens", "width", "depth", "lr", "budget", "isoflop", "vocab_size", "steps", "schedule",
     "context_length", "sequence_length", "batch_tokens", "batch_seqs", "batch_size", "parametrization", "precision",
     "data_fingerprint", "tokenizer_fingerprint", "document_masking", "optimizer", "ema_decay", "init_from", "distill",
+    "quantize",
 )  # fmt: skip
 """Columns that define a cell: rows of one cell agree in all of them, and differ only in seed and results."""
 CANONICAL_NAMES = dict.fromkeys(("run_id", "trunk", "seed", "status", *QUANTITIES, *CELL, "lr_rule", "eval_set"))
