@@ -169,10 +169,11 @@ def check_settings(script: str, overrides: tuple[str, ...], config_dir: str | No
     elif script == "evaluate":
         evaluation.check_settings(settings)
     else:
-        if (runs := settings["runs"]) and runs != "mobilellm_published":
-            (folder / runs).parent.mkdir(parents=True, exist_ok=True)
-            (folder / runs).touch()
-            settings["runs"] = str(folder / runs)
+        for key in ("runs", "device"):
+            if (file := settings[key]) and file not in ("mobilellm_published", "here"):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                (folder / file).touch()
+                settings[key] = str(folder / file)
         sweep.check_settings(settings, overrides)
         design = check_design(settings["sweep"])
         Recipe(design.families[0], design.common_overrides)

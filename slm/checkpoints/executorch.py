@@ -76,7 +76,7 @@ def _with_torchao(decoder: Decoder, kind: str) -> Decoder:
     ao = import_extra("torchao.quantization", "device", f"quantize={kind}")
     per_row, bits = ao.PerAxis(0), QUANTISATIONS[kind][0]
     blocks = ao.Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int4 if bits == 4 else torch.int8,
+        weight_dtype=getattr(torch, f"int{bits}"),
         weight_granularity=ao.PerGroup(GROUP) if bits == 4 else per_row,
         weight_scale_dtype=torch.bfloat16 if bits == 4 else None,
     )
@@ -84,7 +84,8 @@ def _with_torchao(decoder: Decoder, kind: str) -> Decoder:
     decoder = copy.deepcopy(decoder)
     if decoder.config.tie_embeddings:
         decoder.config = dataclasses.replace(decoder.config, tie_embeddings=False)
-        decoder.lm_head = nn.Linear(*reversed(decoder.embed_tokens.weight.shape), bias=False, device="meta")
+        rows, width = decoder.embed_tokens.weight.shape
+        decoder.lm_head = nn.Linear(width, rows, bias=False, device="meta")
         decoder.lm_head.weight = nn.Parameter(decoder.embed_tokens.weight.detach().clone(), requires_grad=False)
     ao.quantize_(decoder.layers, blocks)
     ao.quantize_(decoder, head, lambda module, _: module is decoder.lm_head)

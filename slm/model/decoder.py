@@ -154,12 +154,12 @@ class Decoder(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.norm.weight.device
+        return next(self.norm.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights, and of what quantised weights become in a product."""
-        return self.norm.weight.dtype
+        return next(self.norm.parameters()).dtype
 
     def make_cache(self, batch_size: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
         """Return an empty cache for `max_length` tokens of each sequence."""

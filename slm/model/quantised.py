@@ -114,11 +114,6 @@ class _RoundedNorm(nn.Module):
         super().__init__()
         self.norm = norm
 
-    @property
-    def weight(self) -> Tensor:
-        """The gain of the norm."""
-        return self.norm.weight  # type: ignore[return-value]
-
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         return round_activations(self.norm(x))

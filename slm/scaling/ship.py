@@ -89,8 +89,11 @@ def decisions(
     entry["candidates"] = _candidate_entries(candidates, rows, results, chosen["meets"], settings.level)
     entry["models"] = [_model_entry(key, family, model) for key in models for family, model in models[key].items()]
     entry["largest"] = largest_sizes(search, fitted)
-    if doubt := measures_only_depth(device):
-        for choice in entry["choices"][:2]:  # those that rest on speeds
+    no_error = "no second seed and no law shows the error of a result" if errors_from == "nothing" else None
+    only_depth = measures_only_depth(device)
+    doubts = {"latency first": only_depth, "balanced": only_depth or no_error, "quality first": no_error}
+    for choice in entry["choices"]:
+        if doubt := doubts[choice["use"]]:
             choice |= {"sure": False, "doubt": doubt}
     several = ["Of several cells of a shape, the one with the lowest mean result is compared."]
     notes = [*device.notes, *ERROR_NOTES[errors_from], *(several if (results["cells"] > 1).any() else [])]

@@ -293,7 +293,7 @@ def test_the_tracker_gets_names_that_it_takes_and_no_value_that_is_not_identifie
     primary = {"law": "power", "target": "loss", "size": "N", "loss": "log"}
     comparison = {"primary": primary, "verdict": {"headline": ".", "pairs": []}, "laws": {}}
     comparison |= {"paired": {"pairs": []}, "levels": {"pairs": []}}
-    found = Directory(Path(), [entry], comparison, {}, {}, {})
+    found = Directory(Path(), [entry], comparison, {}, {}, {}, {})
     columns, rows = exponent_rows(found)
     (alpha, beta) = (dict(zip(columns, row, strict=True)) for row in rows)
     assert (alpha["value"], alpha["identified"]) == (0.1, True)

@@ -35,7 +35,7 @@ def drawn(paths: list[Path]) -> set[str]:
 
 
 def test_each_figure_is_drawn_where_its_data_are_and_only_there(two: Path, one: Path, iso: Path) -> None:
-    assert drawn(draw_figures(two)) == set(FIGURES) - {"accuracy", "isoflop", "overlay", "rates"}
+    assert drawn(draw_figures(two)) == set(FIGURES) - {"accuracy", "isoflop", "overlay", "rates", "ship"}
     assert drawn(draw_figures(one)) == set(FIGURES) - {
         "accuracy",
         "isoflop",
@@ -43,8 +43,9 @@ def test_each_figure_is_drawn_where_its_data_are_and_only_there(two: Path, one: 
         "differences",
         "overlay",
         "rates",
+        "ship",
     }
-    assert drawn(draw_figures(iso)) == set(FIGURES) - {"accuracy", "ratios", "differences", "overlay", "rates"}
+    assert drawn(draw_figures(iso)) == set(FIGURES) - {"accuracy", "ratios", "differences", "overlay", "rates", "ship"}
 
 
 def test_tuned_rates_are_drawn_and_told(two: Path, tmp_path: Path) -> None:

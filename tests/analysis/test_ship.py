@@ -103,3 +103,13 @@ def test_wrong_settings_are_refused_before_anything_is_written(overrides: list[s
         analysed("runs=runs.csv", *overrides)
     assert words in str(refusal.value)
     assert not Path("out").exists()
+
+
+def test_without_any_error_of_the_results_quality_is_not_decided(without_figures: None) -> None:
+    frame = pd.DataFrame({"family": "a", "width": [64, 128], "depth": [2, 4], "params_total": [1e6, 4e6],
+                          "tokens": 1e9, "loss": [4.0, 3.5]})  # fmt: skip
+    frame.to_csv("two.csv", index=False)
+    frame.assign(decode_tokens_per_second=[40, 20]).to_csv("phone.csv", index=False)
+    made = analysed("runs=two.csv", "device=phone.csv")
+    assert [choice["sure"] for choice in made["choices"]] == [True, False, False]
+    assert "no second seed and no law" in made["choices"][2]["doubt"]

@@ -41,7 +41,7 @@ def ship_entry(results: Results) -> dict[str, Any] | None:
     estimates = np.array([score[metric] for score in scores])
     losses = np.vstack([estimates, estimates + joint_errors(scores, metric, DRAWS, rng)])
     names = [str(entry["name"]) for entry in entries]
-    candidates = Candidates(names, losses, {key: draws_of(*cost, rng) for key, cost in costs.items()})
+    candidates = Candidates(names, losses, {key: np.exp(draws_of(*cost, rng)) for key, cost in costs.items()})
     chosen = choose(candidates, results.limits)
     ends = [0.5 - LEVEL / 2, 0.5 + LEVEL / 2]
     made: dict[str, Any] = {"target": metric, "level": LEVEL, "sure": SURE, **chosen}
@@ -67,7 +67,7 @@ def _conditions(entry: Entry) -> tuple[Any, ...]:
 
 
 def _costs(entries: list[Entry], usual: tuple[Any, ...]) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
-    """Key of a measure -> costs of all checkpoints and their absolute errors; and who was measured otherwise."""
+    """Key of a measure -> log costs of all checkpoints and their errors; and who was measured otherwise."""
     costs = {}
     left_out: list[str] = []
     for key, measure in MEASURES.items():
@@ -79,13 +79,13 @@ def _costs(entries: list[Entry], usual: tuple[Any, ...]) -> tuple[dict[str, tupl
             if measure.is_rate and _conditions(entry) != usual:
                 left_out.append(str(entry["name"]))
                 continue
-            values[k] = measure.invert(value)
+            values[k] = np.log(measure.invert(value))
             prefix = measure.column.partition("_")[0]
             spread = entry["speed"].get(f"{prefix}_spread") if measure.column in SPREADS else None
             if spread:
                 slowest, fastest = spread
                 repetitions = entry["speed"].get("repetitions") or USUAL_REPETITIONS
-                errors[k] = values[k] * median_error(slowest, fastest, repetitions)
+                errors[k] = median_error(slowest, fastest, repetitions)
         if np.isfinite(values).any():
             costs[key] = values, errors
     return costs, list(dict.fromkeys(left_out))
