@@ -4,8 +4,6 @@ Notable: a setting that the table does not state is listed as unknown and never 
 controlled only if the table shows that tokens, data, tokenizer, evaluation set, schedule and learning rate are matched.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

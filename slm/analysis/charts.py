@@ -3,8 +3,6 @@
 A line is named TABLE: NAME, so that charts of several analyses can be read when the tracker shows them together.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any

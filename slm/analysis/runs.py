@@ -1,7 +1,5 @@
 """Collect runs into one table, with a row for each `result.json`, even if the run failed or was interrupted."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

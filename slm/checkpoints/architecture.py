@@ -5,8 +5,6 @@ would change the function and are not implemented here (scaled rotary positions,
 name and never ignored. Code in the folder is not read.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

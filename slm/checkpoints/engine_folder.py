@@ -1,7 +1,5 @@
 """Open an export for another engine: `model.pte` or `model.gguf` with the config.json and the tokenizer beside it."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Any

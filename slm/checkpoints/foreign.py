@@ -4,8 +4,6 @@ Notable: transformers gets a local folder and our own memory-mapped tensors, so 
 release is run. What would run such code, or is no model that predicts the next token of a text, is refused by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass

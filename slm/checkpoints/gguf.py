@@ -5,8 +5,6 @@ by rules that have names (`tokenizer.ggml.pre`), and stops at a name that it doe
 has none there. The nearest one is written with a note, unless `tokenizer.split=llama3` trained the tokenizer.
 """
 
-from __future__ import annotations
-
 import json
 import weakref
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ for both the mapped pages and the copies. Pickles are read by `torch.load(weight
 only tensors and refuses anything else without executing it.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 import warnings

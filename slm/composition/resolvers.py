@@ -1,7 +1,5 @@
 """Register what `conf/train.yaml` takes from Python: the defaults of ModelConfig, family rules and names of runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path

@@ -7,8 +7,6 @@ sources has n w windows, to within (1 + K w) / 2. Shares are fractions of intege
 without the windows before it and without rounding.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ text, to which each line is added. Only the conversation goes to standard output
 works line by line in a pipe.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,15 +16,7 @@ import yaml
 from slm.checkpoints import AnyCheckpoint as Checkpoint
 from slm.checkpoints import check_any
 from slm.evaluation.config import address_of, read_prompt
-from slm.evaluation.generation import (
-    Options,
-    check_option,
-    keep,
-    new_ids,
-    print_sample,
-    require_room,
-    text_pieces,
-)
+from slm.evaluation.generation import Options, check_option, keep, new_ids, print_sample, require_room, text_pieces
 from slm.evaluation.history import Conversation, RunningText
 from slm.evaluation.measure import check_compile, load_checked, resolve_precision
 from slm.model import Decoder

@@ -6,8 +6,6 @@ them from `hidden`, and return them unchanged from `head`.
 Legend: B batch, T tokens, N tokens of any shape flattened, S width of the states, V vocabulary.
 """
 
-from __future__ import annotations
-
 from typing import Any, Protocol
 
 import torch

@@ -11,8 +11,6 @@ Notable:
 - Bokeh is imported only to write a page, because this takes about a second.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import html

@@ -1,7 +1,5 @@
 """Apply a function to many arguments, in several processes once that is worth it."""
 
-from __future__ import annotations
-
 import ctypes
 import multiprocessing
 import os

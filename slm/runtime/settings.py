@@ -1,7 +1,5 @@
 """The kinds of values that settings may have, and the checks of settings that all programs share."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

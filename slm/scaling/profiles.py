@@ -6,8 +6,6 @@ interval has the values v at which |t| is below the quantile of Student's t. If 
 side of the estimate v_hat, the data do not bound the parameter on that side.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,13 +117,7 @@ class _Refits:
         """Search at each value from starts [2, R, P]; returns the coordinates [R, P] and the objectives [R]."""
         R, held = len(values), np.tile(values, 2)[:, None]
         theta, objective = minimise_held(
-            self.fit,
-            self.vector[None],
-            held,
-            starts.reshape(2 * R, -1),
-            tolerance=1e-7,
-            max_steps=MAX_STEPS,
-            rivals=2,
+            self.fit, self.vector[None], held, starts.reshape(2 * R, -1), tolerance=1e-7, max_steps=MAX_STEPS, rivals=2
         )
         best = objective.reshape(2, R).argmin(axis=0) * R + np.arange(R)
         return theta[best], objective[best]

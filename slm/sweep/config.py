@@ -1,7 +1,5 @@
 """Check the settings of sweep.py, except the design (`design.py`) and the launcher (`launchers/`)."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re

@@ -1,7 +1,5 @@
 """Check the config group `sweep`, the design of a sweep. `conf/sweep/quick.yaml` says what each key means."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Log a run to MLflow: by default into mlflow.db and mlruns/ in the working directory, without a server."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

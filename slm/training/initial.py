@@ -5,8 +5,6 @@ reads it. Once a run has a checkpoint of its own, the initial one is not opened 
 shape is in config.yaml, the tokenizer in the cache, and what was known of the initial weights in corpus.json.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ All of it is one callback because the order matters: each step writes its row be
 killed at any moment and continued writes the same rows. Between rows, the host never waits for the device.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping, Sequence

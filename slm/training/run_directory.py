@@ -1,7 +1,5 @@
 """The run directory: its files, and which run it belongs to."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The text that a run generates while it trains."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

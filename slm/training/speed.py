@@ -1,7 +1,5 @@
 """Measurements before a run: the speed of the model on this machine, and the matmul peak for computing MFU."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

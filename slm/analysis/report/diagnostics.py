@@ -26,8 +26,7 @@ def diagnostics_section(analysis: Directory) -> Section:
         f"the {analysis.level:.0%} interval (shaded)."
     )
     return Section("Residuals and profiles").add(
-        analysis.figure("residuals", residuals),
-        analysis.figure("profiles", profiles),
+        analysis.figure("residuals", residuals), analysis.figure("profiles", profiles)
     )
 
 

@@ -1,7 +1,5 @@
 """Two parts of the first screen: what is solid, weak or unknown, and on what machine and with what code it was run."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -18,15 +16,7 @@ from slm.runtime.words import (
     plural,
     shortlist,
 )
-from slm.scaling.caveats import (
-    FEW_SIZES,
-    NARROW_SPAN,
-    Entry,
-    deviating_families,
-    family_pairs,
-    lower_first,
-    num_sizes,
-)
+from slm.scaling.caveats import FEW_SIZES, NARROW_SPAN, Entry, deviating_families, family_pairs, lower_first, num_sizes
 from slm.scaling.describe import is_identified
 
 SOLID, WEAK, UNKNOWN = LIGHTS

@@ -3,8 +3,6 @@
 It shows rows of results.csv and curves of fits.json, and computes nothing but the place of the solid part of a curve.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
