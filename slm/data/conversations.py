@@ -12,7 +12,6 @@ import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -229,7 +228,7 @@ def _broken(value: Any, specials: Sequence[str]) -> Any:
 
 def _spans(messages: Sequence[Mapping[str, Any]], chat: _Chat) -> tuple[str, list[tuple[int, int]]]:
     """Return the text of a conversation and the parts of it that are scored, as ranges of characters."""
-    if _has_generation_tags(chat.template):
+    if _GENERATION_TAG.search(chat.template):
         pieces = re.split(f"[{START}{END}]", chat.render(messages, marks=True))
         bounds = [0, *accumulate(map(len, pieces))]
         return "".join(pieces), [(bounds[i], bounds[i + 1]) for i in range(1, len(pieces), 2)]
@@ -252,8 +251,3 @@ def _added_by(number: int, messages: Sequence[Mapping[str, Any]], chat: _Chat, t
     if said.rstrip().endswith(chat.special_tokens["eos_token"]):  # the white space after it is not generated
         said = said.rstrip()
     return len(before), len(before) + len(said)
-
-
-@lru_cache(maxsize=16)
-def _has_generation_tags(template: str) -> bool:
-    return bool(_GENERATION_TAG.search(template))
