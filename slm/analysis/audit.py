@@ -272,7 +272,7 @@ def _are_equal(lists: dict[str, list[Any]]) -> bool:
 def _ranges(frame: pd.DataFrame, name: str) -> str:
     groups = frame.groupby("family", sort=False)[name]
     ranges = (
-        f"{shortened(family, 30)} {count(float(rows.min()))} to {count(float(rows.max()))}" for family, rows in groups
+        f"{shortened(name, 30)} {count(float(rows.min()))} to {count(float(rows.max()))}" for name, rows in groups
     )
     return shortlist(ranges, MAX_FAMILIES, "; ")
 

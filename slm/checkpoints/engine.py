@@ -68,9 +68,7 @@ class EngineModel:
         if length > max_length:
             raise ValueError(f"{length} tokens do not fit: the context or the cache ends at {max_length}")
         if documents_BT is not None:
-            raise ValueError(
-                "an engine cannot hide documents of one row from each other: give the documents separately"
-            )
+            raise ValueError("an engine cannot hide documents of one row from each other: give them separately")
         rows = []
         for row, tokens in enumerate(tokens_BT.tolist()):
             rows.append(self._continue(cache.rows[row], tokens))

@@ -156,9 +156,7 @@ def foreign_tokenizer(folder: Path, name: str | None) -> Tokenizer:
                 "tokenizer.json to the folder"
             ) from None
     if converted.eos_token is None:
-        raise ValueError(
-            f"checkpoint: nothing in {folder} says which token ends a text: name it in tokenizer_config.json"
-        )
+        raise ValueError(f"checkpoint: nothing in {folder} says what ends a text: name it in tokenizer_config.json")
     bos, eos = converted.bos_token, converted.eos_token
     tokenizer = Tokenizer(name or folder.resolve().name, content, bos=bos, eos=eos, adds_bos=adds_bos)
     tokenizer.chat_template = load_chat_template(folder)

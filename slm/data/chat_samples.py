@@ -28,12 +28,8 @@ VAL_SHARE = {"questions": 0.05, "calls": 0.035}
 _SENTENCE = re.compile(r"(.+?[.!?])(?=\s|$)", re.DOTALL)
 _MAX_ANSWER = 200  # characters
 _UNITS = (
-    ("metres", "feet"),
-    ("kilometres", "miles"),
-    ("kilograms", "pounds"),
-    ("litres", "gallons"),
-    ("hours", "days"),
-)
+    ("metres", "feet"), ("kilometres", "miles"), ("kilograms", "pounds"), ("litres", "gallons"), ("hours", "days"),
+)  # fmt: skip
 _MINUTES = range(1, 181)
 _FIRST_NAMES = ("Ada", "Alan", "Barbara", "Claude", "Donald", "Edsger", "Frances", "Grace", "Ken", "Margaret", "Radia")
 _SUBJECTS = ("dentist", "lunch", "standup", "review", "piano lesson", "team call", "haircut", "yoga", "seminar")

@@ -74,9 +74,7 @@ class Chat:
         if as_text or tokenizer.chat_template is None:
             if system is not None:
                 reason = "chat=text uses none" if as_text else "this checkpoint has none"
-                raise ValueError(
-                    f"system needs a chat template, and {reason}: put the instruction into your first line"
-                )
+                raise ValueError(f"system needs a chat template, and {reason}: put it into your first line")
             self.history = RunningText(tokenizer)
         else:
             self.history = Conversation(tokenizer, system)

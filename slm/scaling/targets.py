@@ -102,9 +102,7 @@ def _wrong_way(frame: pd.DataFrame, column: str, settings: Settings) -> list[str
     """A sentence if the fitted column mostly rises with size, in most families: its kind may be wrong."""
     size = next(name for name in SIZES if name in frame)
     means = frame.groupby(["family", size])[column].mean().groupby(level="family")
-    ranks = [
-        stats.spearmanr(range(len(of_family)), of_family).statistic for _, of_family in means if len(of_family) > 3
-    ]
+    ranks = [stats.spearmanr(range(len(rows)), rows).statistic for _, rows in means if len(rows) > 3]
     if not ranks or np.median(ranks) < WRONG_WAY:
         return []
     kind, direction = settings.target_kind, "falls" if settings.target_kind == "accuracy" else "rises"

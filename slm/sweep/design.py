@@ -49,9 +49,7 @@ def _is_rate(value: Any) -> bool:
 
 
 NAME_OF_FOLDER = Kind("a folder name without /", lambda value: kinds.NAME.accepts(value) and Path(value).name == value)
-SHAPE = Kind(
-    "WIDTHxDEPTH", lambda value: kinds.TEXT.accepts(value) and bool(re.fullmatch(r"0*[1-9]\d*x0*[1-9]\d*", value))
-)
+SHAPE = Kind("WIDTHxDEPTH", lambda x: kinds.TEXT.accepts(x) and bool(re.fullmatch(r"0*[1-9]\d*x0*[1-9]\d*", x)))
 TOLERANCE = Kind(
     f"a number above 0 and at most {MAX_TOLERANCE}",
     lambda value: kinds.POSITIVE.accepts(value) and value <= MAX_TOLERANCE,

@@ -99,9 +99,7 @@ def keep_measured_runs(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple
     from slm.runtime.words import shortlist
     from slm.scaling.tables.values import source_columns
 
-    used_columns = [
-        name for expression in columns.values() for name in source_columns(expression, table) if name in table
-    ]
+    used_columns = [name for text in columns.values() for name in source_columns(text, table) if name in table]
     score_at_end = f"({'|'.join(SCORES)})$"
     used_scores = [name for name in used_columns if re.search(score_at_end, name)]
     fingerprints = {re.sub(score_at_end, FINGERPRINT, name) for name in used_scores}  # NAME_eval_data_fingerprint

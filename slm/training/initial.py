@@ -118,9 +118,7 @@ def load_initial(decoder: Decoder, settings: Mapping[str, Any], tokenizer: Token
         initial = load(path, revision=revision)
     state, lines = initial.decoder.state_dict(), []
     if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-        raise ValueError(
-            f"init_from={settings[KEY]} holds NaN or infinite values in {bad[0]}: choose another checkpoint"
-        )
+        raise ValueError(f"init_from={settings[KEY]} has NaN or infinite values in {bad[0]}: choose another checkpoint")
     if settings["init_vocab"] == "match":
         rows = matching_rows(initial.tokenizer, tokenizer, decoder.config.vocab_size)
         for name in {EMBEDDING, HEAD} & state.keys():

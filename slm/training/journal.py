@@ -35,12 +35,9 @@ SCORED_COLUMNS = ("scored_tokens",)
 HOPELESS_NATS = 1.0
 """A row counts as hopeless if its mean loss is at least this many nats above the loss of a uniform guess."""
 PROGRESS_FORMATS = {
-    "train/loss": "loss {:.3f}",
-    "val/loss": "val {:.3f}",
-    "val/bits_per_byte": "({:.3f} bits/byte)",
-    "time/tokens_per_second": "{:,.0f} tok/s",
-    "time/mfu": "MFU {:.0%}",
-}
+    "train/loss": "loss {:.3f}", "val/loss": "val {:.3f}", "val/bits_per_byte": "({:.3f} bits/byte)",
+    "time/tokens_per_second": "{:,.0f} tok/s", "time/mfu": "MFU {:.0%}",
+}  # fmt: skip
 """Metric -> how the progress line shows it."""
 
 

@@ -68,9 +68,7 @@ def _rmse_text(entries: list[Entry]) -> str:
     known = sorted((entry for entry in entries if is_number(entry["rmse_log"])), key=itemgetter("rmse_log"))
     if len(known) < 2:
         return percent(known[0]["rmse_log"]) if known else "unknown"
-    return " to ".join(
-        f"{percent(entry['rmse_log'])} ({short_name(entry['family'])})" for entry in (known[0], known[-1])
-    )
+    return " to ".join(f"{percent(row['rmse_log'])} ({short_name(row['family'])})" for row in (known[0], known[-1]))
 
 
 def profiles_figure(analysis: Directory) -> Figure | None:

@@ -124,15 +124,8 @@ def _first_column(rows: pd.DataFrame, *names: str) -> Sequence[Any]:
 
 def _loss_view(analysis: Directory, axis: str, runs: Mapping[str, Any], laws: Mapping[str, list[Entry]]) -> View:
     label = analysis.target_name
-    texts = {
-        "run": "run",
-        "family": "family",
-        "shape": "shape",
-        "N": "size",
-        "tokens": "tokens",
-        "seed": "seed",
-        label: "text",
-    }
+    texts = {"run": "run", "family": "family", "shape": "shape", "N": "size", "tokens": "tokens", "seed": "seed",
+             label: "text"}  # fmt: skip
     series: list[Points | Curve] = [
         Points(data, axis, "value", analysis.colour(family), analysis.marker(family), texts, {"family": family})
         for family, data in runs.items()
