@@ -7,8 +7,6 @@ never does so.
 Legend: B batch, T tokens, N tokens of any shape flattened, V vocabulary.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings
@@ -38,7 +36,7 @@ class TokenCache:
         """Number of tokens of each sequence."""
         return len(self.rows[0])
 
-    def select(self, source: TokenCache, rows: Tensor) -> None:
+    def select(self, source: "TokenCache", rows: Tensor) -> None:
         """Copy sequence `rows[r]` of `source` to sequence r."""
         self.rows = [list(source.rows[row]) for row in rows.tolist()]
 

@@ -7,8 +7,6 @@ Before a model is measured, `check` compares head, causality and cache with the 
 Legend: B batch, T tokens, D hidden, N tokens flattened, V vocabulary.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
@@ -38,7 +36,7 @@ class TransformersCache:
         self.inner: Any = DynamicCache(config=config)
         self.length = 0
 
-    def select(self, source: TransformersCache, rows: Tensor) -> None:
+    def select(self, source: "TransformersCache", rows: Tensor) -> None:
         """Become a copy of `source` in which sequence r is its sequence `rows[r]`."""
         self.inner, self.length = copy.deepcopy(source.inner), source.length
         if self.length:

@@ -5,8 +5,6 @@ assistant says is scored: what the template puts into `{% generation %}` blocks,
 what an assistant's message adds to the prompt for it, up to the token that ends the message.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from bisect import bisect_left
@@ -140,13 +138,13 @@ def rendered(document: str, template: str) -> str:
     return _Chat(template, {"bos_token": "", "eos_token": ""}, content.get("tools")).render(content["messages"])
 
 
-def encode_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, tools: Any = None) -> list[int]:
+def encode_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: "Tokenizer", tools: Any = None) -> list[int]:
     """Return the ids of `messages` and of what stands before the assistant's answer, which is to be generated."""
     chat = _Chat(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens, tools)
     return tokenizer.encode_rendered(chat.render(messages, prompts=True))[0]
 
 
-def end_of_turn_ids(tokenizer: Tokenizer) -> list[int]:
+def end_of_turn_ids(tokenizer: "Tokenizer") -> list[int]:
     """Return the ids that end an answer: EOS, and the special token that the chat template writes after an answer."""
     answer = "an answer"
     messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
@@ -156,7 +154,7 @@ def end_of_turn_ids(tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.eos_id, *(token for token in next_id if tokenizer.token_bytes[token] == 0)]
 
 
-def prompt_and_answer(document: str, tokenizer: Tokenizer) -> tuple[str, str]:
+def prompt_and_answer(document: str, tokenizer: "Tokenizer") -> tuple[str, str]:
     """Return the text before the last message of a conversation, the assistant's, and its text without special tokens.
 
     Raises ValueError if the template cannot render the conversation, or does not write the message as an answer.
@@ -169,7 +167,7 @@ def prompt_and_answer(document: str, tokenizer: Tokenizer) -> tuple[str, str]:
     return prompt, tokenizer.decode(tokenizer.encode_rendered(text[len(prompt) :])[0]).strip()
 
 
-def encode_conversation(document: str, tokenizer: Tokenizer, template: str) -> Encoded:
+def encode_conversation(document: str, tokenizer: "Tokenizer", template: str) -> Encoded:
     """Return the tokens of a conversation that `conversation` returned, as `apply_chat_template` would.
 
     A token that would extend from a prompt into an answer is cut between the two, as when an answer is generated.
@@ -205,7 +203,7 @@ def encode_conversation(document: str, tokenizer: Tokenizer, template: str) -> E
     return Encoded(ids, marks, np.asarray(sizes, dtype=np.int64), tokenizer.keeps_rendered(text, ids))
 
 
-def _encode(tokenizer: Tokenizer, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
+def _encode(tokenizer: "Tokenizer", text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
     ids: list[int] = []
     starts: list[int] = []
     for begin, end in pairwise([0, *sorted(cuts), len(text)]):

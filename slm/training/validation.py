@@ -4,8 +4,6 @@ Lightning's validation loop is not used: when a run is killed between a validati
 repeats or skips validations, and metrics.csv then differs from an uninterrupted run's. Axes: B sequences, T tokens.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,7 +32,7 @@ class Score:
     tokens: int
     bytes: int
     """UTF-8 bytes of the text that was scored."""
-    by_source: Mapping[str, Score] = field(default_factory=dict)
+    by_source: "Mapping[str, Score]" = field(default_factory=dict)
     """The score of each source of a mix."""
 
     def metrics(self) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """The section on how the fits of the verdict may fail, with its figures: residuals and profile likelihoods."""
 
-from __future__ import annotations
-
 from operator import itemgetter
 
 import numpy as np
