@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
@@ -96,6 +97,7 @@ class Script:
 def _become(arguments: list[str], env: dict[str, str], cwd: Path, *outputs: int) -> None:
     os.setsid()
     os.chdir(cwd)
+    Hydra.get_mode = lambda *_, **__: None  # it composes the config once more, for `hydra.mode`, which no test sets
     become_script(arguments, env, outputs)
 
 

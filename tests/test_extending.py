@@ -19,7 +19,7 @@ from slm.model import Decoder, KVCache, ModelConfig, mixers
 from slm.model.counts import flops_per_token, num_params, state_bytes
 from slm.model.decoding import compiled_logits
 from slm.runtime import extensions
-from tests.model.shapes import EXACT, randomized, small, tokens_of
+from tests.model.shapes import EXACT, randomized, small, tokens_of, uncompiled
 from tests.running import ROOT, run_script
 from tests.sweep.small import OVERRIDES
 
@@ -54,7 +54,7 @@ def test_the_mixer_is_lfm2s_as_transformers_computes_it(decoder: Decoder) -> Non
 def test_decoding_and_packed_documents_equal_the_forward_pass(decoder: Decoder) -> None:
     tokens, documents = tokens_of(decoder.config, 23, batch=1), torch.tensor([[0] * 2 + [1] * 12 + [2] * 9])
     cache = KVCache(decoder.config, batch_size=1, max_length=23, dtype=torch.float64)
-    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+    with torch.inference_mode(), uncompiled():
         expected = decoder(tokens)[0]
         next_logits = compiled_logits(decoder)
         found = [next_logits(piece, cache) for piece in tokens.split([4, *[1] * 15, 4], dim=1)]

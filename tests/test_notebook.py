@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -42,6 +43,7 @@ def executed(folder: Path) -> nbformat.NotebookNode:
         for name in ("HOME", "SLM_CACHE", "SLM_TOUR_FOLDER"):
             (folder / name.lower()).mkdir()
             patch.setenv(name, str(folder / name.lower()))
+        patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())  # a new home would list the fonts again
         patch.setenv("SLM_TOUR", "small")
         patch.setenv("OMP_NUM_THREADS", "1")
         place = {"metadata": {"path": str(TOUR.parent)}}

@@ -1,7 +1,5 @@
 """Functions for the audit that compare values between families, to a tolerance."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

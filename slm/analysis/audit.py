@@ -4,8 +4,6 @@ Notable: a setting that the table does not state is listed as unknown and never 
 controlled only if the table shows that tokens, data, tokenizer, evaluation set, schedule and learning rate are matched.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -275,7 +273,7 @@ def _are_equal(lists: dict[str, list[Any]]) -> bool:
 def _ranges(frame: pd.DataFrame, name: str) -> str:
     groups = frame.groupby("family", sort=False)[name]
     ranges = (
-        f"{shortened(family, 30)} {count(float(rows.min()))} to {count(float(rows.max()))}" for family, rows in groups
+        f"{shortened(name, 30)} {count(float(rows.min()))} to {count(float(rows.max()))}" for name, rows in groups
     )
     return shortlist(ranges, MAX_FAMILIES, "; ")
 

@@ -3,8 +3,6 @@
 A line is named TABLE: NAME, so that charts of several analyses can be read when the tracker shows them together.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,11 +19,12 @@ def charts(analysis: Directory) -> dict[str, Chart]:
     """Return name -> chart, without charts that have no data."""
     law, level = analysis.verdict_basis["law"], f"{analysis.level:.0%} intervals"
     target = analysis.target_name
+    worths = [(f"{a} in {b}", factor, low, high) for a, b, factor, low, high, _ in worth_rows(analysis)[1]]
     drawn = {
         "loss_against_N": _loss_chart(analysis),
         "exponents": _forest(analysis, f"Exponents of {target} under {law}, {level}", "exponent", _exponents(analysis)),
         "differences": _forest(analysis, f"Differences of exponents, {level}", "difference", _differences(analysis)),
-        "worth": _forest(analysis, f"Factor on N with the same {target}, {level}", "factor on N", _worths(analysis)),
+        "worth": _forest(analysis, f"Factor on N with the same {target}, {level}", "factor on N", worths),
         "level_differences": _forest(
             analysis, f"Differences in {target} at the same sizes, {level}", "difference", _level_differences(analysis)
         ),
@@ -97,10 +96,6 @@ def _exponents(analysis: Directory) -> list[Interval]:
 def _differences(analysis: Directory) -> list[Interval]:
     pairs = analysis.comparison["verdict"]["pairs"]
     return [(_name(pair, pair["exponent"]), pair["delta"], pair["ci_low"], pair["ci_high"]) for pair in pairs]
-
-
-def _worths(analysis: Directory) -> list[Interval]:
-    return [(f"{a} in {b}", factor, low, high) for a, b, factor, low, high, _ in worth_rows(analysis)[1]]
 
 
 def _level_differences(analysis: Directory) -> list[Interval]:

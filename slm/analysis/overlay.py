@@ -4,8 +4,6 @@ Notable: bits per byte are compared, because loss per token depends on the token
 tables name the same tokenizer. Other differences (text, tokens, windows, recipe) are stated as caveats.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

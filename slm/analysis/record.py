@@ -3,8 +3,6 @@
 The run has the name of the analysed table or sweep, and the settings that applied to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Turn a table of runs into an analysis directory: read, audit, fit and compare; then draw, report and log."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import sys

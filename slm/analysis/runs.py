@@ -1,7 +1,5 @@
 """Collect runs into one table, with a row for each `result.json`, even if the run failed or was interrupted."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -126,16 +124,13 @@ def _measurements(result: Mapping[str, Any]) -> dict[str, Any]:
     speed = {name: result[name] for name in ("tokens_per_second", "peak_memory_bytes", "wall_seconds", "device")}
     versions = ", ".join(f"{package} {number}" for package, number in (result.get("versions") or {}).items())
     origin = {"versions": versions or None, "git_commit": result.get("git_commit")}  # older runs have neither
-    origin |= {"init_from": _weights_text(result.get("init_from")), "distill": _teacher_text(result.get("distill"))}
+    start = result.get("init_from")
+    weights = "scratch" if start is None else f"weights {start['fingerprint']}"
+    origin |= {"init_from": weights, "distill": _teacher_text(result.get("distill"))}
     origin["quantize"] = result.get("quantize") or "none"
     for source, score in (val.get("by_source") or {}).items():
         scores |= {f"val_{source}_{name}": score[name] for name in ("loss", "bits_per_byte")}
     return scores | {"val_tokens": val.get("tokens"), "val_bytes": val.get("bytes")} | speed | origin
-
-
-def _weights_text(init_from: Mapping[str, Any] | None) -> str:
-    """`scratch`, or the fingerprint of the initial weights."""
-    return "scratch" if init_from is None else f"weights {init_from['fingerprint']}"
 
 
 def _teacher_text(distill: Mapping[str, Any] | None) -> str:

@@ -4,8 +4,6 @@ It needs an account, network access and the package wandb-workspaces. The analys
 logger.mode=online, or `wandb sync` its offline runs first. docs/scaling.md says how to look at it without an account.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec

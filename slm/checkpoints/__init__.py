@@ -5,15 +5,6 @@ from slm.checkpoints.load import AnyCheckpoint, Checkpoint, check, check_any, lo
 from slm.checkpoints.location import AnyProvenance, Provenance
 
 __all__ = [
-    "AnyCheckpoint",
-    "AnyProvenance",
-    "Checkpoint",
-    "Provenance",
-    "check",
-    "check_any",
-    "export",
-    "export_model",
-    "hf_config",
-    "load",
-    "load_any",
-]
+    "AnyCheckpoint", "AnyProvenance", "Checkpoint", "Provenance", "check", "check_any", "export", "export_model",
+    "hf_config", "load", "load_any",
+]  # fmt: skip

@@ -5,8 +5,6 @@ would change the function and are not implemented here (scaled rotary positions,
 name and never ignored. Code in the folder is not read.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,30 +16,17 @@ MODEL_TYPES = ("llama", "mobilellm", "slm")
 """Supported values of `model_type`: SmolLM2, TinyLlama and others are `llama`; `slm` is an export of ours."""
 
 LLAMA_KEYS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "max_position_embeddings": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
-    "attention_bias": "attention_bias",
-    "mlp_bias": "mlp_bias",
-    "init_std": "initializer_range",
-}
+    "vocab_size": "vocab_size", "hidden_size": "hidden_size", "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim", "max_position_embeddings": "max_position_embeddings", "norm_eps": "rms_norm_eps",
+    "attention_bias": "attention_bias", "mlp_bias": "mlp_bias", "init_std": "initializer_range",
+}  # fmt: skip
 """Field of `ModelConfig` -> key of a Llama's config.json. `rope_theta` and `tie_embeddings` may have several keys."""
 # Defaults of transformers' LlamaConfig. Fields of `LLAMA_KEYS` that are not listed here are required.
 _DEFAULTS: dict[str, Any] = {
-    "num_kv_heads": None,
-    "head_dim": None,
-    "max_position_embeddings": 2048,
-    "norm_eps": 1e-6,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "init_std": 0.02,
-}
+    "num_kv_heads": None, "head_dim": None, "max_position_embeddings": 2048, "norm_eps": 1e-6,
+    "attention_bias": False, "mlp_bias": False, "init_std": 0.02,
+}  # fmt: skip
 
 
 class UnsupportedModel(ValueError):

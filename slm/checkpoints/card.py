@@ -1,7 +1,5 @@
 """The model card of an export, with what other people need to know before they use the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

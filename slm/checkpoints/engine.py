@@ -7,8 +7,6 @@ never does so.
 Legend: B batch, T tokens, N tokens of any shape flattened, V vocabulary.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings
@@ -38,7 +36,7 @@ class TokenCache:
         """Number of tokens of each sequence."""
         return len(self.rows[0])
 
-    def select(self, source: TokenCache, rows: Tensor) -> None:
+    def select(self, source: "TokenCache", rows: Tensor) -> None:
         """Copy sequence `rows[r]` of `source` to sequence r."""
         self.rows = [list(source.rows[row]) for row in rows.tolist()]
 
@@ -68,9 +66,7 @@ class EngineModel:
         if length > max_length:
             raise ValueError(f"{length} tokens do not fit: the context or the cache ends at {max_length}")
         if documents_BT is not None:
-            raise ValueError(
-                "an engine cannot hide documents of one row from each other: give the documents separately"
-            )
+            raise ValueError("an engine cannot hide documents of one row from each other: give them separately")
         rows = []
         for row, tokens in enumerate(tokens_BT.tolist()):
             rows.append(self._continue(cache.rows[row], tokens))

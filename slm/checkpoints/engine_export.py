@@ -3,8 +3,6 @@
 Notable: the file is run in its engine before the folder appears, and the card says how far its logits are from slm's.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

@@ -1,8 +1,5 @@
 """Open an export for another engine: `model.pte` or `model.gguf` with the config.json and the tokenizer beside it."""
 
-from __future__ import annotations
-
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ from slm.checkpoints.engine import EngineModel
 from slm.checkpoints.executorch import ProgramModel
 from slm.checkpoints.gguf import GgufModel
 from slm.checkpoints.location import Provenance
+from slm.data.parts import sha256 as file_digest
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import load_tokenizer
 from slm.model.config import ModelConfig
@@ -57,9 +55,3 @@ def load_engine(checkpoint: str) -> tuple[EngineModel, Tokenizer, Provenance]:
     file = provenance.folder / Path(checkpoint).name
     tokenizer = load_tokenizer(provenance.folder, asked_by="checkpoint")
     return open_engine(file, provenance.config, provenance.stored_dtype), tokenizer, provenance
-
-
-def file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

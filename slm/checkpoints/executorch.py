@@ -4,8 +4,6 @@ Notable: one method, `forward(tokens, start)`, does prefill and decoding, so tha
 the signature and the constants (`get_max_context_len`, ...) that ExecuTorch's own runner for language models reads.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from pathlib import Path

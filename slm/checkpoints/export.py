@@ -5,8 +5,6 @@ under the key `slm`, because transformers has no keys for some of the fields. `e
 of training, writes a decoder unchanged, while `export` may rewrite weights (`as_llama`, `unroll`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -4,8 +4,6 @@ Notable: transformers gets a local folder and our own memory-mapped tensors, so 
 release is run. What would run such code, or is no model that predicts the next token of a text, is refused by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -158,9 +156,7 @@ def foreign_tokenizer(folder: Path, name: str | None) -> Tokenizer:
                 "tokenizer.json to the folder"
             ) from None
     if converted.eos_token is None:
-        raise ValueError(
-            f"checkpoint: nothing in {folder} says which token ends a text: name it in tokenizer_config.json"
-        )
+        raise ValueError(f"checkpoint: nothing in {folder} says what ends a text: name it in tokenizer_config.json")
     bos, eos = converted.bos_token, converted.eos_token
     tokenizer = Tokenizer(name or folder.resolve().name, content, bos=bos, eos=eos, adds_bos=adds_bos)
     tokenizer.chat_template = load_chat_template(folder)

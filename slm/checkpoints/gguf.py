@@ -5,8 +5,6 @@ by rules that have names (`tokenizer.ggml.pre`), and stops at a name that it doe
 has none there. The nearest one is written with a note, unless `tokenizer.split=llama3` trained the tokenizer.
 """
 
-from __future__ import annotations
-
 import json
 import weakref
 from collections.abc import Mapping
@@ -42,19 +40,11 @@ _RULES = {
     (SPLITS["slm"],): "smaug-bpe",  # the nearest
 }
 _TENSORS = {
-    "embed_tokens": "token_embd",
-    "norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+    "embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
 """Our names without "layers.N." and ".weight" -> llama.cpp's without "blk.N."."""
 
 

@@ -4,8 +4,6 @@ Only data files are fetched, never code. Weights in a second format are fetched 
 token comes from `hf auth login` or HF_TOKEN. If the cache has a complete copy, the network is not used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 

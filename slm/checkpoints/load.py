@@ -4,8 +4,6 @@ The decoder is built without storage (meta device). Names and shapes of the stor
 decoder's. Only then is one tensor at a time copied from its memory-mapped file and converted.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

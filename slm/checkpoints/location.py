@@ -1,7 +1,5 @@
 """Find and open what `checkpoint=...` names: a run of ours, its export, the folder of a released model, or a hub id."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from contextlib import suppress

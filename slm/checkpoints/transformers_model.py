@@ -7,8 +7,6 @@ Before a model is measured, `check` compares head, causality and cache with the 
 Legend: B batch, T tokens, D hidden, N tokens flattened, V vocabulary.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
@@ -19,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from slm.checkpoints.foreign import ForeignShape, empty_model, quiet_transformers
+from slm.checkpoints.weights import refuse_faults
 from slm.data.readers import first_line
 from slm.model.counts import Counts
 from slm.model.loss import losses_by_chunk
-from slm.runtime.words import shortlist
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest difference of logits that rounding explains, as a share of their range; 0.05 for types of 16 bits."""
@@ -38,7 +36,7 @@ class TransformersCache:
         self.inner: Any = DynamicCache(config=config)
         self.length = 0
 
-    def select(self, source: TransformersCache, rows: Tensor) -> None:
+    def select(self, source: "TransformersCache", rows: Tensor) -> None:
         """Become a copy of `source` in which sequence r is its sequence `rows[r]`."""
         self.inner, self.length = copy.deepcopy(source.inner), source.length
         if self.length:
@@ -205,12 +203,8 @@ def load_transformers_model(
             )
         except Exception as error:  # the class depends on the model type
             raise ValueError(f"{folder}: transformers cannot load the weights ({first_line(error)})") from None
-        faults = {"missing": report["missing_keys"], "mis-shaped": [key[0] for key in report["mismatched_keys"]]}
-        problems = [
-            f"{len(names)} {kind} ({shortlist(sorted(names), max_items=3)})" for kind, names in faults.items() if names
-        ]
-        if problems:
-            raise ValueError(f"{folder}: the tensors do not match the config: {'; '.join(problems)}")
+        mis_shaped = sorted(key[0] for key in report["mismatched_keys"])
+        refuse_faults(folder, {"missing": sorted(report["missing_keys"]), "mis-shaped": mis_shaped})
         for parameter in model.parameters():  # not a view of a file, which may change or be deleted
             parameter.data = parameter.data.to(device, copy=True)
         loaded = TransformersModel(model.to(device), shape)

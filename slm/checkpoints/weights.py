@@ -5,8 +5,6 @@ for both the mapped pages and the copies. Pickles are read by `torch.load(weight
 only tensors and refuses anything else without executing it.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 import warnings
@@ -58,7 +56,8 @@ def open_weights(folder: Path, config: ModelConfig | None) -> tuple[Weights, tup
     problems: list[str] = []
     for file in [folder / name for name in WEIGHT_FILES if (folder / name).exists()]:
         try:
-            weights = _open_foreign(file) if config is None else match_weights(_open_tensors(file), config, folder)
+            weights = _open_tensors(file, is_foreign=config is None)
+            weights = weights if config is None else match_weights(weights, config, folder)
         except ValueError as error:
             problems.append(str(error))
         else:
@@ -67,22 +66,14 @@ def open_weights(folder: Path, config: ModelConfig | None) -> tuple[Weights, tup
     raise ValueError("; and ".join(problems) or f"{folder} has no weights: give {' or '.join(WEIGHT_FILES)}")
 
 
-def _open_tensors(file_or_index: Path) -> Weights:
+def _open_tensors(file_or_index: Path, *, is_foreign: bool) -> Weights:
     files = _shards(file_or_index) if file_or_index.suffix == ".json" else [file_or_index]
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        for name, tensor in open_file(file).items():
-            # Skip rotary frequencies, which old releases store although the config determines them.
-            if "rotary_emb" not in name.split("."):
-                tensors[name.removeprefix("model.")] = tensor
-    return Weights(tensors, files)
-
-
-def _open_foreign(file_or_index: Path) -> Weights:
-    """Open all floating-point tensors. Old releases also store masks, which are of integers and not needed."""
-    files = _shards(file_or_index) if file_or_index.suffix == ".json" else [file_or_index]
-    tensors = {name: tensor for file in files for name, tensor in open_file(file, may_have_masks=True).items()}
-    return Weights(tensors, files)
+    # Old releases also store masks of integers, and rotary frequencies, which the config determines.
+    opened = [item for file in files for item in open_file(file, may_have_masks=is_foreign).items()]
+    if is_foreign:
+        return Weights(dict(opened), files)
+    kept = {name.removeprefix("model."): tensor for name, tensor in opened if "rotary_emb" not in name.split(".")}
+    return Weights(kept, files)
 
 
 def open_run_checkpoint(file: Path, config: ModelConfig) -> Weights:
@@ -147,10 +138,15 @@ def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weight
             if name in stored and stored[name].shape != shape
         ],
     }
+    refuse_faults(source, faults)
+    return Weights(stored, weights.files)
+
+
+def refuse_faults(source: Path, faults: Mapping[str, list[str]]) -> None:
+    """Raise `ValueError` if a kind of fault, such as "missing", has names of tensors."""
     problems = [f"{len(names)} {kind} ({shortlist(names, max_items=3)})" for kind, names in faults.items() if names]
     if problems:
         raise ValueError(f"{source}: the tensors do not match the config: {'; '.join(problems)}")
-    return Weights(stored, weights.files)
 
 
 def open_file(file: Path, *, may_have_masks: bool = False) -> dict[str, Tensor]:

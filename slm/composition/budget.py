@@ -1,7 +1,5 @@
 """Derive the shape and the number of steps of a run from its config, and refuse settings that do not fit together."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

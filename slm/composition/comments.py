@@ -5,8 +5,6 @@ without one has the comment lines directly above it. The comment at the top of a
 a model have no file that lists them all, so they have the docstrings of `ModelConfig`.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Write what `--help` prints: the groups and keys of a script, each with its comment in conf/ (`comments.py`)."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ checked, including keys from a user's own file. The keys of a group depend on it
 muon, and adamw would ignore it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Replace the names of data configs in `data.sources`, as in `{web: fineweb_edu}`, by the configs that they name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache

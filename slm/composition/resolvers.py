@@ -1,7 +1,5 @@
 """Register what `conf/train.yaml` takes from Python: the defaults of ModelConfig, family rules and names of runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path
@@ -26,9 +24,7 @@ def register() -> None:
     defaults = {field.name: MISSING if field.default is dataclasses.MISSING else field.default for field in fields}
     store = ConfigStore.instance()
     store.store(group="model", name="base", node={"family": MISSING, **defaults})
-    options = {
-        name: value for name, value in defaults.items() if value is not MISSING and name not in SET_BY_MODEL_GROUP
-    }
+    options = {key: value for key, value in defaults.items() if value is not MISSING and key not in SET_BY_MODEL_GROUP}
     # Not in the group `family`, because `--help` would list it as a family.
     store.store(name="family_options", node={"model": options}, package="_global_")
     for name, rule in RULES.items():

@@ -4,8 +4,6 @@ Every schedule is a linear warm-up to the peak, followed by one of the shapes be
 progress since the warm-up (from 0 to 1); its value is a fraction of the peak.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Check the kind of each value in a train config against one table, before any value is used."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

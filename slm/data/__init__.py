@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from slm.data.vocabulary import load_tokenizer as load_tokenizer
 
 _MODULES = {
-    "corpus": ("Corpus", "prepare"),
-    "loader": ("train_loader", "val_batches", "window_ids"),
-    "tokenizer": ("Tokenizer",),
-    "vocabulary": ("load_tokenizer",),
-}
+    "corpus": ("Corpus", "prepare"), "loader": ("train_loader", "val_batches", "window_ids"),
+    "tokenizer": ("Tokenizer",), "vocabulary": ("load_tokenizer",),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

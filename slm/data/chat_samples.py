@@ -17,7 +17,7 @@ import sys
 import zoneinfo
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from slm.data.docstrings import module_parts_of
 from slm.runtime.command_line import one_sentence
@@ -27,29 +27,45 @@ NUM_CALLS = 6000
 VAL_SHARE = {"questions": 0.05, "calls": 0.035}
 _SENTENCE = re.compile(r"(.+?[.!?])(?=\s|$)", re.DOTALL)
 _MAX_ANSWER = 200  # characters
-_UNITS = [
-    ("metres", "feet"),
-    ("kilometres", "miles"),
-    ("kilograms", "pounds"),
-    ("litres", "gallons"),
-    ("hours", "days"),
-]
+_UNITS = (
+    ("metres", "feet"), ("kilometres", "miles"), ("kilograms", "pounds"), ("litres", "gallons"), ("hours", "days"),
+)  # fmt: skip
+_MINUTES = range(1, 181)
 _FIRST_NAMES = ("Ada", "Alan", "Barbara", "Claude", "Donald", "Edsger", "Frances", "Grace", "Ken", "Margaret", "Radia")
 _SUBJECTS = ("dentist", "lunch", "standup", "review", "piano lesson", "team call", "haircut", "yoga", "seminar")
 _LANGUAGES = ("French", "German", "Hindi", "Italian", "Japanese", "Korean", "Polish", "Spanish", "Swahili", "Turkish")
 _PHRASES = ("good morning", "thank you", "where is the station", "see you soon", "how much is it", "well done")
+REQUESTS = {
+    "set_timer": "Set a timer for {minutes} minutes.|Wake me in {minutes} minutes.|{minutes} minutes on the timer",
+    "set_alarm": "Set an alarm for {time} on {day}.|Wake me up at {time} on {day}.|alarm, {day}, {time}",
+    "convert": "What is {value} {from} in {to}?|Convert {value} {from} to {to}.|{value} {from} in {to}, please",
+    "get_weather": "What is the weather in {city} on {day}?|{city} on {day}: will it rain?|weather {city} {day}",
+    "add_event": "Add {title} on {day} at {time}.|I have {title} at {time} on {day}.|calendar: {day} {time} {title}",
+    "call": "Call {name} in {minutes} minutes.|Ring {name}, but wait {minutes} minutes.|phone {name} {minutes}m",
+    "translate": "How do I say {text} in {language}?|Translate {text} to {language}.|{text} in {language}?",
+    "time_in": "What time is it in {city}?|Tell me the time in {city}.|{city} time",
+}
+"""Function -> the ways to ask for it, with its arguments in braces."""
 
 
-class Function(NamedTuple):
-    """A function, the ways to ask for it, and how to draw its arguments."""
+def calls(num_calls: int = NUM_CALLS, seed: int = 1) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a call as text, and the conversation that asks for it; no conversation twice."""
+    draw, functions = random.Random(seed), _functions()
+    requests = set[str]()
+    while len(requests) < num_calls:
+        name, draw_arguments = draw.choice(functions)
+        arguments = draw_arguments(draw)
+        request = draw.choice(REQUESTS[name].split("|")).format(**arguments)
+        if request in requests:
+            continue
+        requests.add(request)
+        call = {"name": name, "arguments": arguments}
+        answer = {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}
+        yield json.dumps(call), {"messages": [{"role": "user", "content": request}, answer]}
 
-    name: str
-    requests: tuple[str, ...]
-    draw: Callable[[random.Random], dict[str, Any]]
 
-
-def functions() -> list[Function]:
-    """Return the functions that `calls` asks for."""
+def _functions() -> list[tuple[str, Callable[[random.Random], dict[str, Any]]]]:
+    """Return the functions of `REQUESTS`, each with a way to draw its arguments."""
     cities = sorted({name.split("/")[-1].replace("_", " ") for name in zoneinfo.available_timezones() if "/" in name})
     cities = [city for city in cities if city.replace(" ", "").isalpha()]
     days = list(calendar.day_name)
@@ -57,72 +73,20 @@ def functions() -> list[Function]:
     def clock(draw: random.Random) -> str:
         return f"{draw.randrange(24):02}:{draw.choice((0, 15, 30, 45)):02}"
 
-    def unit(draw: random.Random) -> dict[str, Any]:
+    def conversion(draw: random.Random) -> dict[str, Any]:
         source, target = draw.choice(_UNITS)[:: draw.choice((1, -1))]
         return {"value": draw.randint(1, 999), "from": source, "to": target}
 
     return [
-        Function(
-            "set_timer",
-            ("Set a timer for {minutes} minutes.", "Wake me in {minutes} minutes.", "{minutes} minutes on the timer"),
-            lambda draw: {"minutes": draw.randint(1, 180)},
-        ),
-        Function(
-            "set_alarm",
-            ("Set an alarm for {time} on {day}.", "Wake me up at {time} on {day}.", "alarm, {day}, {time}"),
-            lambda draw: {"day": draw.choice(days), "time": clock(draw)},
-        ),
-        Function(
-            "convert",
-            ("What is {value} {from} in {to}?", "Convert {value} {from} to {to}.", "{value} {from} in {to}, please"),
-            unit,
-        ),
-        Function(
-            "get_weather",
-            ("What is the weather in {city} on {day}?", "{city} on {day}: will it rain?", "weather {city} {day}"),
-            lambda draw: {"city": draw.choice(cities), "day": draw.choice(days)},
-        ),
-        Function(
-            "add_event",
-            ("Add {title} on {day} at {time}.", "I have {title} at {time} on {day}.", "calendar: {day} {time} {title}"),
-            lambda draw: {"title": draw.choice(_SUBJECTS), "day": draw.choice(days), "time": clock(draw)},
-        ),
-        Function(
-            "call",
-            (
-                "Call {name} in {minutes} minutes.",
-                "Ring {name}, but wait {minutes} minutes.",
-                "phone {name} {minutes}m",
-            ),
-            lambda draw: {"name": draw.choice(_FIRST_NAMES), "minutes": draw.randint(1, 180)},
-        ),
-        Function(
-            "translate",
-            ("How do I say {text} in {language}?", "Translate {text} to {language}.", "{text} in {language}?"),
-            lambda draw: {"text": draw.choice(_PHRASES), "language": draw.choice(_LANGUAGES)},
-        ),
-        Function(
-            "time_in",
-            ("What time is it in {city}?", "Tell me the time in {city}.", "{city} time"),
-            lambda draw: {"city": draw.choice(cities)},
-        ),
+        ("set_timer", lambda draw: {"minutes": draw.choice(_MINUTES)}),
+        ("set_alarm", lambda draw: {"day": draw.choice(days), "time": clock(draw)}),
+        ("convert", conversion),
+        ("get_weather", lambda draw: {"city": draw.choice(cities), "day": draw.choice(days)}),
+        ("add_event", lambda draw: {"title": draw.choice(_SUBJECTS), "day": draw.choice(days), "time": clock(draw)}),
+        ("call", lambda draw: {"name": draw.choice(_FIRST_NAMES), "minutes": draw.choice(_MINUTES)}),
+        ("translate", lambda draw: {"text": draw.choice(_PHRASES), "language": draw.choice(_LANGUAGES)}),
+        ("time_in", lambda draw: {"city": draw.choice(cities)}),
     ]
-
-
-def calls(num_calls: int = NUM_CALLS, seed: int = 1) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a call as text, and the conversation that asks for it; no conversation twice."""
-    draw, choices = random.Random(seed), functions()
-    requests = set[str]()
-    while len(requests) < num_calls:
-        function = draw.choice(choices)
-        arguments = function.draw(draw)
-        request = draw.choice(function.requests).format(**arguments)
-        if request in requests:
-            continue
-        requests.add(request)
-        call = {"name": function.name, "arguments": arguments}
-        answer = {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}
-        yield json.dumps(call), {"messages": [{"role": "user", "content": request}, answer]}
 
 
 def questions() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -5,14 +5,11 @@ assistant says is scored: what the template puts into `{% generation %}` blocks,
 what an assistant's message adds to the prompt for it, up to the token that ends the message.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -141,13 +138,13 @@ def rendered(document: str, template: str) -> str:
     return _Chat(template, {"bos_token": "", "eos_token": ""}, content.get("tools")).render(content["messages"])
 
 
-def encode_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, tools: Any = None) -> list[int]:
+def encode_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: "Tokenizer", tools: Any = None) -> list[int]:
     """Return the ids of `messages` and of what stands before the assistant's answer, which is to be generated."""
     chat = _Chat(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens, tools)
     return tokenizer.encode_rendered(chat.render(messages, prompts=True))[0]
 
 
-def end_of_turn_ids(tokenizer: Tokenizer) -> list[int]:
+def end_of_turn_ids(tokenizer: "Tokenizer") -> list[int]:
     """Return the ids that end an answer: EOS, and the special token that the chat template writes after an answer."""
     answer = "an answer"
     messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
@@ -157,7 +154,7 @@ def end_of_turn_ids(tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.eos_id, *(token for token in next_id if tokenizer.token_bytes[token] == 0)]
 
 
-def prompt_and_answer(document: str, tokenizer: Tokenizer) -> tuple[str, str]:
+def prompt_and_answer(document: str, tokenizer: "Tokenizer") -> tuple[str, str]:
     """Return the text before the last message of a conversation, the assistant's, and its text without special tokens.
 
     Raises ValueError if the template cannot render the conversation, or does not write the message as an answer.
@@ -170,7 +167,7 @@ def prompt_and_answer(document: str, tokenizer: Tokenizer) -> tuple[str, str]:
     return prompt, tokenizer.decode(tokenizer.encode_rendered(text[len(prompt) :])[0]).strip()
 
 
-def encode_conversation(document: str, tokenizer: Tokenizer, template: str) -> Encoded:
+def encode_conversation(document: str, tokenizer: "Tokenizer", template: str) -> Encoded:
     """Return the tokens of a conversation that `conversation` returned, as `apply_chat_template` would.
 
     A token that would extend from a prompt into an answer is cut between the two, as when an answer is generated.
@@ -206,7 +203,7 @@ def encode_conversation(document: str, tokenizer: Tokenizer, template: str) -> E
     return Encoded(ids, marks, np.asarray(sizes, dtype=np.int64), tokenizer.keeps_rendered(text, ids))
 
 
-def _encode(tokenizer: Tokenizer, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
+def _encode(tokenizer: "Tokenizer", text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
     ids: list[int] = []
     starts: list[int] = []
     for begin, end in pairwise([0, *sorted(cuts), len(text)]):
@@ -229,7 +226,7 @@ def _broken(value: Any, specials: Sequence[str]) -> Any:
 
 def _spans(messages: Sequence[Mapping[str, Any]], chat: _Chat) -> tuple[str, list[tuple[int, int]]]:
     """Return the text of a conversation and the parts of it that are scored, as ranges of characters."""
-    if _has_generation_tags(chat.template):
+    if _GENERATION_TAG.search(chat.template):
         pieces = re.split(f"[{START}{END}]", chat.render(messages, marks=True))
         bounds = [0, *accumulate(map(len, pieces))]
         return "".join(pieces), [(bounds[i], bounds[i + 1]) for i in range(1, len(pieces), 2)]
@@ -252,8 +249,3 @@ def _added_by(number: int, messages: Sequence[Mapping[str, Any]], chat: _Chat, t
     if said.rstrip().endswith(chat.special_tokens["eos_token"]):  # the white space after it is not generated
         said = said.rstrip()
     return len(before), len(before) + len(said)
-
-
-@lru_cache(maxsize=16)
-def _has_generation_tags(template: str) -> bool:
-    return bool(_GENERATION_TAG.search(template))

@@ -18,11 +18,7 @@ import numpy as np
 
 from slm.data.cache import cached, digest
 from slm.data.conversations import template_of
-from slm.data.documents import (
-    left_out_notes,
-    read_documents,
-    write_documents,
-)
+from slm.data.documents import left_out_notes, read_documents, write_documents
 from slm.data.encoding import write_tokens
 from slm.data.hub import limited
 from slm.data.mixture import Mixture, read_mixture

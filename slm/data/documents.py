@@ -4,8 +4,6 @@ Notable: the parts of a source are read in parallel (`slm.data.parts`). Memory u
 grow with the corpus.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -148,9 +148,7 @@ class MixedOrder:
     def epochs(self, step: int) -> dict[str, float]:
         """Return how often the training text of each source was seen in the first `step` steps."""
         drawn = self.mixture.drawn(step * self.batch_size, self.first_windows)
-        return {
-            name: count / size for name, count, size in zip(self.mixture.names, drawn, self.num_windows, strict=True)
-        }
+        return {name: n / size for name, n, size in zip(self.mixture.names, drawn, self.num_windows, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,7 @@ def key(data: Mapping[str, Any]) -> Any:
     """Return paths, sizes and times of the files, and the options. Raises ValueError for wrong paths or limits."""
     limit = data["max_document_bytes"]
     if limit is not None and limit < _MIN_DOCUMENT_BYTES:
-        raise ValueError(
-            f"data.max_document_bytes={limit} must be at least {_MIN_DOCUMENT_BYTES}, or null for no limit"
-        )
+        raise ValueError(f"data.max_document_bytes={limit} must be at least {_MIN_DOCUMENT_BYTES}, or null for none")
     return {**identities(data), "text_column": data["text_column"], "max_document_bytes": limit}
 
 

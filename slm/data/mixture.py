@@ -7,8 +7,6 @@ sources has n w windows, to within (1 + K w) / 2. Shares are fractions of intege
 without the windows before it and without rounding.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -53,10 +51,8 @@ class Mixture:
         """The share of each source in the tokens of a whole run, by name."""
         ends = [*(phase.at for phase in self.phases[1:]), Fraction(1)]
         lengths = [float(end - phase.at) for phase, end in zip(self.phases, ends, strict=True)]
-        by_phase = [
-            [length * share for share in phase.shares] for length, phase in zip(lengths, self.phases, strict=True)
-        ]
-        return dict(zip(self.names, map(sum, zip(*by_phase, strict=True)), strict=True))
+        parts = [[length * share for share in phase.shares] for length, phase in zip(lengths, self.phases, strict=True)]
+        return dict(zip(self.names, map(sum, zip(*parts, strict=True)), strict=True))
 
     @property
     def identity(self) -> list[Any]:

@@ -7,8 +7,6 @@ Notable: worker processes run this module and receive their work through pipes. 
 import the user's main script, which fails if the script has no `__main__` guard.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -12,8 +12,6 @@ Or the model writes the answer (`slm.evaluation.tasks.local`):
 Training and evaluation both score questions, so that all definitions are here. Imports no torch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The functions that a data source must have, and the list of sources for `data.source`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple

@@ -125,9 +125,7 @@ class Tokenizer:
     @cached_property
     def special_texts(self) -> dict[int, str]:
         """The text of each special token, by id."""
-        return {
-            token: added.content for token, added in self._inner.get_added_tokens_decoder().items() if added.special
-        }
+        return {token: one.content for token, one in self._inner.get_added_tokens_decoder().items() if one.special}
 
     @cached_property
     def _inner_with_special_tokens(self) -> tokenizers.Tokenizer:

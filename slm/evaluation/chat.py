@@ -5,8 +5,6 @@ text, to which each line is added. Only the conversation goes to standard output
 works line by line in a pipe.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,15 +16,7 @@ import yaml
 from slm.checkpoints import AnyCheckpoint as Checkpoint
 from slm.checkpoints import check_any
 from slm.evaluation.config import address_of, read_prompt
-from slm.evaluation.generation import (
-    Options,
-    check_option,
-    keep,
-    new_ids,
-    print_sample,
-    require_room,
-    text_pieces,
-)
+from slm.evaluation.generation import Options, check_option, keep, new_ids, print_sample, require_room, text_pieces
 from slm.evaluation.history import Conversation, RunningText
 from slm.evaluation.measure import check_compile, load_checked, resolve_precision
 from slm.model import Decoder
@@ -84,9 +74,7 @@ class Chat:
         if as_text or tokenizer.chat_template is None:
             if system is not None:
                 reason = "chat=text uses none" if as_text else "this checkpoint has none"
-                raise ValueError(
-                    f"system needs a chat template, and {reason}: put the instruction into your first line"
-                )
+                raise ValueError(f"system needs a chat template, and {reason}: put it into your first line")
             self.history = RunningText(tokenizer)
         else:
             self.history = Conversation(tokenizer, system)

@@ -1,7 +1,5 @@
 """Check the settings of `conf/evaluate.yaml`. Imports no torch, so that `--help` and error messages appear quickly."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Texts that a checkpoint generates, piece by piece: `generate` and `stream` of `slm`, and `prompt=` of evaluate.py."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, Unpack

@@ -1,7 +1,5 @@
 """What was said in a chat so far: one running text, or the messages of a conversation."""
 
-from __future__ import annotations
-
 from slm.data.conversations import end_of_turn_ids
 from slm.data.tokenizer import Tokenizer
 from slm.evaluation.generation import message_ids

@@ -4,8 +4,6 @@ Notable: a directory belongs to one set of settings and rejects other settings. 
 checkpoint; a checkpoint whose content has changed is measured again.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence

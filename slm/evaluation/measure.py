@@ -1,7 +1,5 @@
 """Plan the measurements of a checkpoint and choose their precision. Planning finds mistakes before weights are read."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -155,11 +155,7 @@ def _batches(stream: Stream, windows: list[Window], num_rows: int) -> Iterator[t
 
 
 def _losses(
-    model: CausalLM,
-    stream: Stream,
-    inputs_BT: np.ndarray,
-    positions_BT: np.ndarray,
-    is_scored_BT: np.ndarray,
+    model: CausalLM, stream: Stream, inputs_BT: np.ndarray, positions_BT: np.ndarray, is_scored_BT: np.ndarray
 ) -> np.ndarray:
     """Return the losses (N,) of the scored positions, in nats."""
 

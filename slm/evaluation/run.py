@@ -1,7 +1,5 @@
 """`evaluate` takes checked settings, measures the checkpoints, writes the report and returns an exit code."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 import time

@@ -3,8 +3,6 @@
 `slm.sweep.device` starts this in a process of its own, so that the process that analyses needs no torch.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import sys

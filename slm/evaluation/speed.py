@@ -4,8 +4,6 @@ Notable: repetitions alternate between a model with block sharing and the same t
 load on the machine affects both equally. Loading is not included.
 """
 
-from __future__ import annotations
-
 import copy
 import ctypes
 import dataclasses

@@ -4,8 +4,6 @@ Notable: this module imports no torch, so a wrong shape is refused quickly, befo
 computes the parameters, FLOPs and bytes of a shape.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -113,7 +111,7 @@ class ModelConfig:
         object.__setattr__(self, "head_dim", self.head_width)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
         """Build from a plain mapping. Raises `ValueError` for a missing field and for a key that is not a field."""
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         for key in values:

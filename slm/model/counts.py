@@ -6,8 +6,6 @@ count: norms, activations, softmax, rotations, the short convolution, sums of ch
 `ValueError` for a shape that one of its mixers refuses. The first call imports the mixers, and with them torch.
 """
 
-from __future__ import annotations
-
 from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -33,7 +31,7 @@ class Counts(NamedTuple):
     """Recurrent states, which do not grow with the context."""
 
 
-def mixers_of_blocks(config: ModelConfig) -> list[type[Mixer]]:
+def mixers_of_blocks(config: ModelConfig) -> "list[type[Mixer]]":
     """Return the mixer of each block. Raises `ValueError` if a mixer's own rules refuse the shape."""
     mixer_by_letter = {letter: MIXERS[letter].load() for letter in config.mixer_pattern[: config.num_layers]}
     for mixer in mixer_by_letter.values():

@@ -6,8 +6,6 @@ loss never holds full logits. A shared block is one module, used several times i
 Legend: B batch, T tokens, D hidden, V vocabulary.
 """
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 
@@ -99,7 +97,7 @@ class KVCache:
         """Bytes of all memories."""
         return sum(tensor.nbytes for memory in self.memories for tensor in memory.tensors)
 
-    def select(self, source: KVCache, rows: Tensor) -> None:
+    def select(self, source: "KVCache", rows: Tensor) -> None:
         """Copy row `rows[r]` of `source` to row r. The `max_length` of `source` must not exceed that of this cache."""
         for memory, source_memory in zip(self.memories, source.memories, strict=True):
             memory.select(source_memory, rows)

@@ -9,8 +9,6 @@ Notable: a prompt of several tokens runs uncompiled. A compiled step decodes one
 Legend: T new tokens, D hidden, V vocabulary; an axis 1 is one sequence or one token.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence

@@ -3,8 +3,6 @@
 Notable: if a rule cannot use a width or depth, its error names the nearest values that it can use.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from fractions import Fraction
 from math import ceil

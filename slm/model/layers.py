@@ -3,8 +3,6 @@
 Legend: B batch, T tokens, D hidden.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -11,8 +11,6 @@ the input of its head, so its logits too exist for one chunk at a time only.
 Legend: N tokens (batch and sequence flattened), D hidden, E hidden of a teacher, V vocabulary, n tokens of one chunk.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 Legend: B batch, T tokens, H query heads, C head_dim, N blocks or n chunks of c tokens.
 """
 
-from __future__ import annotations
-
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +25,7 @@ def document_starts(documents_BT: Tensor) -> Tensor:
 FLEX_BLOCK = 128  # queries, and keys, per block of FlexAttention's mask; the default of torch
 
 
-def document_block_mask(starts_BT: Tensor) -> BlockMask:
+def document_block_mask(starts_BT: Tensor) -> "BlockMask":
     """Return FlexAttention's mask: a query sees the keys from its document's start up to the query's own position.
 
     T must be a multiple of `FLEX_BLOCK`. Torch's `create_block_mask` evaluates all B T T pairs. Because starts do not

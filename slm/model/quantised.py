@@ -15,8 +15,6 @@ What the kinds of `QUANTISATIONS` round:
 | norms, biases, learned positions       | not rounded                              |                                  |
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 
 import torch

@@ -6,8 +6,6 @@ a token must not see, since such a program has no loops over a length. A call at
 Legend: T tokens, L max_length, D hidden, V vocabulary; an axis 1 is one sequence.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

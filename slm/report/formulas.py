@@ -1,7 +1,5 @@
 """Typeset the formulas of laws, such as `L = E + A N^-alpha`, as HTML with Greek letters and raised exponents."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ The first sections are open. Each further section is folded below its heading; p
 above the contents open it. Without scripts the page shows the same text and the static figures.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import re

@@ -11,8 +11,6 @@ Notable:
 - Bokeh is imported only to write a page, because this takes about a second.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import html
@@ -30,14 +28,8 @@ from slm.report.style import log_ticks
 Tags = Mapping[str, str]
 """Key of a switch -> the option that must be on."""
 MARKERS = {
-    "o": "circle",
-    "s": "square",
-    "^": "triangle",
-    "D": "diamond",
-    "v": "inverted_triangle",
-    "P": "plus",
-    "X": "x",
-}
+    "o": "circle", "s": "square", "^": "triangle", "D": "diamond", "v": "inverted_triangle", "P": "plus", "X": "x",
+}  # fmt: skip
 """Marker of `slm.report.style` -> the marker of Bokeh."""
 SYMBOLS = dict(zip(MARKERS, "●■▲◆▼✚✖", strict=True))
 MIDDLE_GREY = {"#4D4D4D": "#7F7F7F"}  # the only colour of the palette that a dark page would hide

@@ -1,7 +1,5 @@
 """Build reports from pieces of Markdown. Cells and sentences must already be escaped (`words.escape_markdown`)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +22,7 @@ class Section:
     title: str
     blocks: list[str] = field(default_factory=list)
 
-    def add(self, *blocks: str) -> Section:
+    def add(self, *blocks: str) -> "Section":
         """Append blocks, leaving out empty ones."""
         self.blocks += [block for block in blocks if block]
         return self

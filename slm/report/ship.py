@@ -4,8 +4,6 @@ An entry has the keys of `slm.scaling.choices.choose`, and `target`, `level`, `s
 measure -> its name) and `candidates`, each with `name`, `family`, `loss`, `low`, `high`, and `measures`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any

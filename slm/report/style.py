@@ -1,7 +1,5 @@
 """The style of figures: colours that colour-blind readers can tell apart, plain axes, ticks such as 10M."""
 
-from __future__ import annotations
-
 import io
 import math
 import re
@@ -12,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,12 +19,10 @@ from slm.runtime.pool import map_in_processes
 from slm.runtime.words import count, is_number
 
 if TYPE_CHECKING:
-    import matplotlib.axes
-    import matplotlib.figure
-
-# As text, because matplotlib is imported only to draw.
-Axes: TypeAlias = "matplotlib.axes.Axes"
-Figure: TypeAlias = "matplotlib.figure.Figure"
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+else:
+    Axes = Figure = Any  # matplotlib is imported only to draw
 
 # Okabe & Ito 2008, darkest first; yellow is left out (too pale on white).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D")

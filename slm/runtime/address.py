@@ -1,7 +1,5 @@
 """Decide whether `checkpoint=...` is a local folder or a repository of the hub. Imports no torch, to fail quickly."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Imports no torch. HYDRA_FULL_ERROR=1 or SLM_TRACEBACKS=1 shows where an error came from.
 """
 
-from __future__ import annotations
-
 import gc
 import io
 import os

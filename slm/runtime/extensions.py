@@ -3,8 +3,6 @@
 Such a module calls `register_mixer`, `register_law` or `register_source`; docs/extending.md shows how.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Write files under a temporary name and rename them, so that a killed process leaves no partial file."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

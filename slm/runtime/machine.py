@@ -1,7 +1,5 @@
 """What this machine can do: precision, compiler, GPU and memory. Imports torch."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -1,7 +1,5 @@
 """Apply a function to many arguments, in several processes once that is worth it."""
 
-from __future__ import annotations
-
 import ctypes
 import multiprocessing
 import os
@@ -50,9 +48,7 @@ def _map_forked(function: Callable[[Argument], Result], arguments: Sequence[Argu
             for process in set(multiprocessing.active_children()) - children:
                 process.kill()
             if isinstance(error, BrokenProcessPool):
-                raise ChildProcessError(
-                    "one of this program's processes was killed; was there enough memory?"
-                ) from error
+                raise ChildProcessError("a process of this program was killed; was there enough memory?") from error
             raise
 
 

@@ -1,7 +1,5 @@
 """The progress display of every program: a bar with the time left on a terminal, a line now and then in a log."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +38,7 @@ class Progress:
         self.bar = _bar(self.file) if shown and self.file.isatty() else None
         self.bar_task: Any = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         self.begin(self.start)
         return self
 
@@ -107,7 +105,7 @@ def progress(task: str, total: float | None, unit: str) -> Iterator[Callable[[fl
             say(f"{task}: {display.done:,.0f} {unit} in {time.monotonic() - display.start_time:.1f} s")
 
 
-def _bar(file: TextIO) -> Bar:
+def _bar(file: TextIO) -> "Bar":
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

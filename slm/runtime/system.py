@@ -1,7 +1,5 @@
 """Ask Linux, macOS or Windows for the cores, memory and processor, and git for the commit. Imports no torch."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

@@ -1,7 +1,5 @@
 """Write numbers and names for people. A number that could not be computed becomes a dash, never `None` or `nan`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from datetime import timedelta

@@ -20,15 +20,11 @@ if TYPE_CHECKING:
     from slm.scaling.tables import Table, read_table, table_from_frame
 
 _MODULES = {
-    "analysis": ("Analysis", "analyse"),
-    "fitting": ("Fit", "fit", "lack_of_fit"),
-    "intervals": ("Uncertainty", "uncertainty"),
-    "laws": ("LAWS", "get_law"),
-    "power": ("Advice", "Design", "PairedDesign", "UnpairedDesigns", "plan"),
-    "settings": ("Settings",),
-    "solver": ("Loss",),
-    "tables": ("Table", "read_table", "table_from_frame"),
-}
+    "analysis": ("Analysis", "analyse"), "fitting": ("Fit", "fit", "lack_of_fit"),
+    "intervals": ("Uncertainty", "uncertainty"), "laws": ("LAWS", "get_law"),
+    "power": ("Advice", "Design", "PairedDesign", "UnpairedDesigns", "plan"), "settings": ("Settings",),
+    "solver": ("Loss",), "tables": ("Table", "read_table", "table_from_frame"),
+}  # fmt: skip
 __all__ = [name for names in _MODULES.values() for name in names]
 
 

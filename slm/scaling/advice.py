@@ -1,7 +1,5 @@
 """Advice on how to detect a smaller difference of exponents: more seeds, more sizes, or a wider span."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """How to spend compute: compute-optimal N and D, also with serving, compute to reach a loss, cost, Pareto fronts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

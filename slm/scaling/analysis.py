@@ -1,7 +1,5 @@
 """Analyse a results table: fits, comparison of families, references and allocation, as the contents of JSON files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -15,8 +15,6 @@ sizes would cover too little.
 Axes: see `slm.scaling.forms`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

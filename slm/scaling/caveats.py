@@ -1,7 +1,5 @@
 """Sentences that qualify the verdict: differences of level (loss at equal size), detectable differences, and limits."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ is the share of draws that make it. Below `SURE`, the data cannot say which cand
 Legend: R draws, K candidates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

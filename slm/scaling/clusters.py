@@ -8,8 +8,6 @@ McCaffrey 2002; Pustejovsky & Tipton 2018, arXiv:1601.01981).
 Axes: I rows, B replicates, P coordinates.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

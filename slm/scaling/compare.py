@@ -3,8 +3,6 @@
 The result is an entry of `laws` in comparison.json. `slm.scaling.paired` compares at equal sizes, without a law.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial

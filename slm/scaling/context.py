@@ -1,7 +1,5 @@
 """Entries of comparison.json beside the verdict: published laws, isoFLOP profiles, allocation, Pareto fronts."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

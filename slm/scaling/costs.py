@@ -7,8 +7,6 @@ about the model can be estimated. The interval of a new shape is from Student's 
 Legend: n shapes, F terms, M points.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Turn entries of fits.json and rows of comparison.json into the words of tables and reports."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Curves, predictions, the gain of doubling N, and extrapolation, for the fits on which the verdict may rest."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -3,8 +3,6 @@
 The table is the results.csv of evaluate.py, or a user's own, measured on a phone: one row for each measured shape.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Fit one law to every family, and write each fit as an entry of fits.json for reports, figures and trackers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

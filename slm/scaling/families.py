@@ -13,8 +13,6 @@ families differ in scatter.
 Axes: F families, I rows of all families, P coordinates of one family, Q free parameters, R simulated data sets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

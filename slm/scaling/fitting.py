@@ -1,7 +1,5 @@
 """Fit one law to one sample, with a certificate of the search: how many starts agree, and how well it converged."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

@@ -11,8 +11,6 @@ data, V variables, P coordinates (K of coefficients, then S others). I comes las
 data are several times faster over contiguous memory.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -62,7 +60,7 @@ class Law(ABC):
     is_uncentred = False  # whether the law takes log variables that are not centred; the argument `refs` is then 0
     link = ""  # how the target depends on the sum that the parameters describe: see `slm.scaling.bounded`
 
-    def prepared_for(self, log_x: Floats) -> Law:
+    def prepared_for(self, log_x: Floats) -> "Law":
         """The law prepared for a table with log variables [I, V]; `self` if it needs no preparation."""
         return self
 

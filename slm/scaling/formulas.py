@@ -4,8 +4,6 @@ A name in a formula is a variable of `VARIABLES`, a column of the table, or else
 unless they are declared as `real`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce

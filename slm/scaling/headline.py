@@ -6,8 +6,6 @@ loss, against the family closest to it. The p-values are adjusted over all pairs
 difference significant.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple

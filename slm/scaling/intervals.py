@@ -1,7 +1,5 @@
 """Standard errors and intervals of the parameters of one fit, and which parameters the data identify."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

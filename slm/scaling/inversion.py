@@ -7,8 +7,6 @@ of the bands of the costs, and the probability of a family is the share of draws
 Legend: R draws, M points of the grid over N.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ Notable:
   that moves a lowest point, not only the noise between runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ estimated separately. `Law.canonical` converts coordinates to the parameters tha
 The suffix of an array's name lists its axes (`u_KRI`): K log terms, R parameter vectors, I rows of data, V variables.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 from zlib import crc32

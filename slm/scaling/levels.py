@@ -8,8 +8,6 @@ Notable:
   differences between sizes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import combinations

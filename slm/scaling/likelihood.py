@@ -1,7 +1,5 @@
 """Likelihoods of fits: information criteria, and a test of given parameters, such as published parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Match the points of two families at the same size and tokens. A point is the mean over seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What a device is measured by, and the limits that `ship` sets on it. Imports neither numpy nor pandas."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from slm.runtime.settings import POSITIVE, Kind, or_null

@@ -4,8 +4,6 @@ Notable: only N, perhaps D, and one result of such a model are known. So a law i
 the table's column of this kind of result (such as bits per byte), in the same way as for the verdict.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

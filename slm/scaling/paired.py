@@ -9,8 +9,6 @@ Notable:
   (`p_any_floor`). If they reject straight lines in logs, exponents of L - E are compared (`above_floor`), not slopes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -40,7 +38,7 @@ class Line:
     df: int  # degrees of freedom
     residuals: Floats
 
-    def with_noise(self, noise_variance: float, noise_df: int) -> Line:
+    def with_noise(self, noise_variance: float, noise_df: int) -> "Line":
         """Return the line with larger errors if its residuals vary less than `noise_variance`.
 
         `noise_variance` is the variance of a point that the scatter between seeds implies. Few residuals may vary less

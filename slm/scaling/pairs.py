@@ -9,8 +9,6 @@ but differ by a constant factor on N, or in their sizes, their lines have differ
 straight line, so the comparison is repeated with L - E for every E that the runs do not reject.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ has the interval of Hartung & Knapp (2001), which is accurate for few families. 
 all families (`slm.scaling.compare`). With estimated errors, Cochran's Q rejects a true tau = 0 in 15 to 23% of cases.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ the deviation of a size's mean from every smooth law; more seeds do not change i
 Families trained at the same sizes share most of the misfit, and a paired comparison removes what they share.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -75,7 +73,7 @@ class Comparison(ABC):
         """Return `errors` and `dfs` as in `_power`: standard errors, and their degrees of freedom."""
 
     @abstractmethod
-    def _worse_design(self) -> PairedDesign | Design:
+    def _worse_design(self) -> "PairedDesign | Design":
         """The design with the larger error, from which `advice` starts."""
 
     @abstractmethod
@@ -146,10 +144,10 @@ class PairedDesign(Comparison):
         error = self.exponent_per_slope * scatter / spread if spread > 0 else np.inf
         return [error], [self.num_sizes - 2]
 
-    def _worse_design(self) -> PairedDesign:
+    def _worse_design(self) -> "PairedDesign":
         return self
 
-    def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> PairedDesign:
+    def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> "PairedDesign":
         """Return a copy as `Comparison.changed` does; new sizes are evenly spaced."""
         log_N = _respaced(self.log_N[:, None], sizes, stretch)[:, 0]
         return replace(self, log_N=log_N, seeds=seeds or self.seeds)
@@ -198,7 +196,7 @@ class Design:
         scatter = float(np.hypot(self.misfit, (self.noise or 0.0) / np.sqrt(self.seeds)))
         return float(scatter * np.sqrt(variance))
 
-    def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> Design:
+    def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> "Design":
         """Return a copy as `Comparison.changed` does; `sizes` is the number of cells, or of groups if there are any."""
         num_cells, num_groups = sizes, self.num_groups
         if sizes is not None and num_groups is not None:
@@ -221,7 +219,7 @@ class UnpairedDesigns(Comparison):
     def _worse_design(self) -> Design:
         return max(self.a, self.b, key=Design.error)
 
-    def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> UnpairedDesigns:
+    def changed(self, *, seeds: int | None = None, sizes: int | None = None, stretch: float = 1.0) -> "UnpairedDesigns":
         """Return a copy with both families changed in the same way."""
         a, b = (design.changed(seeds=seeds, sizes=sizes, stretch=stretch) for design in (self.a, self.b))
         return UnpairedDesigns(a, b)

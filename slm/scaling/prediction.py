@@ -8,8 +8,6 @@ such intervals cover 95 to 97%, even if the data hardly identify a floor; a stud
 Axes: M points, I rows, R refits, S starts of each refit, P coordinates, V variables.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,7 +38,7 @@ class Band:
     high: Floats
     t: Floats  # the quantile of Student's t of each interval
 
-    def for_run(self, sigma: float) -> Band:
+    def for_run(self, sigma: float) -> "Band":
         """Widen a band of log L to prediction intervals of single runs, which scatter by `sigma` around the law."""
         distance_down = np.hypot(self.centre - self.low, self.t * sigma)
         distance_up = np.hypot(self.high - self.centre, self.t * sigma)

@@ -6,8 +6,6 @@ interval has the values v at which |t| is below the quantile of Student's t. If 
 side of the estimate v_hat, the data do not bound the parameter on that side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """The published study of four MobileLLM models: its rows, its claims, and what an analysis of the rows finds."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from pathlib import Path
@@ -24,7 +22,7 @@ def published_rows() -> list[dict[str, Any]]:
     return _study()["rows"]
 
 
-def is_published(frame: pd.DataFrame) -> bool:
+def is_published(frame: "pd.DataFrame") -> bool:
     """Whether a table has exactly the published rows, with all columns that the claims are about."""
     has_columns = set(CLAIM_COLUMNS) <= set(frame)
     rows = [tuple(row[name] for name in CLAIM_COLUMNS) for row in published_rows()]

@@ -1,7 +1,5 @@
 """Published laws. Compare them only with fits over the same sizes, with the same definition of N and target."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The data of one fit: log targets, log variables, and which rows belong together."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -51,7 +49,7 @@ class Sample:
         """The number of distinct points in the space of variables."""
         return len(np.unique(self.log_x, axis=0))
 
-    def subset(self, rows: np.ndarray) -> Sample:
+    def subset(self, rows: np.ndarray) -> "Sample":
         """The sample with only these rows."""
         return Sample(self.log_y[rows], self.log_x[rows], self.clusters[rows], self.cells[rows], self.is_uncentred)
 
@@ -61,7 +59,7 @@ class Sample:
         means = np.bincount(cell_of_row, self.log_y) / np.bincount(cell_of_row)
         return means, cell_of_row, float(((self.log_y - means[cell_of_row]) ** 2).sum())
 
-    def cell_means(self) -> Sample:
+    def cell_means(self) -> "Sample":
         """One row per cell, with the mean of its log targets over seeds.
 
         A law is tested by how many cells it describes. Many seeds of few cells would only look like more evidence.

@@ -1,7 +1,5 @@
 """Reject laws that do not fit, choose the law of the verdict, rank families, and combine the predictions of laws."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, permutations, product

@@ -1,7 +1,5 @@
 """The settings of an analysis, from the config group `analysis`, with checks of their values."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -109,7 +107,7 @@ class Settings:
         self._check_target()
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
         """Read a plain mapping, in which a list may be a single value or "all". An unknown key is a `ValueError`."""
         names = [field.name for field in dataclasses.fields(cls)]
         lists = ("laws", "targets", "sizes")

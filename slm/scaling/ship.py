@@ -4,8 +4,6 @@ Notable: measured shapes are compared by what their own runs reached, without a 
 need the law of the loss and the models of the costs (`slm.scaling.inversion`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

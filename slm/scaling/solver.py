@@ -10,8 +10,6 @@ Notable:
 Axes (`x_IV` is [I, V]): R replicates, I rows, V variables, Q free parameters phi, P coordinates of a block.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -230,13 +228,7 @@ def _in_free(matrices: Floats, M: Floats) -> Floats:
 
 
 def _newton(
-    problem: _Problem,
-    start: Floats,
-    bounds: Bounds,
-    max_steps: int,
-    tolerance: float,
-    rivals: int,
-    patience: int,
+    problem: _Problem, start: Floats, bounds: Bounds, max_steps: int, tolerance: float, rivals: int, patience: int
 ) -> Optimum:
     """Take damped Newton steps until each replicate has converged, or no step lowers its objective any more."""
     R = len(start)

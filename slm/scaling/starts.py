@@ -4,8 +4,6 @@ For given exponents, a law is linear in its coefficients. So at every point of t
 non-negative least squares of relative residuals, which are log residuals to first order. Axes: `slm.scaling.forms`.
 """
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np

@@ -9,8 +9,6 @@ Notable:
 Axes: R replicates, Q free parameters phi.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +70,7 @@ class _Model(NamedTuple):
     gradient: Floats
     hessian: Floats
 
-    def of(self, replicates: np.ndarray, is_free: np.ndarray, moved: Floats) -> _Model:
+    def of(self, replicates: np.ndarray, is_free: np.ndarray, moved: Floats) -> "_Model":
         """The model of the coordinates that are free, of some replicates, after the others were `moved` [R, Q].
 
         A coordinate that is not free gets a gradient of 0 and a row of the identity as Hessian.

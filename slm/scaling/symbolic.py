@@ -5,8 +5,6 @@ centred (`Law.is_uncentred`). Coordinates of coefficients are centred all the sa
 of the table, which all families share. Axes as in `slm.scaling.forms`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -41,7 +39,7 @@ class Formula(Law):
 
     is_uncentred = True
 
-    def prepared_for(self, log_x: Floats) -> Formula:
+    def prepared_for(self, log_x: Floats) -> "Formula":
         return replace(self, centre=tuple(log_x.mean(axis=0).tolist()))
 
     @cached_property

@@ -4,8 +4,6 @@ Laws describe quantities above 0 that fall with size. An accuracy rises, so the 
 one minus the accuracy, in a column of its own: `error of piqa_acc`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -35,14 +33,14 @@ REQUIREMENTS: Mapping[str, str] = {
 """Kind of a column -> what its values must be."""
 
 
-def fitted_column(settings: Settings) -> str:
+def fitted_column(settings: "Settings") -> str:
     """The column of a prepared table that laws are fitted to; "" if the target is not a column of the user's own."""
     if settings.target_kind is None:
         return ""
     return f"error of {settings.target}" if settings.target_kind == "accuracy" else settings.target
 
 
-def with_target(table: Table, settings: Settings) -> Table:
+def with_target(table: Table, settings: "Settings") -> Table:
     """Return the table with the column that laws are fitted to, if `settings` name a column of the user's own.
 
     Raises a `ValueError` of one sentence for a column that is missing, or whose values contradict its kind.
@@ -89,7 +87,7 @@ def _numbers(table: Table, key: str, column: str, kind: str) -> pd.Series:
     return values
 
 
-def _check_above_chance(accuracy: pd.Series, settings: Settings) -> None:
+def _check_above_chance(accuracy: pd.Series, settings: "Settings") -> None:
     assert settings.chance is not None  # `Settings` requires it for an accuracy
     if accuracy.max() <= settings.chance:
         raise ValueError(
@@ -98,13 +96,11 @@ def _check_above_chance(accuracy: pd.Series, settings: Settings) -> None:
         )
 
 
-def _wrong_way(frame: pd.DataFrame, column: str, settings: Settings) -> list[str]:
+def _wrong_way(frame: pd.DataFrame, column: str, settings: "Settings") -> list[str]:
     """A sentence if the fitted column mostly rises with size, in most families: its kind may be wrong."""
     size = next(name for name in SIZES if name in frame)
     means = frame.groupby(["family", size])[column].mean().groupby(level="family")
-    ranks = [
-        stats.spearmanr(range(len(of_family)), of_family).statistic for _, of_family in means if len(of_family) > 3
-    ]
+    ranks = [stats.spearmanr(range(len(rows)), rows).statistic for _, rows in means if len(rows) > 3]
     if not ranks or np.median(ranks) < WRONG_WAY:
         return []
     kind, direction = settings.target_kind, "falls" if settings.target_kind == "accuracy" else "rises"

@@ -9,8 +9,6 @@ its interval for a new run, and how far step 2 lets the error move at the predic
 errors (Zou & Donner 2008), since step 2 is fitted given the measured T. Least squares: of log T, and of the accuracy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

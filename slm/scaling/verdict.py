@@ -11,8 +11,6 @@ A law or a floor is tenable if the runs do not reject it. The verdict says that 
 - one of these laws finds it significant too (only required if no floor could be tested).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from slm.runtime.words import p_text, shortlist, target_name

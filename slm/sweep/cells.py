@@ -5,8 +5,6 @@ So the run with the largest budget is the trunk, and the others skip the shared 
 a run from step 0, bit for bit on one CPU (docs/training.md), so both have the same key and name.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -65,7 +63,7 @@ class Cell:
         return self.flops * (1 - self.shared_tokens / self.tokens) if self.shared_tokens > 0 else self.flops
 
 
-def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: Callable[[str], str]) -> pd.DataFrame:
+def collect_cells(directory: Path, cells: Iterable[Cell], lr_rule: Callable[[str], str]) -> "pd.DataFrame":
     """One row (`slm.analysis.runs`) for each cell that has a result, with its `budget`, `lr_rule` and `trunk`.
 
     `trunk` is the planned trunk, even if the branch had to be trained from step 0, which gives the same result.

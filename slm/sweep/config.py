@@ -1,7 +1,5 @@
 """Check the settings of sweep.py, except the design (`design.py`) and the launcher (`launchers/`)."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re
@@ -47,7 +45,7 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
     runs, output_dir, best_of = config["runs"], config["output_dir"], config["best_of"]
     changed_keys = [key for key, default in SWEEP_DEFAULTS.items() if config[key] != default]
     for_training = [f"{key}={kinds.as_typed(config[key])}" for key in changed_keys]
-    for_training += [override for override in overrides if _group_of(override) in SWEEP_GROUPS]
+    for_training += [override for override in overrides if re.split("[.=@]", override.lstrip("+~"))[0] in SWEEP_GROUPS]
     if runs is not None and for_training:
         raise ValueError(f"{for_training[0]} is for training a sweep, but runs={runs} is a finished table: choose one")
     if config["overlay_column"] is not None and config["overlay"] is None:
@@ -72,11 +70,6 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
         "best_of": [best_of] if isinstance(best_of, str) else best_of,
         "output_dir": output_dir,
     }
-
-
-def _group_of(override: str) -> str:
-    """Return the config group that an override changes, such as `sweep` for `+sweep.seeds=[1,2]`."""
-    return re.split(r"[.=@]", override.lstrip("+~"))[0]
 
 
 def _check_exists(runs: str) -> None:

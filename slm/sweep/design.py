@@ -1,7 +1,5 @@
 """Check the config group `sweep`, the design of a sweep. `conf/sweep/quick.yaml` says what each key means."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -51,9 +49,7 @@ def _is_rate(value: Any) -> bool:
 
 
 NAME_OF_FOLDER = Kind("a folder name without /", lambda value: kinds.NAME.accepts(value) and Path(value).name == value)
-SHAPE = Kind(
-    "WIDTHxDEPTH", lambda value: kinds.TEXT.accepts(value) and bool(re.fullmatch(r"0*[1-9]\d*x0*[1-9]\d*", value))
-)
+SHAPE = Kind("WIDTHxDEPTH", lambda x: kinds.TEXT.accepts(x) and bool(re.fullmatch(r"0*[1-9]\d*x0*[1-9]\d*", x)))
 TOLERANCE = Kind(
     f"a number above 0 and at most {MAX_TOLERANCE}",
     lambda value: kinds.POSITIVE.accepts(value) and value <= MAX_TOLERANCE,

@@ -4,8 +4,6 @@ Speeds do not depend on the weights, so each shape is built anew from its family
 `device.csv` in the analysis directory has already are not measured again.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import subprocess
@@ -33,7 +31,7 @@ SHAPE = ("family", "width", "depth")
 PROMPT, NEW = 512, 128  # tokens at most; fewer if the runs were trained on shorter sequences
 
 
-def with_device(config: Mapping[str, Any], table: Table) -> Mapping[str, Any]:
+def with_device(config: Mapping[str, Any], table: "Table") -> Mapping[str, Any]:
     """Return the config with `device=here` replaced by the file of the measurements, which are taken first.
 
     Raises a `ValueError` of one sentence if the table does not say which shapes to build.
@@ -71,7 +69,7 @@ def _overrides(config: Mapping[str, Any]) -> Sequence[str]:
     return [override for override in overrides if override.startswith("model.")]
 
 
-def _shapes(table: Table, overrides: Sequence[str]) -> list[dict[str, Any]]:
+def _shapes(table: "Table", overrides: Sequence[str]) -> list[dict[str, Any]]:
     """The shapes of the table, each with its full `model`."""
     frame = table.frame
     if absent := [name for name in SHAPE[1:] if name not in frame or frame[name].isna().any()]:
@@ -105,7 +103,7 @@ def _shapes(table: Table, overrides: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _speed_settings(table: Table) -> dict[str, Any]:
+def _speed_settings(table: "Table") -> dict[str, Any]:
     """The settings of evaluate.py, with a text that is no longer than the sequences of the runs."""
     speed = dict(composed("evaluate", ()).speed)
     names = [name for name in ("sequence_length", "context_length") if name in table.frame]

@@ -5,8 +5,6 @@ evaluation is never repeated; a failed evaluation is recorded and stops no other
 RUN/evaluation/NAME-HASH. HASH is a hash of the overrides, so changed overrides start a new evaluation.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -71,7 +69,7 @@ def evaluation_cells(cells: Iterable[Cell], evaluations: Evaluations, runs_folde
     ]
 
 
-def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs_folder: Path) -> pd.DataFrame:
+def with_evaluations(table: "pd.DataFrame", evaluations: Evaluations, runs_folder: Path) -> "pd.DataFrame":
     """Return the table of runs with additional columns for each evaluation NAME, empty for runs that have no result.
 
     The first protocol has the columns `NAME_loss`, `NAME_perplexity`, `NAME_bits_per_byte` and
@@ -90,7 +88,7 @@ def with_evaluations(table: pd.DataFrame, evaluations: Evaluations, runs_folder:
     return table.join(pd.DataFrame(rows, index=table.index)) if any(rows) else table
 
 
-def keep_measured_runs(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
+def keep_measured_runs(table: "pd.DataFrame", columns: Mapping[str, str]) -> "tuple[pd.DataFrame, list[str]]":
     """Return the runs that have a value in every column that `columns` uses, and a sentence that names the others.
 
     If `columns` uses evaluation scores, a column `eval_fingerprint` is added, which identifies the evaluated texts.
@@ -99,9 +97,7 @@ def keep_measured_runs(table: pd.DataFrame, columns: Mapping[str, str]) -> tuple
     from slm.runtime.words import shortlist
     from slm.scaling.tables.values import source_columns
 
-    used_columns = [
-        name for expression in columns.values() for name in source_columns(expression, table) if name in table
-    ]
+    used_columns = [name for text in columns.values() for name in source_columns(text, table) if name in table]
     score_at_end = f"({'|'.join(SCORES)})$"
     used_scores = [name for name in used_columns if re.search(score_at_end, name)]
     fingerprints = {re.sub(score_at_end, FINGERPRINT, name) for name in used_scores}  # NAME_eval_data_fingerprint

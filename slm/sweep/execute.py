@@ -12,8 +12,6 @@ run directories (`ledger.py`), so the master can be killed and started again at 
 - On SIGINT or SIGTERM the jobs save and end, and `Interrupted` says how to continue; a second SIGINT kills them.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 import time
@@ -101,7 +99,7 @@ class Signals:
         self.received, self.force = False, False
         self._old_handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> "Signals":
         self._old_handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 

@@ -4,8 +4,6 @@ Durations are computed from the speeds of finished runs on this machine (`speeds
 at the end of a sweep), or else from `sweep.assume.flops_per_second`. They cover training only.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence

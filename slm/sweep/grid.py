@@ -5,8 +5,6 @@ the place of the cells for each rate and seed. A size that some family cannot re
 nearest that all can. Requests that give the same shape (such as two aspects at a small size) share their cells.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

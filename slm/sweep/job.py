@@ -9,8 +9,6 @@ On Windows a process cannot inherit a lock, so a job counts as running while tra
 before train.py takes this lock, a new master may start a second process, which ends with an error.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import signal

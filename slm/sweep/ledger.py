@@ -6,8 +6,6 @@ outcome is read from `result.json`, which train.py writes last and atomically. I
 job is then started again, and trains no step if its run is complete. For an evaluation, results.json is read.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -4,8 +4,6 @@ The time left is the remaining FLOPs divided by the speed of the running cells, 
 slowest running cell. Small cells reach fewer FLOP/s than large cells, so the end takes a little longer than estimated.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 
@@ -30,7 +28,7 @@ class Board:
         self.printed: dict[str, str] | None = None
         """Name of a cell -> the last status that was printed; None before the first call of `show`."""
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> "Board":
         if self.console.is_terminal:
             self.live.start()
         return self

@@ -1,7 +1,5 @@
 """Print the plan of a sweep for `dry_run=true`: cells, cost, power, and what cannot be trained."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Composing takes 0.1 s or more, resolving takes a few ms, and a grid may have hun
 hash of its resolved config, so a changed default in `conf/` makes another run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ cells, so the same command continues a stopped sweep. To extend a sweep, give a 
 `output_dir` of the old sweep.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -7,8 +7,6 @@ smaller steps if the tolerance needs them. Among the shapes that meet the target
 is chosen: |ln(aspect / target aspect)| + |ln(feed-forward width / width under the rule)| + |ln(N / target N)|.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence

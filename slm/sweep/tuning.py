@@ -8,8 +8,6 @@ of the optimum, so families that differ in either would seem to differ in loss. 
 3. The minimum of the parabola is raised by the amount by which it is too low on average.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

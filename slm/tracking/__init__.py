@@ -5,13 +5,6 @@ from slm.tracking.trackers import Tracker, check_logger, open_trackers
 from slm.tracking.wandb_run import Chart, Record, Rows, known_run_id
 
 __all__ = [
-    "Chart",
-    "Record",
-    "Rows",
-    "Tracker",
-    "check_logger",
-    "is_tracked",
-    "known_run_id",
-    "open_trackers",
+    "Chart", "Record", "Rows", "Tracker", "check_logger", "is_tracked", "known_run_id", "open_trackers",
     "record_directory",
-]
+]  # fmt: skip

@@ -1,12 +1,10 @@
 """Log a run to MLflow: by default into mlflow.db and mlruns/ in the working directory, without a server."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from urllib.parse import urlsplit
 
 from slm.runtime.files import write_atomically
 from slm.runtime.progress import say
+from slm.runtime.settings import flatten
 from slm.runtime.words import is_number
 from slm.tracking.wandb_run import Record
 
@@ -107,7 +106,7 @@ class MlflowRun:
         )
         run_id: str = run.info.run_id
         write_atomically(folder / RUN_ID, run_id)
-        params = [Param(key, str(value)[:MAX_TEXT]) for key, value in _flat(config)]
+        params = [Param(_name(key), str(value)[:MAX_TEXT]) for key, value in flatten(config)]
         for start in range(0, len(params), MAX_BATCH):
             self.client.log_batch(run_id, params=params[start : start + MAX_BATCH])
         return run_id
@@ -158,15 +157,6 @@ def record_in_mlflow(record: Record) -> None:
     run.set_summary(record.summary)
     run.log_files(record.files, record.folder)
     run.finish(succeeded=True)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested mappings under dotted keys."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield _name(f"{prefix}{key}"), value
 
 
 def _name(key: str) -> str:

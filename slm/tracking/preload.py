@@ -3,8 +3,6 @@
 Importing W&B makes this folder, and the first process to end would delete it for all.
 """
 
-from __future__ import annotations
-
 import os
 
 import wandb.sdk.launch.inputs.internal  # noqa: F401  (`wandb.init` imports it)

@@ -1,7 +1,5 @@
 """Record a directory of results, such as an analysis or an evaluation, with the trackers that the config selects."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

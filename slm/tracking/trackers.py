@@ -1,7 +1,5 @@
 """Trackers write the metrics and the generated samples of a training run."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence

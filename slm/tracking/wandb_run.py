@@ -1,7 +1,5 @@
 """Start a Weights & Biases (W&B) run that can be continued, and record a directory of results as a run."""
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

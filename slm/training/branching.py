@@ -5,8 +5,6 @@ differ from the trunk's only in budget and schedule, and at every step before th
 same learning rate. These rates are computed and compared, because schedules with different names can agree.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

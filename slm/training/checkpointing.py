@@ -5,8 +5,6 @@ best.ckpt (the checkpoint with the lowest validation loss) and step-000500.ckpt 
 that was interrupted and resumed equals an uninterrupted run bit for bit. Files are read with `weights_only=True`.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterable, Mapping

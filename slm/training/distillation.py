@@ -4,8 +4,6 @@ Notable: the teacher is not a part of the Lightning module, so checkpoints, aver
 see it. Each device has all of it. It computes in its own dtype, without gradients and outside the run's autocast.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

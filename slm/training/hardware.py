@@ -1,7 +1,5 @@
 """The devices and the precision of a run: what the config group `trainer` means on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -4,8 +4,6 @@ Lightning imports torchmetrics for two classes that are never used here. Torchme
 matplotlib and transformers, which takes about 3 of the 4.5 seconds. An empty module stands in for it meanwhile.
 """
 
-from __future__ import annotations
-
 import sys
 from importlib.metadata import version
 from types import ModuleType

@@ -5,8 +5,6 @@ reads it. Once a run has a checkpoint of its own, the initial one is not opened 
 shape is in config.yaml, the tokenizer in the cache, and what was known of the initial weights in corpus.json.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -120,9 +118,7 @@ def load_initial(decoder: Decoder, settings: Mapping[str, Any], tokenizer: Token
         initial = load(path, revision=revision)
     state, lines = initial.decoder.state_dict(), []
     if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-        raise ValueError(
-            f"init_from={settings[KEY]} holds NaN or infinite values in {bad[0]}: choose another checkpoint"
-        )
+        raise ValueError(f"init_from={settings[KEY]} has NaN or infinite values in {bad[0]}: choose another checkpoint")
     if settings["init_vocab"] == "match":
         rows = matching_rows(initial.tokenizer, tokenizer, decoder.config.vocab_size)
         for name in {EMBEDDING, HEAD} & state.keys():

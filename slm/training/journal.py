@@ -4,8 +4,6 @@ All of it is one callback because the order matters: each step writes its row be
 killed at any moment and continued writes the same rows. Between rows, the host never waits for the device.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -23,36 +21,23 @@ from slm.training.checkpointing import BEST, LAST, link_last, step_checkpoint_na
 from slm.training.module import LOSSES, LanguageModel
 from slm.training.plan import Plan
 from slm.training.process import Interrupt, Stop, is_first_process
-from slm.training.sample import sample_text
 from slm.training.tasks import EvalTask, score_tasks, task_columns
 from slm.training.trainer import Votes
-from slm.training.validation import score
+from slm.training.validation import sample_text, score
 
 COLUMNS = (
-    "tokens",
-    "train/loss",
-    "train/grad_norm",
-    "train/lr",
-    "train/skipped_steps",
-    "val/loss",
-    "val/bits_per_byte",
-    "val/perplexity",
-    "time/tokens_per_second",
-    "time/mfu",
-    "time/seconds",
-)
+    "tokens", "train/loss", "train/grad_norm", "train/lr", "train/skipped_steps", "val/loss", "val/bits_per_byte",
+    "val/perplexity", "time/tokens_per_second", "time/mfu", "time/seconds",
+)  # fmt: skip
 """Columns of metrics.csv. Columns under `time/` differ from run to run; all others depend only on the config."""
 SCORED_COLUMNS = ("scored_tokens",)
 """Additional columns for conversations: `tokens` counts all positions, of which only these are learned from."""
 HOPELESS_NATS = 1.0
 """A row counts as hopeless if its mean loss is at least this many nats above the loss of a uniform guess."""
 PROGRESS_FORMATS = {
-    "train/loss": "loss {:.3f}",
-    "val/loss": "val {:.3f}",
-    "val/bits_per_byte": "({:.3f} bits/byte)",
-    "time/tokens_per_second": "{:,.0f} tok/s",
-    "time/mfu": "MFU {:.0%}",
-}
+    "train/loss": "loss {:.3f}", "val/loss": "val {:.3f}", "val/bits_per_byte": "({:.3f} bits/byte)",
+    "time/tokens_per_second": "{:,.0f} tok/s", "time/mfu": "MFU {:.0%}",
+}  # fmt: skip
 """Metric -> how the progress line shows it."""
 
 
@@ -103,17 +88,8 @@ class Journal(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores of this journal."""
-        names = (
-            "val",
-            "task_results",
-            "train_loss",
-            "skipped_steps",
-            "scored_tokens",
-            "sample",
-            "best_loss",
-            "branched_from",
-            "_hopeless_rows",
-        )
+        names = ("val", "task_results", "train_loss", "skipped_steps", "scored_tokens", "sample", "best_loss",
+                 "branched_from", "_hopeless_rows")  # fmt: skip
         train_seconds = self.train_seconds + time.perf_counter() - self._row_started
         times = {"seconds": self.total_seconds(), "train_seconds": train_seconds}
         return times | {name: getattr(self, name) for name in names}

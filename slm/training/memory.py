@@ -5,8 +5,6 @@ all tensors that are alive at the same time. The code is not compiled. Compiled 
 the estimate is an upper bound. If a pass turns out not to fit, `speed.py` halves it before the run begins.
 """
 
-from __future__ import annotations
-
 import math
 import weakref
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The Lightning module: the decoder, its optimizer, and one step of training. Axes: B sequences, T tokens."""
 
-from __future__ import annotations
-
 import itertools
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial

@@ -1,7 +1,5 @@
 """What `train.py -m` prints around its runs: `2/4  model=tiny_ls seed=1` before each, and a table after the last."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +21,7 @@ WIDTH = 160
 class MultirunDisplay(Callback):
     """A callback of Hydra (`hydra.callbacks` in conf/train.yaml). Launchers copy it into the processes of the runs."""
 
-    current: ClassVar[MultirunDisplay | None] = None
+    current: "ClassVar[MultirunDisplay | None]" = None
     """The multirun that this process started; None in a single run, and in a process that a launcher started."""
 
     def __init__(self) -> None:

@@ -12,8 +12,6 @@ device. Sharded matrices (DTensor) are gathered for the iterations, and each pro
 Legend: N matrices of one shape, R rows, C columns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

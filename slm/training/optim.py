@@ -1,7 +1,5 @@
 """An optimizer step: parameter groups, AdamW or Muon, a guard that skips bad steps, and the average of the weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

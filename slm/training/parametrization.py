@@ -28,8 +28,6 @@ the width. Gains, biases, decay rates and convolutions over time have a fixed nu
 tied embedding follows the rule of embeddings; as a head it is scaled by the multiplier of logits.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

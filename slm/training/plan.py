@@ -1,7 +1,5 @@
 """The plan of one run on this machine: shape, steps and batches, decided before the model is built."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Mapping

@@ -7,8 +7,6 @@ process. Otherwise these variables are removed before Lightning reads them. A ru
 started is refused, because Lightning would wait for them forever.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Mapping
@@ -113,7 +111,7 @@ class Interrupt:
         self._process = os.getpid()
         self._previous_handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> "Interrupt":
         self._previous_handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 

@@ -1,7 +1,5 @@
 """The contents of `result.json`, which describes a finished run, and the last lines that a run prints."""
 
-from __future__ import annotations
-
 import platform
 import shlex
 from collections.abc import Mapping

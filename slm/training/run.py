@@ -1,7 +1,5 @@
 """Train one run: from its plan to a finished run directory."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator, Mapping

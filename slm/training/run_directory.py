@@ -1,7 +1,5 @@
 """The run directory: its files, and which run it belongs to."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from omegaconf import OmegaConf
 from slm.composition.budget import BUDGETS, IDENTITY_KEYS
 from slm.composition.settings import LEGACY_VALUES
 from slm.runtime.files import locked, read_json_object, write_atomically, write_json
-from slm.runtime.settings import RENAMED_KEYS
+from slm.runtime.settings import RENAMED_KEYS, flatten
 
 CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard", "mlflow")
 """What a run writes besides config.yaml. A directory with one of these but without config.yaml is refused."""
@@ -108,16 +106,9 @@ def _with_hydra_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], groups: tuple[str, ...]) -> Iterator[str]:
     """For each dotted key in `groups` whose values differ, yield a clause that begins with the key."""
-    old_values = LEGACY_VALUES | dict(_flatten(old))  # older configs lack the keys of `LEGACY_VALUES`
-    new_values = LEGACY_VALUES | dict(_flatten(new))
+    old_values, new_values = (  # older configs lack the keys of `LEGACY_VALUES`
+        LEGACY_VALUES | {RENAMED_KEYS.get(key, key): value for key, value in flatten(config)} for config in (old, new)
+    )
     for key in sorted(old_values.keys() | new_values.keys()):
         if key.split(".")[0] in groups and old_values.get(key) != new_values.get(key):
             yield f"{key} is {old_values.get(key)} there, {new_values.get(key)} here"
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield RENAMED_KEYS.get(f"{prefix}{key}", f"{prefix}{key}"), value

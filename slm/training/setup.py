@@ -4,8 +4,6 @@ Only `set_up` and a checkpoint to start from (`init_from`) import torch, so that
 mistake within a second.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -74,7 +72,7 @@ def _check_addresses(settings: Mapping[str, Any]) -> None:
                     local_folder(*split_revision(given))
 
 
-def set_up(settings: Mapping[str, Any], *, is_multirun: bool = False) -> Plan:
+def set_up(settings: Mapping[str, Any], *, is_multirun: bool = False) -> "Plan":
     """Make and print the plan of a run on this machine. `settings` come from `checked_settings`.
 
     Raises `ValueError` for devices that this machine lacks, for an environment that states another number of processes

@@ -1,7 +1,5 @@
 """Measurements before a run: the speed of the model on this machine, and the matmul peak for computing MFU."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable
@@ -40,24 +38,10 @@ MAX_MATMUL_SECONDS = 1.0
 """A size is not measured if a single matmul would take longer than this."""
 
 DATASHEET_TFLOPS = {
-    "B200": 2250.0,
-    "H200 NVL": 835.5,
-    "H200": 989.4,
-    "H100 PCIe": 756.5,
-    "H100 NVL": 835.5,
-    "H100": 989.4,
-    "A100": 311.9,
-    "L40S": 362.1,
-    "L4": 121.0,
-    "A10": 125.0,
-    "A6000": 154.8,
-    "RTX 3090": 71.0,
-    "RTX 4090": 165.2,
-    "RTX 5090": 209.5,
-    "V100-PCIE": 112.0,
-    "V100": 125.0,
-    "T4": 65.0,
-}
+    "B200": 2250.0, "H200 NVL": 835.5, "H200": 989.4, "H100 PCIe": 756.5, "H100 NVL": 835.5, "H100": 989.4,
+    "A100": 311.9, "L40S": 362.1, "L4": 121.0, "A10": 125.0, "A6000": 154.8, "RTX 3090": 71.0, "RTX 4090": 165.2,
+    "RTX 5090": 209.5, "V100-PCIE": 112.0, "V100": 125.0, "T4": 65.0,
+}  # fmt: skip
 """Part of a GPU's name -> its dense 16-bit matmul peak with float32 accumulation in TFLOP/s, from NVIDIA's data sheets.
 The first entry that matches counts. "H100" and "V100" without a suffix are the GPUs on SXM boards."""
 

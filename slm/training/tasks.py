@@ -5,8 +5,6 @@ file and limit gives the same numbers on the same weights. Log-likelihoods are c
 without lm-evaluation-harness. Legend: N requests of all tasks, B requests of a batch, T tokens.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Standard input is the resolved config of train.py as JSON. The last line of the 
 train on random tokens during the same seconds. From these numbers, sweep.py chooses `launcher.jobs_per_gpu`.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import sys

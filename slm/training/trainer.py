@@ -3,8 +3,6 @@
 Lightning runs the loop. `journal.py` logs, saves and shows progress instead of Lightning.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

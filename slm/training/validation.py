@@ -1,19 +1,20 @@
-"""The validation loss of a run, of one text or of each source of a mix.
+"""The validation of a run: its loss on one text or on each source of a mix, and a sample of what it generates.
 
 Lightning's validation loop is not used: when a run is killed between a validation and the next checkpoint, that loop
 repeats or skips validations, and metrics.csv then differs from an uninterrupted run's. Axes: B sequences, T tokens.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from slm.data.conversations import encode_prompt, end_of_turn_ids
 from slm.data.corpus import Corpus
 from slm.data.loader import Batch, val_batches
+from slm.model.decoding import generate
 from slm.model.loss import IGNORE
 from slm.runtime.machine import float64_device
 from slm.training.module import LanguageModel
@@ -31,7 +32,7 @@ class Score:
     tokens: int
     bytes: int
     """UTF-8 bytes of the text that was scored."""
-    by_source: Mapping[str, Score] = field(default_factory=dict)
+    by_source: "Mapping[str, Score]" = field(default_factory=dict)
     """The score of each source of a mix."""
 
     def metrics(self) -> dict[str, float]:
@@ -108,3 +109,21 @@ def share_batches(batches: Iterator[Batch], rank: int, world_size: int) -> Itera
     num_left_over = (index + 1) % world_size  # batches in the last round; 0 if it is full
     if num_left_over and rank >= num_left_over:
         yield batch._replace(targets=torch.full_like(batch.targets, IGNORE))
+
+
+def sample_text(module: LanguageModel, corpus: Corpus, train: Mapping[str, Any]) -> str:
+    """Generate a continuation of `train.sample_prompt`; "" if weights are sharded or `train.sample_tokens` is 0.
+
+    If the run learns from conversations, generate the assistant's answer to the prompt as a message of the user.
+    """
+    is_sharded = any(hasattr(p, "full_tensor") for p in module.decoder.parameters())
+    if is_sharded or not train["sample_tokens"]:
+        return ""
+    tokenizer, prompt = corpus.tokenizer, train["sample_prompt"]
+    if corpus.holds_conversations:
+        ids, stop_ids = encode_prompt([{"role": "user", "content": prompt}], tokenizer), end_of_turn_ids(tokenizer)
+    else:
+        ids, stop_ids = [tokenizer.separator_id, *tokenizer.encode(prompt)], [tokenizer.eos_id]
+    options = {"max_new_tokens": train["sample_tokens"], "num_ids": tokenizer.vocab_size}
+    new_ids = generate(module.decoder, ids, stop_id=stop_ids, **options)
+    return ("\n" if corpus.holds_conversations else "") + tokenizer.decode(list(new_ids))

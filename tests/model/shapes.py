@@ -1,5 +1,8 @@
 """Small shapes of every kind, decoders and tokens for them, attention written out, and FLOPs counted one by one."""
 
+from contextlib import AbstractContextManager
+from unittest.mock import patch
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -104,6 +107,11 @@ def assert_decodes_in_pieces(config: ModelConfig) -> None:
     with torch.no_grad():
         pieces = [decoder(piece, cache) for piece in tokens.split([7, 1, 1, 9, 1, 4, 2, 4], dim=1)]
         torch.testing.assert_close(torch.cat(pieces, dim=1), decoder(tokens), **EXACT)
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Here `compiled_logits` compiles nothing. The stance force_eager does not bind versions made ahead."""
+    return patch("torch.compile", lambda function, **_: function)
 
 
 def logits_by_steps(decoder: Decoder, tokens_1T: Tensor, prompt: int = 1) -> Tensor:

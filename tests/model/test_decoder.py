@@ -62,10 +62,11 @@ def test_logits_equal_transformers_llama(tied: bool, kv_heads: int) -> None:
     assert_logits_equal(small(tie_embeddings=tied, num_kv_heads=kv_heads))
 
 
-def test_logits_of_the_125m_shape_equal_transformers_llama() -> None:
+@pytest.mark.parametrize("num_layers", [6, pytest.param(30, marks=pytest.mark.slow)])
+def test_logits_of_the_125m_shape_equal_transformers_llama(num_layers: int) -> None:
     """At a length past that at which the attention kernel changes on a CPU."""
-    shape = {"hidden_size": 576, "num_layers": 30, "num_heads": 9, "num_kv_heads": 3, "intermediate_size": 1536}
-    assert_logits_equal(ModelConfig(vocab_size=32000, rope_theta=1e5, **shape), length=600, batch=1)
+    shape = {"hidden_size": 576, "num_heads": 9, "num_kv_heads": 3, "intermediate_size": 1536, "rope_theta": 1e5}
+    assert_logits_equal(ModelConfig(vocab_size=32000, num_layers=num_layers, **shape), length=600, batch=1)
 
 
 def test_biases_equal_transformers_llama() -> None:

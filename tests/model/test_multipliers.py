@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slm.model import Decoder
-from tests.model.shapes import logits_by_steps, randomized, shared, small, tokens_of
+from tests.model.shapes import logits_by_steps, randomized, shared, small, tokens_of, uncompiled
 
 MULTIPLIERS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.05}
 MULTIPLIERS |= {"logits_multiplier": 0.25}
@@ -67,7 +67,7 @@ def test_the_gradient_of_the_loss_scales_with_the_logits_multiplier() -> None:
 
 def test_decoding_by_steps_applies_them_too() -> None:
     decoder, tokens = randomized(small(**MULTIPLIERS), torch.float64), tokens_of(small(), 9, batch=1)
-    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+    with torch.inference_mode(), uncompiled():
         found = logits_by_steps(decoder, tokens, prompt=3)
         torch.testing.assert_close(found, decoder(tokens)[0, 2:], rtol=0, atol=1e-11)
 

@@ -1,6 +1,9 @@
 """Whole decoders of every mixer, pattern, position and block option: causality and decoding, in float64."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,19 +22,27 @@ from tests.model.shapes import (
     shared,
     small,
     tokens_of,
+    uncompiled,
 )
+
+How = Callable[[], AbstractContextManager[object]]
+
+
+def compile_with(backend: str) -> Callable[..., object]:
+    """`torch.compile` with another backend, which a stance does not give to versions made ahead."""
+    return partial(torch.compile, backend=backend)
 
 
 @pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def few_compilations(request: pytest.FixtureRequest) -> Iterator[None]:
     """The compiler gives up as early as it would with many more kinds of blocks."""
-    with (
-        torch._dynamo.config.patch(recompile_limit=1),
-        torch.compiler.set_stance("default", force_backend=request.param),
-    ):
+    with torch._dynamo.config.patch(recompile_limit=1), patch("torch.compile", compile_with(request.param)):
         yield
 
 
+compiled_or_not = pytest.mark.parametrize(
+    "how", [uncompiled, pytest.param(nullcontext, marks=pytest.mark.slow)], ids=["uncompiled", "compiled"]
+)
 every_shape = pytest.mark.parametrize("config", MIXED.values(), ids=list(MIXED))
 
 
@@ -62,10 +73,11 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("config", [*MIXED.values(), *PLAIN.values()], ids=[*MIXED, *PLAIN])
-@pytest.mark.parametrize("prompt", [pytest.param(1, marks=pytest.mark.slow), 8])
-def test_decoding_by_steps_equals_the_full_forward_pass(config: ModelConfig, prompt: int) -> None:
+@pytest.mark.parametrize("prompt", [1, 8])
+@compiled_or_not
+def test_decoding_by_steps_equals_the_full_forward_pass(config: ModelConfig, prompt: int, how: How) -> None:
     decoder, tokens = randomized(config, torch.float64), tokens_of(config, 21, batch=1)
-    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+    with torch.inference_mode(), how():
         found = logits_by_steps(decoder, tokens, prompt)
         torch.testing.assert_close(found, decoder(tokens)[0, prompt - 1 :], **EXACT)
 
@@ -89,7 +101,7 @@ def test_the_compiled_step_is_the_same_function_compiled_once_for_all_tokens(con
 
 def test_decoding_past_the_end_of_the_context_is_refused() -> None:
     decoder = randomized(small(max_position_embeddings=5), torch.float64)
-    with pytest.raises(ValueError, match="6 tokens do not fit"), torch.compiler.set_stance("force_eager"):
+    with pytest.raises(ValueError, match="6 tokens do not fit"), uncompiled():
         logits_by_steps(decoder, tokens_of(decoder.config, 7, batch=1), prompt=4)
 
 
@@ -139,10 +151,11 @@ def test_training_in_bfloat16_stays_near_float32_and_reaches_every_parameter(pat
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("pattern", ["F", "S", "P", "L", "G"])
-def test_decoding_in_half_precision_stays_near_float32(pattern: str, dtype: torch.dtype) -> None:
+@compiled_or_not
+def test_decoding_in_half_precision_stays_near_float32(pattern: str, dtype: torch.dtype, how: How) -> None:
     config = shape(pattern, init_std=0.1)
     decoder, tokens = randomized(config), tokens_of(config, 23, batch=1)
-    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+    with torch.inference_mode(), how():
         expected = decoder(tokens)[0, 8:].log_softmax(-1)
         found = logits_by_steps(decoder.to(dtype), tokens, prompt=9).float().log_softmax(-1)
     assert (found - expected).abs().max() < (0.2 if dtype == torch.bfloat16 else 0.02)

@@ -35,7 +35,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("width", [1280, 420])
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_page_has_no_error_and_fits_the_window(
-    name: str, width: int, dark: bool, pages: dict[str, Path], browser: Browser
+    name: str, width: int, dark: bool, browser: Browser, pages: dict[str, Path]
 ) -> None:
     browser.open(pages[name], width=width, dark=dark)
     assert browser.too_wide() == []
@@ -47,7 +47,7 @@ def test_a_page_has_no_error_and_fits_the_window(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_screen_is_open_and_a_link_or_printing_opens_the_rest(
-    name: str, pages: dict[str, Path], browser: Browser
+    name: str, browser: Browser, pages: dict[str, Path]
 ) -> None:
     browser.open(pages[name])
     folds = "return [...document.querySelectorAll('details.section')].map((one) => one.open)"
@@ -65,7 +65,7 @@ def test_the_first_screen_is_open_and_a_link_or_printing_opens_the_rest(
     assert not all(browser.run(folds))
 
 
-def test_dark_readers_get_a_dark_page_and_dark_figures(pages: dict[str, Path], browser: Browser) -> None:
+def test_dark_readers_get_a_dark_page_and_dark_figures(browser: Browser, pages: dict[str, Path]) -> None:
     looks = """const style = (one) => getComputedStyle(document.querySelector(one));
                return [style("body").backgroundColor, style("body").color, style(".figure img").filter]"""
     seen = {}
@@ -78,7 +78,7 @@ def test_dark_readers_get_a_dark_page_and_dark_figures(pages: dict[str, Path], b
     assert "invert" in seen[True][2]
 
 
-def test_a_click_enlarges_a_figure_on_a_narrow_screen(pages: dict[str, Path], browser: Browser) -> None:
+def test_a_click_enlarges_a_figure_on_a_narrow_screen(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["sweep"], width=420)
     width = "return document.querySelector('.figure:not(.static) img').getBoundingClientRect().width"
     fitted = browser.run(width)

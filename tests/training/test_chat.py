@@ -38,7 +38,7 @@ def talk(rng: random.Random) -> list[dict]:
 def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = random.Random(seeded())
     file = tmp_path_factory.mktemp("talks") / "talks.jsonl"
-    file.write_text("".join(json.dumps({"messages": talk(rng)}) + "\n" for _ in range(300)))
+    file.write_text("".join(json.dumps({"messages": talk(rng)}) + "\n" for _ in range(150)))
     return file
 
 
@@ -78,11 +78,11 @@ def test_the_loss_of_a_step_is_the_mean_over_its_scored_tokens(talks: Path, cach
 def test_a_run_that_was_killed_is_the_run_that_was_not_and_its_model_can_talk(
     command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    more = ["train.tokens=20480", "trainer.micro_batch_tokens=384"]
+    more = ["train.tokens=10240", "trainer.micro_batch_tokens=384", "train.eval_every=5"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = run_script(command(*more, f"output_dir={whole}"))
     assert done.returncode == 0, done.stderr
-    kill_at(command(*more, f"output_dir={killed}"), killed, 10)
+    kill_at(command(*more, f"output_dir={killed}", "checkpoint.every_steps=2"), killed, 5)
     done = run_script(command(*more, f"output_dir={killed}"))
     assert "continuing" in done.stdout
     assert_same_run(killed, whole)

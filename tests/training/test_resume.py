@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def kill_at(command: list[str], folder: Path, step: int) -> None:
 
 
 # Long enough to be hit in the middle; accumulation, so that a kill can fall between the passes of one step.
-LONG = ["train.tokens=40960", "trainer.micro_batch_tokens=128"]
+LONG = ["train.tokens=23040", "trainer.micro_batch_tokens=128"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_run_killed_twice_at_random_steps_matches_uninterrupted_run_bit_for_bit(
 ) -> None:
     command = long_command(f"output_dir={tmp_path}/run", f"trainer.num_workers={workers}")
     rng = random.Random(seeded(workers))
-    for after in sorted(rng.sample(range(20, 130, 5), 2)):
+    for after in sorted(rng.sample(range(10, 60, 5), 2)):
         kill_at(command, tmp_path / "run", after)
         assert not (tmp_path / "run" / "result.json").exists()
     assert "continuing" in finish(command)
@@ -77,9 +78,9 @@ def test_run_killed_twice_at_random_steps_matches_uninterrupted_run_bit_for_bit(
 
 
 def test_muon_and_averaged_weights_continue_bit_for_bit(long_command: Command, tmp_path: Path) -> None:
-    command = partial(long_command, "optim=muon", "optim.ema_decay=0.99", "train.tokens=12800")
+    command = partial(long_command, "optim=muon", "optim.ema_decay=0.99", "train.tokens=7680")
     finish(command(f"output_dir={tmp_path}/whole"))
-    kill_at(command(f"output_dir={tmp_path}/run"), tmp_path / "run", 25)
+    kill_at(command(f"output_dir={tmp_path}/run"), tmp_path / "run", 10)
     assert "continuing" in finish(command(f"output_dir={tmp_path}/run"))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
@@ -90,7 +91,7 @@ def test_run_ended_by_a_signal_saves_says_how_to_continue_and_matches_afterwards
 ) -> None:
     folder = tmp_path / "run"
     process = Script(long_command(f"output_dir={folder}", "checkpoint.every_steps=null"))
-    wait_for_row(folder, 50, process)
+    wait_for_row(folder, 30, process)
     process.send_signal(number)
     code, output = process.wait(60), "".join(process.printed())
     assert code == 128 + number, output
@@ -172,9 +173,11 @@ def test_slurms_warning_to_one_of_two_processes_ends_both_in_the_middle_of_a_ste
     assert losses(tmp_path / "run", "val/loss")[-1] == pytest.approx(losses(tmp_path / "one", "val/loss")[-1], abs=1e-5)
 
 
-def test_a_run_killed_before_its_result_only_writes_the_result(train_command: Command, tmp_path: Path) -> None:
-    command = train_command(f"output_dir={tmp_path}/run")
-    finish(command)
+def test_a_run_killed_before_its_result_only_writes_the_result(
+    uninterrupted: Path, long_command: Command, tmp_path: Path
+) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    command = long_command(f"output_dir={tmp_path}/run")
     before, expected = rows(tmp_path / "run"), json.loads((tmp_path / "run" / "result.json").read_text())
     (tmp_path / "run" / "result.json").unlink()
     finish(command)
@@ -187,7 +190,7 @@ def test_a_truncated_newest_checkpoint_is_noticed_and_the_one_before_it_used(
     uninterrupted: Path, long_command: Command, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    kill_at(long_command(f"output_dir={folder}"), folder, 100)
+    kill_at(long_command(f"output_dir={folder}"), folder, 40)
     last = folder / "checkpoints" / "last.ckpt"
     os.truncate(last, last.stat().st_size // 2)
     assert "is damaged" in finish(long_command(f"output_dir={folder}"))
@@ -202,9 +205,9 @@ def test_a_run_continued_with_other_passes_a_step_sees_the_same_batches(
     change: list[str], train_command: Command, tmp_path: Path
 ) -> None:
     """The kill falls after an odd number of steps, so that Lightning's counts of passes cannot agree by accident."""
-    common = ["train.tokens=15360", "trainer.accelerator=cpu", "trainer.precision=32-true", "checkpoint.every_steps=1"]
+    common = ["train.tokens=8960", "trainer.accelerator=cpu", "trainer.precision=32-true", "checkpoint.every_steps=1"]
     finish(train_command(*common, f"output_dir={tmp_path}/whole"))
-    kill_at(train_command(*common, f"output_dir={tmp_path}/run"), tmp_path / "run", 25)
+    kill_at(train_command(*common, f"output_dir={tmp_path}/run"), tmp_path / "run", 15)
     finish(train_command(*common, *change, f"output_dir={tmp_path}/run"))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=1e-3)
 
@@ -213,15 +216,15 @@ def test_a_run_continued_with_other_passes_a_step_sees_the_same_batches(
 def test_a_run_of_two_processes_continues_as_if_it_had_not_stopped(
     optim: list[str], strategy: str, train_command: Command, tmp_path: Path
 ) -> None:
-    common = ["train.tokens=7680", f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
-    common += ["checkpoint.every_steps=3", "train.log_every=5", *optim]
+    common = ["train.tokens=4096", f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
+    common += ["checkpoint.every_steps=3", "train.val_tokens=512", "train.sample_tokens=0", *optim]
 
     def start(name: str) -> list[Script]:
         return start_two(train_command(*common, f"output_dir={tmp_path / name}"))
 
     assert [process.wait(240) for process in start("whole")] == [0, 0]
     killed = start("run")
-    wait_for_row(tmp_path / "run", 10, killed[0])
+    wait_for_row(tmp_path / "run", 5, killed[0])
     for process in killed:
         process.kill()
     assert [process.wait() for process in killed] == [-signal.SIGKILL] * 2
@@ -229,9 +232,9 @@ def test_a_run_of_two_processes_continues_as_if_it_had_not_stopped(
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
 
 
-def test_a_completed_run_is_left_alone(train_command: Command, tmp_path: Path) -> None:
-    command = train_command(f"output_dir={tmp_path}/run")
-    finish(command)
+def test_a_completed_run_is_left_alone(uninterrupted: Path, long_command: Command, tmp_path: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    command = long_command(f"output_dir={tmp_path}/run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     assert "completed already" in finish(command)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}

@@ -1,7 +1,5 @@
 """The section and the figure of an accuracy as the target: its law between chance and one, and the two-step law."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

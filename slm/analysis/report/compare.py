@@ -1,7 +1,5 @@
 """The section that compares families under one law: exponents, nested models, efficiency, pooling and ranking."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from slm.analysis.report.directory import Directory

@@ -1,7 +1,5 @@
 """The section on compute: isoFLOP profiles, allocation, cost of a loss, and Pareto fronts with their figure."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from slm.analysis.report.directory import Directory

@@ -1,7 +1,5 @@
 """The figure of the curves on which the verdict is based."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

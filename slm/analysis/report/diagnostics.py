@@ -1,7 +1,5 @@
 """The section on how the fits of the verdict may fail, with its figures: residuals and profile likelihoods."""
 
-from __future__ import annotations
-
 from operator import itemgetter
 
 import numpy as np
@@ -26,8 +24,7 @@ def diagnostics_section(analysis: Directory) -> Section:
         f"the {analysis.level:.0%} interval (shaded)."
     )
     return Section("Residuals and profiles").add(
-        analysis.figure("residuals", residuals),
-        analysis.figure("profiles", profiles),
+        analysis.figure("residuals", residuals), analysis.figure("profiles", profiles)
     )
 
 
@@ -69,9 +66,7 @@ def _rmse_text(entries: list[Entry]) -> str:
     known = sorted((entry for entry in entries if is_number(entry["rmse_log"])), key=itemgetter("rmse_log"))
     if len(known) < 2:
         return percent(known[0]["rmse_log"]) if known else "unknown"
-    return " to ".join(
-        f"{percent(entry['rmse_log'])} ({short_name(entry['family'])})" for entry in (known[0], known[-1])
-    )
+    return " to ".join(f"{percent(row['rmse_log'])} ({short_name(row['family'])})" for row in (known[0], known[-1]))
 
 
 def profiles_figure(analysis: Directory) -> Figure | None:

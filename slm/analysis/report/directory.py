@@ -1,7 +1,5 @@
 """Read the files of an analysis directory, for the report and its figures."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +29,7 @@ class Directory:
     decisions: Entry
 
     @classmethod
-    def read(cls, path: Path) -> Directory:
+    def read(cls, path: Path) -> "Directory":
         """Read the JSON files. Raises `FileNotFoundError` if fits.json or comparison.json is missing."""
 
         def load(file: Path) -> Any:

@@ -1,7 +1,5 @@
 """Two sections, on exponents and on published laws over the same sizes, and a forest plot of both."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

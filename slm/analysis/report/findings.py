@@ -1,7 +1,5 @@
 """Two parts of the first screen: what is solid, weak or unknown, and on what machine and with what code it was run."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -18,15 +16,7 @@ from slm.runtime.words import (
     plural,
     shortlist,
 )
-from slm.scaling.caveats import (
-    FEW_SIZES,
-    NARROW_SPAN,
-    Entry,
-    deviating_families,
-    family_pairs,
-    lower_first,
-    num_sizes,
-)
+from slm.scaling.caveats import FEW_SIZES, NARROW_SPAN, Entry, deviating_families, family_pairs, lower_first, num_sizes
 from slm.scaling.describe import is_identified
 
 SOLID, WEAK, UNKNOWN = LIGHTS
@@ -117,7 +107,8 @@ def _exponents(analysis: Directory) -> Finding:
     pairs = verdict["pairs"]
     if not pairs:
         return Finding(question, UNKNOWN, "no exponents could be compared")
-    test = f"smallest adjusted {p_text(min(pair['p_adjusted'] for pair in pairs))}" if _have_p(pairs) else "no p"
+    p_values = [pair["p_adjusted"] for pair in pairs]
+    test = f"smallest adjusted {p_text(min(p_values))}" if all(map(is_number, p_values)) else "no p"
     num_pairs = plural(len(family_pairs(pairs)), "pair")  # a pair has a row for each exponent
     num_differing = len(family_pairs(pair for pair in pairs if pair["differs"]))
     if num_differing:
@@ -129,10 +120,6 @@ def _exponents(analysis: Directory) -> Finding:
 
 def _differ(number: int) -> str:
     return "differs" if number == 1 else "differ"
-
-
-def _have_p(pairs: list[Entry]) -> bool:
-    return all(is_number(pair["p_adjusted"]) for pair in pairs)
 
 
 def _law(analysis: Directory) -> Finding:
@@ -170,7 +157,8 @@ def _floor(analysis: Directory) -> Finding:
     families = plural(len(fits), "family", "families")
     heights = low if low == high else f"{low} to {high}"
     answer = f"{heights} in {len(identified)} of {families}, if {analysis.equation(laws[0])} holds"
-    floorless = [name for name, row in weighed.items() if row["tenable"] and _has_no_floor(analysis, name)]
+    tenable = {name: analysis.entries(law=name) for name, row in weighed.items() if row["tenable"]}
+    floorless = [name for name, fits_of_law in tenable.items() if all(fit["floor"] is None for fit in fits_of_law)]
     if floorless:
         answer += f"; without a floor, the runs allow {_equations(analysis, floorless)}"
     return Finding(question, SOLID if len(identified) == len(fits) and not floorless else WEAK, answer)
@@ -184,10 +172,6 @@ def _by_aicc(weighed: Entry) -> list[str]:
         return not weighed[name]["tenable"], aicc if is_number(aicc) else float("inf")
 
     return sorted(weighed, key=rank)
-
-
-def _has_no_floor(analysis: Directory, law: str) -> bool:
-    return all(entry["floor"] is None for entry in analysis.entries(law=law))
 
 
 def _lack_of_fit(analysis: Directory) -> Finding:

@@ -3,8 +3,6 @@
 It shows rows of results.csv and curves of fits.json, and computes nothing but the place of the solid part of a curve.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -126,15 +124,8 @@ def _first_column(rows: pd.DataFrame, *names: str) -> Sequence[Any]:
 
 def _loss_view(analysis: Directory, axis: str, runs: Mapping[str, Any], laws: Mapping[str, list[Entry]]) -> View:
     label = analysis.target_name
-    texts = {
-        "run": "run",
-        "family": "family",
-        "shape": "shape",
-        "N": "size",
-        "tokens": "tokens",
-        "seed": "seed",
-        label: "text",
-    }
+    texts = {"run": "run", "family": "family", "shape": "shape", "N": "size", "tokens": "tokens", "seed": "seed",
+             label: "text"}  # fmt: skip
     series: list[Points | Curve] = [
         Points(data, axis, "value", analysis.colour(family), analysis.marker(family), texts, {"family": family})
         for family, data in runs.items()

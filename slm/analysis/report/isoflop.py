@@ -1,7 +1,5 @@
 """IsoFLOP profiles (approach 2 of Hoffmann et al. 2022): a part of the section on compute, and a figure."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from slm.analysis.report.directory import Directory

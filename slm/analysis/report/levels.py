@@ -1,7 +1,5 @@
 """The section on losses by family and size, which needs no law, and its lines for the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

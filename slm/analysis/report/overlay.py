@@ -1,7 +1,5 @@
 """Models from elsewhere over the fitted curves: a figure, and a section on how these models differ from the runs."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

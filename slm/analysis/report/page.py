@@ -1,7 +1,5 @@
 """Write the report of an analysis directory: report.md and report.html, which embeds the figures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Two sections: families compared at the same sizes, with a figure, and the power of the design."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

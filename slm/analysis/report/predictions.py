@@ -1,7 +1,5 @@
 """Sections on predictions beyond the data, on tests of given parameter values, and on the gain of doubling N."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any

@@ -1,7 +1,5 @@
 """The section and figure on tuned learning rates, from tuning.csv and runs.csv of a sweep (`sweep.lr.rule=tuned`)."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from slm.analysis.report.directory import Directory

@@ -1,7 +1,5 @@
 """A table of fits, and two sections: how well each law fits and extrapolates, and whether each fit converged."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from operator import itemgetter
 

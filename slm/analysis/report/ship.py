@@ -1,7 +1,5 @@
 """The section "Which to ship": choices by use case, the largest sizes within limits, and optima with serving."""
 
-from __future__ import annotations
-
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, bullets, folded, table_by_column
 from slm.report.ship import choice_blocks, choice_sentences, uses_by_name

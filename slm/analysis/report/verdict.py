@@ -1,7 +1,5 @@
 """Sections that open the report (verdict, table, audit, published claims), and the summary that the terminal shows."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from operator import itemgetter

@@ -1,7 +1,5 @@
 """Draw quality against size, quality against speed, the gain per doubling of N, and tasks. Error bars are 2 se."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -5,8 +5,6 @@ error of their difference is *paired*: computed from the contribution of each bl
 errors are combined as if they were independent, and the report says so.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import combinations, pairwise

@@ -1,7 +1,5 @@
 """Report section on quantisation: what each rounding of a checkpoint costs and saves, beside the checkpoint itself."""
 
-from __future__ import annotations
-
 from slm.evaluation.report.quality import compare
 from slm.evaluation.report.results import Entry, Results, common_tasks, has_same_extent, name_of, number, score_for
 from slm.evaluation.report.speed import conditions

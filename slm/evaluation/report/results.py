@@ -4,8 +4,6 @@ Notable: a *measure* is a text with its fingerprint and a protocol. Scores are c
 losses per token only if the checkpoints cut the text into the same tokens; otherwise bits per byte are compared.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

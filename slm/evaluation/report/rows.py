@@ -6,8 +6,6 @@ has a budget. A checkpoint without a loss under the primary measure (the text an
 status "no loss", and sweep.py skips its row. If no text was scored, no row needs a loss: a task may be the target.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 

@@ -1,7 +1,5 @@
 """Report sections on size: the power law of each family, and the gain per doubling of N."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Notable: losses on the same blocks of a text are drawn together, so whatever mak
 cancels. Checkpoints may differ in dtype, compilation and engine, but not in the device or the text that was generated.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Report section on speed and memory: which speeds are comparable, and what block sharing costs in latency."""
 
-from __future__ import annotations
-
 from collections import Counter
 from functools import partial
 

@@ -4,8 +4,6 @@ Notable: `slm.scaling.published` holds the claims and what the study's own rows 
 were evaluated here, each claim is checked with the measured rows too.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Notable: differences between checkpoints that answered the same items have *pair
 (`quality.py`). What makes an item hard for both then cancels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import combinations, pairwise

@@ -1,7 +1,5 @@
 """Write results.csv, report.md, report.html and figures/ of an evaluation directory from results.json alone."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial

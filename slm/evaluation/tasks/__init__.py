@@ -1,7 +1,5 @@
 """Run downstream tasks with lm-evaluation-harness (extra `eval`), which is imported only when it is used."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Notable: the base class splits texts into tokens as for the harness's own `hf` model, so that accuracies are equal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

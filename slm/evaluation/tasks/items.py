@@ -5,8 +5,6 @@ arXiv:2504.11393). Sums over at most `MAX_STORED` blocks of neighbouring items a
 difference between two checkpoints is that of the difference item by item, if they answered the same items.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -4,8 +4,6 @@ If the model writes the answer, it must be equal to the given one. Answers are g
 or of the turn. The answer to a `prompt` also ends with its line, or, if an answer has several lines, with a blank line.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 SPARE_TOKENS = 16  # generated beyond twice the tokens of the longest answer, because a model may cut words differently
 
 
-def make_task(name: str, records: list[dict[str, Any]], tokenizer: Tokenizer | None = None) -> Any:
+def make_task(name: str, records: list[dict[str, Any]], tokenizer: "Tokenizer | None" = None) -> Any:
     """Return a harness task (`ConfigurableTask`) with metric acc, and acc_norm for records with `choices`.
 
     Answers to generate have metric exact_match, and need the `tokenizer`.
@@ -36,7 +34,7 @@ def make_task(name: str, records: list[dict[str, Any]], tokenizer: Tokenizer | N
     return _harness_task(name, records, metrics, output_type="multiple_choice", **form)
 
 
-def _written_task(name: str, records: list[dict[str, Any]], tokenizer: Tokenizer) -> Any:
+def _written_task(name: str, records: list[dict[str, Any]], tokenizer: "Tokenizer") -> Any:
     """Return a task with metric exact_match; surrounding white space does not count.
 
     If all answers are JSON objects with a `name`, such as calls of tools, metric intent_match compares only the name.

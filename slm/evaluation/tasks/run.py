@@ -4,8 +4,6 @@ Notable: data in the local cache are used without network access, and an unreach
 from a hub is executed; the harness writes no file, and its logs and progress bars are silenced.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

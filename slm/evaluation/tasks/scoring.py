@@ -9,8 +9,6 @@ Notable:
 Legend: L tokens of a prefix, T tokens after it, D hidden, N scored positions (n: a chunk of them), V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext

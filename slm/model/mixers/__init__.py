@@ -4,8 +4,6 @@ Notable: this module imports no torch, so a wrong shape is refused before torch 
 mixer is imported when a count or a decoder first needs it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any

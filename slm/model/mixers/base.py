@@ -3,8 +3,6 @@
 Legend: B batch, T tokens, D hidden, H query heads, K key/value heads, C head_dim.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -8,8 +8,6 @@ Legend: B batch, T queries, S keys, H query heads, K key/value heads, G = H/K qu
 block, t queries, s keys, and n = G t rows, because the queries of one key head share a matrix product.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -117,11 +115,7 @@ def blocked_attention(
             is_visible = is_visible & in_document(starts_BT[:, start : start + t], first, stop).repeat(1, 1, G, 1)
         bias = alibi_bias(slopes, K, distances_to_keys(t, s, q_BHTC)).flatten(1, 2) if slopes else None
         mixed_BKnC = _Attention.apply(
-            q_BKGtC.reshape(B, K, G * t, C),
-            k_BKSC[:, :, first:stop],
-            v_BKSC[:, :, first:stop],
-            is_visible,
-            bias,
+            q_BKGtC.reshape(B, K, G * t, C), k_BKSC[:, :, first:stop], v_BKSC[:, :, first:stop], is_visible, bias
         )
         outputs.append(mixed_BKnC.view(B, K, G, t, C))
     return torch.cat(outputs, dim=3).view(B, H, T, C)

@@ -10,8 +10,6 @@ effect: order enters through causality and through other layers. `attention_mult
 Legend: B batch, T tokens, D hidden, H query heads, K key/value heads, G = H/K, C head_dim, n chunks of c tokens.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

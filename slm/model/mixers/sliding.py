@@ -8,8 +8,6 @@ Legend: B batch, T new tokens, S available keys (the last T are the new tokens' 
 G = H/K, C head_dim, W window, N blocks of queries, c queries per block, s keys with which each block is multiplied.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -7,8 +7,6 @@ Legend: B batch, T new tokens, S all tokens (cached and new), D hidden, H query 
 G = H/K query heads per key head, C head_dim.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -13,8 +13,6 @@ Legend: B batch, T new tokens, H query heads, K key/value heads, G = H/K, C head
 M columns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

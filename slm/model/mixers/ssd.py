@@ -19,8 +19,6 @@ Legend: B batch, T tokens, D hidden, H heads, K groups, R = H/K heads per group,
 n chunks of c tokens, X channels of the convolution (I + 2KN), t = conv_kernel - 1.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

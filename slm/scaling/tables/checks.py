@@ -4,8 +4,6 @@ Tables may have tiny models, and early checkpoints with losses up to 9. So a uni
 can explain the value: for example, if the loss would fall faster with size and tokens than any loss does.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

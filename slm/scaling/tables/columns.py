@@ -1,7 +1,5 @@
 """Name the columns of a table of runs, convert their types, and compute columns that follow from others."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence

@@ -3,8 +3,6 @@
 Text is read by the standard library and not by `pandas.read_csv`, which shifts or drops the fields of a ragged row.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io

@@ -1,7 +1,5 @@
 """Select the rows of a table. Each function leaves some rows out, and adds a note that names them."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

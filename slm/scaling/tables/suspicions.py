@@ -1,7 +1,5 @@
 """Note what may be wrong with a table. The report begins with these sentences; no row is refused or changed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

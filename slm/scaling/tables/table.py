@@ -9,8 +9,6 @@ Nothing is repaired silently: the report shows a note on each row that is left o
 An impossible value is an error that names file, row, column and value.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +49,7 @@ class Table:
         """The columns among `loss`, `perplexity` and `bits_per_byte` with a value in every row."""
         return [name for name in TARGETS if is_complete(self.frame, name)]
 
-    def family(self, name: str) -> Table:
+    def family(self, name: str) -> "Table":
         """The rows of one family. The `ValueError` for an unknown name lists the families."""
         if name not in self.families:
             raise ValueError(f"{self.name} has no family {name!r}: it has {shortlist(self.families, 12)}")

@@ -1,7 +1,5 @@
 """Parse values as users write them: numbers, booleans, statuses of runs, and arithmetic (without `eval`)."""
 
-from __future__ import annotations
-
 import ast
 import math
 import operator

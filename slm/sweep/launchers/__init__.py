@@ -1,7 +1,5 @@
 """Launchers run the jobs of a sweep; `launcher.name` in `conf/launcher/*.yaml` chooses one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol

@@ -5,8 +5,6 @@ without starting a thread or a torch operation, because neither survives a fork.
 the same as `python SCRIPT ...`. If the server is killed, its jobs continue.
 """
 
-from __future__ import annotations
-
 import atexit
 import multiprocessing
 import os

@@ -6,8 +6,6 @@ and host, so it is measured (`slm.training.together`): 1, 2, 4, ... processes tr
 the same time, until memory is used up or more processes add little speed. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -7,8 +7,6 @@ rounding depends on the number of threads, and a sweep that is started again mus
 On Linux, `warm_start` forks jobs of one thread and without a GPU from a process that has imported torch (`forked.py`).
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -4,8 +4,6 @@ If the master (the process of sweep.py) is killed, Ray ends its tasks. A train.p
 and the task that a new master starts waits for this lock (`remote.py`).
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -8,8 +8,6 @@ If a master (process of sweep.py) is killed while it submits a job, the next mas
 submission waits for the lock of the first (`slm/sweep/job.py`), and then finds the run completed or continues it.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

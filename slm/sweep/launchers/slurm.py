@@ -5,8 +5,6 @@ waits forever for a job that was killed.) Everything else is read from the run d
 preempts is requeued, by SLURM or by submitit, and train.py continues from its checkpoint.
 """
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import time
