@@ -78,6 +78,7 @@ def _row(entry: Entry, results: Results, has_budgets: bool) -> Entry:
         "params_non_embedding": entry.get("params_non_embedding"),
         "width": shape.get("hidden_size"),
         "depth": shape.get("num_layers"),
+        "block_uses": shape["num_layers"] * (shape.get("num_repeats") or 1) if shape.get("num_layers") else None,
         "vocab_size": shape.get("vocab_size"),
         "status": status,
         tokens_column: entry.get("train_tokens"),
