@@ -119,6 +119,7 @@ def test_the_csv_has_the_published_columns_first_and_is_a_table_of_runs(folder: 
     table = read_table(folder / "results.csv")
     assert table.families == ["MobileLLM", "deep thin", "deep thin shared"]
     assert any("no loss (row" in note for note in table.notes)
+    assert {(row["block_uses"], row["depth"]) for row in read if "shared" in row["model"]} == {("16", "8")}
     alpha = fit(table.family("MobileLLM"), "power", target="perplexity").params["alpha"]
     assert alpha == pytest.approx(0.245707, abs=5e-7)
 
