@@ -1,7 +1,5 @@
 """Measure checkpoints: `python evaluate.py checkpoint=RUN`. `--help` shows every option; the README explains them."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Train a grid of families and analyse it: `python sweep.py`. `--help` lists the settings; the README explains them."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Train a small language model from scratch: `python train.py`. `--help` lists every choice; the README explains."""
 
-from __future__ import annotations
-
 import sys
 
 import hydra
