@@ -90,9 +90,11 @@ class QuantisedLinear(_Packed):
         is_step = torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == self.in_features
         if not is_step or self.codes.dtype != torch.uint8:
             return linear(x, self.weight, self.bias)
-        # As `linear` computes a row. Compiled, the concatenation in `weight` would take twenty times as long as this.
+        # As `linear` computes a row. Compiled, the concatenation in `weight` takes ten times as long, and so do scales
+        # within the inner sum (docs/log.md, 2026-11-29).
         (low, high), x_G2 = self.halves(), x.view(-1, 2, GROUP // 2)
-        y = ((low * x_G2[:, 0] + high * x_G2[:, 1]) * self.scales).flatten(1).sum(-1).to(x).view(*x.shape[:-1], -1)
+        sums = (low * x_G2[:, 0] + high * x_G2[:, 1]).sum(-1)
+        y = (sums * self.scales.squeeze(-1)).sum(-1).to(x).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 
