@@ -93,23 +93,26 @@ def transformers_config(folder: Path, reason: Exception) -> Any:
     return config
 
 
-def empty_model(folder: Path, num_stored: Mapping[str, int]) -> Any:
+def empty_model(folder: Path, num_stored: Mapping[str, int] | None = None) -> Any:
     """Build the model of a folder without storage. `num_stored` has the number of elements of each stored tensor.
 
-    Raises `ValueError` if the files hold fewer elements than the model has, under whatever names.
+    Raises `ValueError` if the files hold fewer elements than the model has, under whatever names; None if that was
+    checked before.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     config = transformers_config(folder, ValueError(f"{folder}: transformers does not know the model"))
     num_layers = _stated(config.get_text_config(), "num_hidden_layers") or 0
-    if num_layers > len(num_stored):  # checked before so many layers are built
+    if num_stored is not None and num_layers > len(num_stored):  # checked before so many layers are built
         raise ValueError(f"{folder} has only {len(num_stored):,} tensors for {num_layers:,} layers in config.json")
     with quiet_transformers(), torch.device("meta"):
         try:
             model = AutoModelForCausalLM.from_config(config)
         except Exception as error:  # the class depends on the model type
             raise ValueError(f"{folder}: transformers cannot build the model ({first_line(error)})") from None
+    if num_stored is None:
+        return model
     needed, stored = sum(parameter.numel() for parameter in model.parameters()), sum(num_stored.values())
     if needed > stored:
         raise ValueError(

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from slm.checkpoints.engine_folder import check_engine, load_engine
-from slm.checkpoints.foreign import ForeignShape
+from slm.checkpoints.foreign import ForeignShape, empty_model
 from slm.checkpoints.location import AnyProvenance, Location, Parts, Provenance, find_location, open_parts
 from slm.checkpoints.transformers_model import load_transformers_model
-from slm.checkpoints.weights import EMBEDDING, HEAD, Weights, dtype_name, empty_decoder
+from slm.checkpoints.weights import EMBEDDING, HEAD, Weights, dtype_name
 from slm.data.tokenizer import Tokenizer
 from slm.model import Decoder
 from slm.model.config import ModelConfig
+from slm.model.empty import empty_decoder
 from slm.model.interface import CausalLM
-from slm.model.quantised import quantise
+from slm.model.quantised import check_shape, linears_to_round, quantise
 from slm.runtime.address import is_engine_file, named, split_revision
 from slm.runtime.words import shortlist
 
@@ -77,7 +78,7 @@ def load_any(
 ) -> AnyCheckpoint:
     """Load like `load`, but let transformers compute what our decoder cannot hold, and engines their exports."""
     if is_engine_file(str(path_or_repo)):
-        check_engine_quantize(str(path_or_repo), quantize)
+        _refuse_for_engine(str(path_or_repo), quantize)
         return AnyCheckpoint(*load_engine(str(path_or_repo)))
     location = find_location(path_or_repo, revision)
     parts = _checked_parts(location, may_be_foreign=True)
@@ -118,8 +119,18 @@ def _non_finite_notes(names: list[str]) -> list[str]:
     return [f"{shortlist(names, max_items=3)} hold NaN or infinite values, so no loss is finite."] if names else []
 
 
-def check_engine_quantize(checkpoint: str, quantize: str | None) -> None:
-    """Raise `ValueError` if an export for an engine should be quantised."""
+def check_quantize(provenance: AnyProvenance, kind: str | None) -> None:
+    """Raise `ValueError` if `load_any` cannot round the weights of a checkpoint that was checked. Reads no weights."""
+    if is_engine_file(provenance.checkpoint):
+        _refuse_for_engine(provenance.checkpoint, kind)
+    elif kind is not None and isinstance(provenance.config, ModelConfig):
+        check_shape(provenance.config, kind)
+    elif kind is not None:
+        model = empty_model(provenance.folder)
+        linears_to_round(model, kind, keep=[model.get_output_embeddings()])
+
+
+def _refuse_for_engine(checkpoint: str, quantize: str | None) -> None:
     if quantize is not None:
         raise ValueError(
             f"quantize={quantize}: {checkpoint} runs in the precision of its file, so quantise the checkpoint from "

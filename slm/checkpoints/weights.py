@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from slm.checkpoints.architecture import read_json
 from slm.data.vocabulary import LFS_POINTER
 from slm.model import Decoder
 from slm.model.config import ModelConfig
+from slm.model.empty import empty_decoder
 from slm.runtime.words import shortlist
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -94,21 +94,6 @@ def weights_to_export(state: Mapping[str, Any]) -> dict[str, Any]:
 def average_name(name: str) -> str:
     """Return the name of the buffer that averages the parameter `name`; torch allows no dots in names of buffers."""
     return name.replace(".", "/")
-
-
-def empty_decoder(config: ModelConfig) -> Decoder:
-    """Build a decoder without storage."""
-    with torch.device("meta"), _NoInit():
-        return Decoder(config)
-
-
-class _NoInit(TorchFunctionMode):
-    """Skips `torch.nn.init`: for a tensor without storage it changes nothing, but imports torch's compiler (1 s)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.nn.init.normal_, torch.nn.init.constant_):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 def match_weights(weights: Weights, config: ModelConfig, folder: Path) -> Weights:

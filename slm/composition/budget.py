@@ -34,6 +34,7 @@ def shape_and_steps(config: Mapping[str, Any], *, devices: int = 1) -> tuple[Mod
     check_family(config, model)
     steps = count_steps(config["train"], model, devices=devices)
     check_schedule(config["schedule"], steps)
+    check_quantize(config, model)
     keep_steps = config["checkpoint"].get("keep_steps", [])
     if too_late := [step for step in keep_steps if step > steps]:
         raise ValueError(f"checkpoint.keep_steps={keep_steps} has {too_late[0]}, but the run ends at step {steps}")
@@ -54,6 +55,14 @@ def check_family(config: Mapping[str, Any], model: ModelConfig) -> None:
                 f"{key}={given} and model.{field}={actual} differ: give {key} with a family (family=mobilellm), "
                 f"or only model.{field}"
             )
+
+
+def check_quantize(config: Mapping[str, Any], model: ModelConfig) -> None:
+    """Raise `ValueError` if the weights of this shape cannot be rounded as `quantize` says."""
+    if kind := config.get("quantize"):  # older configs lack the key
+        from slm.model.quantised import check_shape  # imports torch
+
+        check_shape(model, kind)
 
 
 def check_parametrization(parametrization: Mapping[str, Any]) -> None:

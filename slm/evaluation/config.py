@@ -128,7 +128,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{actions[0]} takes a single quantize=..., not a list")
     if config["system"] is not None and not config["chat"]:
         raise ValueError("system needs chat=true")
-    _check_export(config)
+    _check_export(config, settings["quantize"][0])
     for key, limit in config["ship"].items():
         if limit is not None and (key == "joules" or not config["speed"]["enabled"]):
             problem = "joules are measured by no program of slm" if key == "joules" else "speed.enabled=false"
@@ -157,7 +157,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _check_export(config: Mapping[str, Any]) -> None:
+def _check_export(config: Mapping[str, Any], quantize: str | None) -> None:
     target, dtype = config["format"], config["export_dtype"]
     given = {"unroll_sharing": config["unroll_sharing"] and "true", "format": target != "transformers" and target}
     given |= {"export_dtype": dtype != "auto" and dtype, "export_context": config["export_context"]}
@@ -168,13 +168,15 @@ def _check_export(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}={value} needs format=executorch or format=gguf: format=transformers keeps both")
     if config["unroll_sharing"] and target != "transformers":
         raise ValueError(f"unroll_sharing=true is for format=transformers: format={target} needs no such setting")
-    if config["export"] is not None and config["quantize"] is not None and target != "executorch":
-        hint = "export_dtype=q8_0" if target == "gguf" else "nothing: the export can be quantised when it is loaded"
-        raise ValueError(f"quantize={config['quantize']} is for format=executorch; for format={target} give {hint}")
-    if config["export"] is not None and config["quantize"] in ("int8", "int4"):
+    if config["export"] is not None and quantize is not None and target != "executorch":
+        hint = (
+            "give export_dtype=q8_0" if target == "gguf" else "leave it out and give it when you evaluate the export"
+        )
+        raise ValueError(f"quantize={quantize} is for format=executorch; for format={target} {hint}")
+    if config["export"] is not None and quantize in ("int8", "int4"):
         raise ValueError(
-            f"quantize={config['quantize']}: XNNPACK rounds the inputs of linear maps whose weights are rounded, so "
-            f"format=executorch takes quantize={config['quantize']}_dynamic"
+            f"quantize={quantize}: XNNPACK rounds the inputs of linear maps whose weights are rounded, so "
+            f"format=executorch takes quantize={quantize}_dynamic"
         )
     if target == "executorch" and dtype not in ("auto", "float32"):
         raise ValueError(f"export_dtype={dtype} is for format=gguf: format=executorch writes float32")

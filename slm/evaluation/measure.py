@@ -11,7 +11,7 @@ import torch
 from slm.checkpoints import AnyCheckpoint as Checkpoint
 from slm.checkpoints import AnyProvenance as Provenance
 from slm.checkpoints import load_any
-from slm.checkpoints.load import check_engine_quantize
+from slm.checkpoints.load import check_quantize
 from slm.data.questions import files_of_task, question_texts, read_records
 from slm.evaluation.encode import Stream, encode, run_stream
 from slm.evaluation.ledger import Entry, with_quantisation
@@ -55,11 +55,11 @@ class Measurement:
 def resolve_precision(settings: Mapping[str, Any], provenance: Provenance, quantize: str | None = None) -> Precision:
     """Resolve `auto`: a run of train.py keeps the precision of its validation; any other checkpoint gets float32.
 
-    Raises `ValueError` for a device that this machine lacks.
+    Raises `ValueError` for a device that this machine lacks, and for a rounding that the checkpoint cannot have.
     """
     device = settings["device"]
+    check_quantize(provenance, quantize)
     if is_engine_file(provenance.checkpoint):
-        check_engine_quantize(provenance.checkpoint, quantize)
         if device not in ("auto", "cpu") or settings["dtype"] != "auto":
             given = f"device={device} dtype={settings['dtype']}"
             raise ValueError(

@@ -60,12 +60,12 @@ def evaluate(settings: Mapping[str, Any]) -> int:
     text = shared_text(settings)  # after the checks, because building the text can take long
     plans = []
     for name, provenance in checkpoints.items():  # plan all measurements before reading any weights
-        try:
-            for kind in _quantisations(name, settings):
+        for kind in _quantisations(name, settings):
+            try:
                 precision = resolve_precision(settings, provenance, kind)
                 plans.append((name, provenance, precision, plan_measurements(settings, provenance, precision, text)))
-        except ValueError as error:
-            _skip_or_raise(name, error, settings)
+            except ValueError as error:
+                _skip_or_raise(name, error, settings, kind)
     labels = [
         with_quantisation(name, kind) for name in settings["checkpoints"] for kind in _quantisations(name, settings)
     ]
@@ -86,7 +86,7 @@ def evaluate(settings: Mapping[str, Any]) -> int:
             try:
                 _measure(entry, measurements, provenance, precision, ledger)
             except ValueError as error:
-                _skip_or_raise(name, error, settings)
+                _skip_or_raise(name, error, settings, precision.quantize)
                 if entry["status"] != "completed":  # else it has the results of earlier commands
                     ledger.entries.remove(entry)
             else:
@@ -132,10 +132,10 @@ def _require_any(left: Sized) -> None:
         raise ValueError("none of the baselines can be measured, each for the reason above")
 
 
-def _skip_or_raise(name: str, error: ValueError, settings: Mapping[str, Any]) -> None:
+def _skip_or_raise(name: str, error: ValueError, settings: Mapping[str, Any], kind: str | None = None) -> None:
     if name not in settings["baselines"]:
         raise error
-    say(f"  {name} is skipped: {error}")
+    say(f"  {with_quantisation(name, kind)} is skipped: {error}")
 
 
 def _check(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:

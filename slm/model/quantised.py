@@ -15,14 +15,15 @@ What the kinds of `QUANTISATIONS` round:
 | norms, biases, learned positions       | not rounded                              |                                  |
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slm.model.config import QUANTISATIONS
+from slm.model.config import QUANTISATIONS, ModelConfig
 from slm.model.decoder import Decoder
+from slm.model.empty import empty_decoder
 from slm.model.layers import Linear, linear
 
 GROUP = 32  # weights of 4 bits that share a scale
@@ -145,11 +146,10 @@ def _straight_through(rounded: Tensor, original: Tensor) -> Tensor:
 def quantise(model: nn.Module, kind: str, *, keep: Collection[nn.Module | None] = ()) -> str:
     """Round the weights of a model in place, by a kind of `QUANTISATIONS`; returns a sentence on what was rounded.
 
-    Of a model other than a `Decoder`, these are the `nn.Linear` that are not in `keep`. Raises `ValueError` if there
-    are none, if `GROUP` does not divide a number of inputs, and for an unknown kind.
+    Of a model other than a `Decoder`, these are the `nn.Linear` that are not in `keep`. Raises `ValueError` as
+    `linears_to_round` does.
     """
-    if kind not in QUANTISATIONS:
-        raise ValueError(f"quantize={kind} must be one of {', '.join(QUANTISATIONS)}")
+    linears = linears_to_round(model, kind, keep)
     bits, is_dynamic = QUANTISATIONS[kind]
     num_params = sum(parameter.numel() for parameter in model.parameters())
     if isinstance(model, Decoder):
@@ -158,7 +158,8 @@ def quantise(model: nn.Module, kind: str, *, keep: Collection[nn.Module | None] 
             model.lm_head = QuantisedLinear(model.lm_head, 8, is_dynamic=False)  # type: ignore[assignment]
         if is_dynamic:
             model.norm = _RoundedNorm(model.norm)
-    _replace(model, kind, lambda original: QuantisedLinear(original, bits, is_dynamic=is_dynamic), keep)
+    for parent, name in linears:
+        setattr(parent, name, QuantisedLinear(getattr(parent, name), bits, is_dynamic=is_dynamic))
     codes = [module.codes for module in model.modules() if isinstance(module, _Packed)]
     num_rounded = sum(tensor.numel() * (2 if tensor.dtype == torch.uint8 else 1) for tensor in codes)
     return f"quantize={kind} rounded {num_rounded / num_params:.1%} of the parameters"
@@ -167,15 +168,27 @@ def quantise(model: nn.Module, kind: str, *, keep: Collection[nn.Module | None] 
 def round_in_training(decoder: Decoder, kind: str) -> None:
     """Let the linear maps of the blocks train for `quantise(decoder, kind)`. Names of parameters stay."""
     bits, is_dynamic = QUANTISATIONS[kind]
-    head = [] if decoder.config.tie_embeddings else [decoder.lm_head]
-    _replace(decoder, kind, lambda original: RoundedLinear(original, bits, is_dynamic=is_dynamic), head)
+    for parent, name in linears_to_round(decoder, kind):
+        setattr(parent, name, RoundedLinear(getattr(parent, name), bits, is_dynamic=is_dynamic))
 
 
-def _replace(
-    model: nn.Module, kind: str, make: Callable[[nn.Linear], nn.Module], keep: Collection[nn.Module | None] = ()
-) -> None:
-    found = False
-    for path, parent in list(model.named_modules()):
+def check_shape(config: ModelConfig, kind: str) -> None:
+    """Raise `ValueError` if a decoder of this shape cannot be rounded so, before it has weights."""
+    linears_to_round(empty_decoder(config), kind)
+
+
+def linears_to_round(
+    model: nn.Module, kind: str, keep: Collection[nn.Module | None] = ()
+) -> list[tuple[nn.Module, str]]:
+    """Return the linear maps but the head of a `Decoder` and those in `keep`, each as the module that has it and a name.
+
+    Raises `ValueError` if there are none, if `GROUP` does not divide a number of inputs, and for an unknown kind.
+    """
+    if kind not in QUANTISATIONS:
+        raise ValueError(f"quantize={kind} must be one of {', '.join(QUANTISATIONS)}")
+    blocks = model.layers if isinstance(model, Decoder) else model
+    found = []
+    for path, parent in blocks.named_modules(prefix="layers" if isinstance(model, Decoder) else ""):
         for name, child in parent.named_children():
             if not isinstance(child, nn.Linear) or any(child is kept for kept in keep):
                 continue
@@ -184,7 +197,7 @@ def _replace(
                     f"quantize={kind} rounds weights in groups of {GROUP}, but {path}.{name} has {child.in_features} "
                     f"inputs, which {GROUP} does not divide: give quantize={kind.replace('4', '8')}"
                 )
-            setattr(parent, name, make(child))
-            found = True
+            found.append((parent, name))
     if not found:
         raise ValueError(f"quantize={kind} is for models with linear maps (nn.Linear), and this one has none")
+    return found

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from slm.runtime.command_line import in_quotes
 from slm.runtime.settings import TEXT, TEXTS
 from slm.sweep.cells import Cell
@@ -49,7 +51,12 @@ def check_evaluations(evaluations: Evaluations) -> None:
             key = item.partition("=")[0].lstrip("+~").partition(".")[0]
             if key in SET_BY_SWEEP:
                 raise ValueError(f"sweep.evaluation.{name} has {item}, which the sweep sets itself: leave it out")
-        composed("evaluate", [*DEFAULTS, *overrides])  # raises for an override that evaluate.py does not know
+        config = composed("evaluate", [*DEFAULTS, *overrides])  # raises for an override that evaluate.py does not know
+        if OmegaConf.is_list(config.quantize):
+            raise ValueError(
+                f"sweep.evaluation.{name} has a list of quantize=..., and an evaluation of a sweep measures once: give "
+                "each rounding an evaluation of its own"
+            )
 
 
 def evaluation_cells(cells: Iterable[Cell], evaluations: Evaluations, runs_folder: Path, cache_dir: Path) -> list[Cell]:

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from slm.composition.budget import check_parametrization, count_steps
+from slm.composition.budget import check_parametrization, check_quantize, count_steps
 from slm.composition.schedules import check_schedule
 from slm.composition.settings import check_settings
 from slm.data.mixture import check_phases
@@ -173,13 +173,14 @@ def _cells_of_request(design: Design, recipe: Recipe, request: ShapeRequest) -> 
 def _cells_of_shape(
     design: Design, recipe: Recipe, request: ShapeRequest, shape: SolvedShape, settings: Mapping[str, Any]
 ) -> Iterator[Cell]:
-    """One cell for each budget, rate and seed; one impossible cell for a budget that is too short."""
+    """One cell for each budget, rate and seed; one impossible cell for a budget that is too short, or a shape that cannot be rounded."""
     for budget in design.budgets:
         label = f"{design.budget_key}={budget:g}"
         try:
             steps = count_steps({**settings["train"], design.budget_key: budget}, shape.model)
             check_schedule(settings["schedule"], steps)
             check_phases(settings["data"], steps)
+            check_quantize(settings, shape.model)
         except ValueError as error:
             yield _impossible_cell(recipe, request, label, error)
             continue

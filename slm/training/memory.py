@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from slm.checkpoints.weights import empty_decoder
+from slm.model.empty import empty_decoder
 from slm.model.config import ModelConfig
 from slm.model.counts import num_params
 from slm.model.decoder import Decoder

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, logging
 
 from slm.checkpoints import check, check_any, export, load, load_any
+from slm.checkpoints.load import check_quantize
 from slm.data.chat_template import PLAIN_TEMPLATE
 from slm.data.conversations import SCORED, conversation, encode_conversation
 from slm.data.questions import make_request
@@ -220,9 +221,11 @@ def test_a_model_of_transformers_computes_with_rounded_linear_maps_except_its_he
     assert counts.params_total == theirs.num_parameters()
     rows = sum(m.out_features for path, m in theirs.named_modules() if isinstance(m, torch.nn.Linear)) - VOCAB
     assert counts.model_bytes == 4 * (counts.params_total - num_rounded) + num_rounded + 4 * rows
+    check_quantize(check_any(tmp_path), "int8")
     foreign("gpt2", tmp_path / "gpt2")
-    with pytest.raises(ValueError, match="quantize=int8 is for models with linear maps"):
-        load_any(tmp_path / "gpt2", quantize="int8")
+    for refuse in (check_quantize, lambda _, kind: load_any(tmp_path / "gpt2", quantize=kind)):
+        with pytest.raises(ValueError, match="quantize=int8 is for models with linear maps"):
+            refuse(check_any(tmp_path / "gpt2"), "int8")
 
 
 @pytest.mark.parametrize("stored", ["shards", "pickle"])

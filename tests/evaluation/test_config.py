@@ -60,6 +60,7 @@ def test_the_papers_eight_tasks_go_by_one_name_and_files_are_run_without_being_n
         (["checkpoint=a", "quantize=int4", "export=b"], "quantize=int4 is for format=executorch"),
         (["checkpoint=a", "quantize=int8", "export=b", "format=gguf"], "for format=gguf give export_dtype=q8_0"),
         (["checkpoint=a", "quantize=int4", "export=b", "format=executorch"], "takes quantize=int4_dynamic"),
+        (["checkpoint=a", "quantize=[int8]", "export=b", "format=executorch"], "takes quantize=int8_dynamic"),
         (["checkpoints=a"], "checkpoints=a must be a list"),
         (["checkpoint=a", f"output_dir={ROOT}/README.md"], "is a file"),
     ],
@@ -67,6 +68,10 @@ def test_the_papers_eight_tasks_go_by_one_name_and_files_are_run_without_being_n
 def test_settings_that_are_wrong_are_named(overrides: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         asked(*overrides)
+
+
+def test_an_export_may_say_that_it_is_not_rounded() -> None:
+    assert asked("checkpoint=a", "export=b", "quantize=[null]")["quantize"] == [None]
 
 
 @pytest.mark.parametrize("override", NAMED)

@@ -184,6 +184,16 @@ def test_a_budget_too_short_for_the_schedule_is_impossible_as_train_py_says(sche
         make_train_plan(train_config(replace(long, overrides=(*long.overrides, "train.tokens=10240"))), CPU)
 
 
+def test_a_shape_that_cannot_be_rounded_is_impossible_as_train_py_says() -> None:
+    shapes = ("sweep.grid.sizes=null", "sweep.grid.shapes=[64x2,48x2]", "sweep.also=['quantize=int4']")
+    good, bad = cells_of(*SMALL, *shapes, "sweep.families=[mobilellm]")
+    assert (good.width, good.impossible) == (64, None)
+    said = "quantize=int4 rounds weights in groups of 32, but layers.0.self_attn.q_proj has 48 inputs"
+    assert str(bad.impossible).startswith(said)
+    with pytest.raises(ValueError, match=said):
+        make_train_plan(train_config(replace(good, overrides=(*good.overrides, "width=48"))), CPU)
+
+
 KEYS = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
@@ -296,6 +306,7 @@ def test_designs_and_shapes_are_checked_without_torch() -> None:
         (["sweep.evaluation={a: ['chat=true']}"], "a has chat=true, which the sweep sets itself: leave it out"),
         (["sweep.evaluation={a: ['baselines=sub1b']}"], "a has baselines=sub1b, which the sweep sets itself"),
         (["sweep.evaluation={a: ['logger.mode=online']}"], "sweep.evaluation.a has logger.mode=online"),
+        (["sweep.evaluation={a: ['quantize=[null,int4]']}"], "a has a list of quantize=..., and an evaluation of a sw"),
         (["sweep.evaluation={a: ['data=wiki']}"], "Could not find 'data/wiki'"),
         (["sweep.evaluation={a: ['task=piqa']}"], "task"),
         (["+sweep.sede=[1]"], "sweep.sede is not a key of a sweep; did you mean sweep.seeds"),
