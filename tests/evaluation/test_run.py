@@ -170,13 +170,15 @@ def test_an_export_for_an_engine_is_not_rounded_again(run: Run, tmp_path: Path) 
 def test_a_rounding_that_a_checkpoint_cannot_have_is_refused_before_anything_is_measured(
     run: Run, releases: list[Path], tmp_path: Path, taken: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    odd = save(llama(hidden_size=48, head_dim=12), tmp_path / "odd")
+    odd = releases[0]
+    wide = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64}
+    even = save(llama(num_hidden_layers=1, **wide), tmp_path / "even")
     with pytest.raises(ValueError, match=r"q_proj has 48 inputs, which 32 does not divide: give quantize=int8"):
         run(one(odd), "quantize=[null,int8,int4]")
     assert not taken
-    with_baseline = (one(releases[1]), f"+baselines.checkpoints=[{odd}]", "perplexity.protocols=[non_overlapping]")
+    with_baseline = (one(even), f"+baselines.checkpoints=[{odd}]", "perplexity.protocols=[non_overlapping]")
     assert run(*with_baseline, "quantize=[null,int4]") == SKIPPED_TASKS
-    assert [entry["name"] for entry in results(tmp_path)] == ["llama-2", "llama-2 int4", "odd"]
+    assert [entry["name"] for entry in results(tmp_path)] == ["even", "even int4", "llama-1"]
     assert f"{odd} int4 is skipped: quantize=int4 rounds" in capsys.readouterr().err
 
 

@@ -185,7 +185,7 @@ def test_a_budget_too_short_for_the_schedule_is_impossible_as_train_py_says(sche
 
 
 def test_a_shape_that_cannot_be_rounded_is_impossible_as_train_py_says() -> None:
-    shapes = ("sweep.grid.sizes=null", "sweep.grid.shapes=[64x2,48x2]", "sweep.also=['quantize=int4']")
+    shapes = ("sweep.grid.widths=[64,48]", "sweep.grid.depths=[2]", "sweep.also=['quantize=int4','model.head_dim=16']")
     good, bad = cells_of(*SMALL, *shapes, "sweep.families=[mobilellm]")
     assert (good.width, good.impossible) == (64, None)
     said = "quantize=int4 rounds weights in groups of 32, but layers.0.self_attn.q_proj has 48 inputs"
