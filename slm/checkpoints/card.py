@@ -137,6 +137,7 @@ def _training_rows(result: Mapping[str, Any]) -> dict[str, Any]:
         **{key: result.get(key) for key in _RESULT_KEYS},
         # As text, because `_table` puts thousands separators into integers.
         "seed": str(result["seed"]) if "seed" in result else None,
+        "trained for": f"quantize={kind}" if (kind := result.get("quantize")) else None,
         "data": f"{data.get('name')} (fingerprint {data.get('fingerprint')})" if data else None,
         **{f"validation {key}": value for key, value in val.items()},
     }

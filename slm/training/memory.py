@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from slm.model.empty import empty_decoder
+from slm.model.quantised import round_in_training
 from slm.model.config import ModelConfig
 from slm.model.counts import num_params
 from slm.model.decoder import Decoder
@@ -90,12 +91,13 @@ def activation_bytes(
     dtype: torch.dtype,
     autocast_dtype: torch.dtype | None,
     document_masking: bool,
+    quantize: str | None = None,
     teacher: TeacherPlan | None = None,
 ) -> int:
     """Return the peak memory of a forward and backward pass of `size` sequences, without weights and gradients.
 
-    The weights have `dtype`, and matmuls run in `autocast_dtype` if it is given. With a `teacher`, its activations
-    count too. Nothing is computed, so the device needs no memory. It must be present, because its kernels are asked for
+    The weights have `dtype`, and matmuls run in `autocast_dtype` if it is given. `quantize` adds the
+    rounded weights and inputs, and a `teacher` its activations. Nothing is computed, so the device needs no memory. It must be present, because its kernels are asked for
     the shapes of their results.
     """
     precision = partial(torch.autocast, device, autocast_dtype, cache_enabled=False) if autocast_dtype else nullcontext
@@ -103,6 +105,8 @@ def activation_bytes(
     decoder.activation_checkpointing = activation_checkpointing
     with FakeTensorMode():
         _give_fake_weights(decoder, dtype, device)
+        if quantize:
+            round_in_training(decoder, quantize)
         for weight in decoder.parameters():
             weight.grad = torch.empty_like(weight)  # as in all passes of a step except the first
         fake_teacher = None

@@ -155,6 +155,7 @@ def _choose_passes(
         dtype=torch.float64 if hardware.precision == "64-true" else torch.float32,
         autocast_dtype=hardware.autocast_dtype,
         document_masking=bool(settings["train"].get("document_masking")),
+        quantize=settings.get("quantize"),
         teacher=teacher,
     )
     return memory.choose_passes(

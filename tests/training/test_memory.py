@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from slm.model import Decoder
+from slm.model.quantised import round_in_training
 from slm.training import memory, speed
 from slm.training import plan as plan_module
 from slm.training.memory import MIN_TOKENS, Passes, activation_bytes, choose_micro_batch_size, choose_passes
@@ -32,11 +33,15 @@ def allocated_peak(decoder: Decoder, tokens: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("pattern", ["F", "SL"])
-def test_the_estimate_is_the_memory_that_a_pass_then_takes(pattern: str, checkpointing: bool) -> None:
+@pytest.mark.parametrize(("pattern", "quantize"), [("F", None), ("SL", None), ("F", "int8_dynamic")])
+def test_the_estimate_is_the_memory_that_a_pass_then_takes(
+    pattern: str, quantize: str | None, checkpointing: bool
+) -> None:
     decoder = random_decoder(**SHAPE, mixer_pattern=pattern, sliding_window=32)
     decoder.activation_checkpointing = checkpointing
-    estimate = activation_bytes(decoder.config, checkpointing, 8, device="cpu", **OPTIONS)
+    if quantize:
+        round_in_training(decoder, quantize)
+    estimate = activation_bytes(decoder.config, checkpointing, 8, device="cpu", quantize=quantize, **OPTIONS)
     real = allocated_peak(decoder, torch.zeros(8, 128, dtype=torch.long))
     assert 0.95 * real < estimate < 1.15 * real
 
