@@ -134,7 +134,7 @@ def _refuse_for_engine(checkpoint: str, quantize: str | None) -> None:
     if quantize is not None:
         raise ValueError(
             f"quantize={quantize}: {checkpoint} runs in the precision of its file, so quantise the checkpoint from "
-            "which it was exported"
+            "which it was exported (a list with null, as in quantize=[null,int4], measures the export as it is)"
         )
 
 

@@ -169,9 +169,7 @@ def _check_export(config: Mapping[str, Any], quantize: str | None) -> None:
     if config["unroll_sharing"] and target != "transformers":
         raise ValueError(f"unroll_sharing=true is for format=transformers: format={target} needs no such setting")
     if config["export"] is not None and quantize is not None and target != "executorch":
-        hint = (
-            "give export_dtype=q8_0" if target == "gguf" else "leave it out and give it when you evaluate the export"
-        )
+        hint = "give export_dtype=q8_0" if target == "gguf" else "leave it out and give it when you evaluate the export"
         raise ValueError(f"quantize={quantize} is for format=executorch; for format={target} {hint}")
     if config["export"] is not None and quantize in ("int8", "int4"):
         raise ValueError(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from slm.checkpoints import load
+from slm.checkpoints import export, load
 from slm.data.chat_template import PLAIN_TEMPLATE
 from slm.data.corpus import prepare
 from slm.data.tokenizer import Tokenizer
@@ -109,7 +109,7 @@ def test_a_run_trains_for_rounded_weights_and_exports_those_that_are_not_rounded
     folder = tmp_path / "run"
     result = train_here(folder, f"init_from={first}", *STARTED, "quantize=int4", f"trainer.compile={compiled}")
     assert result["quantize"] == "int4"
-    assert "| trained for | quantize=int4 |" in (folder / "model" / "README.md").read_text()
+    assert "| trained for | quantize=int4 |" in (export(folder, tmp_path / "out") / "README.md").read_text()
     decoder, unaware = load(folder).decoder, load(second).decoder
     assert decoder.state_dict().keys() == unaware.state_dict().keys()
     assert not torch.equal(decoder.layers[0].mlp.up_proj.weight, unaware.layers[0].mlp.up_proj.weight)  # type: ignore[union-attr]
