@@ -19,7 +19,6 @@ from torch import Tensor
 
 from slm.checkpoints.architecture import read_json
 from slm.data.vocabulary import LFS_POINTER
-from slm.model import Decoder
 from slm.model.config import ModelConfig
 from slm.model.empty import empty_decoder
 from slm.runtime.words import shortlist

@@ -180,7 +180,9 @@ def check_shape(config: ModelConfig, kind: str) -> None:
 def linears_to_round(
     model: nn.Module, kind: str, keep: Collection[nn.Module | None] = ()
 ) -> list[tuple[nn.Module, str]]:
-    """Return the linear maps but the head of a `Decoder` and those in `keep`, each as the module that has it and a name.
+    """Return the linear maps to round, each as its parent and its name there.
+
+    They are those of the blocks of a `Decoder`; of another model, all but those in `keep`.
 
     Raises `ValueError` if there are none, if `GROUP` does not divide a number of inputs, and for an unknown kind.
     """

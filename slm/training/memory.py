@@ -19,11 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from slm.model.empty import empty_decoder
-from slm.model.quantised import round_in_training
 from slm.model.config import ModelConfig
 from slm.model.counts import num_params
 from slm.model.decoder import Decoder
+from slm.model.empty import empty_decoder
+from slm.model.quantised import round_in_training
 from slm.training.distillation import Teacher, TeacherPlan
 
 DEFAULT_TOKENS = {"cpu": 8192, "cuda": 32768, "mps": 8192}
@@ -96,9 +96,9 @@ def activation_bytes(
 ) -> int:
     """Return the peak memory of a forward and backward pass of `size` sequences, without weights and gradients.
 
-    The weights have `dtype`, and matmuls run in `autocast_dtype` if it is given. `quantize` adds the
-    rounded weights and inputs, and a `teacher` its activations. Nothing is computed, so the device needs no memory. It must be present, because its kernels are asked for
-    the shapes of their results.
+    The weights have `dtype`, and matmuls run in `autocast_dtype` if it is given. `quantize` adds the rounded weights
+    and inputs, and a `teacher` its activations. Nothing is computed, so the device needs no memory. It must be present,
+    because its kernels are asked for the shapes of their results.
     """
     precision = partial(torch.autocast, device, autocast_dtype, cache_enabled=False) if autocast_dtype else nullcontext
     decoder = empty_decoder(model)
