@@ -17,7 +17,7 @@ ALLOWED = {
     "tracking": {"runtime"},
     "scaling": {"runtime"},
     "data": {"runtime"},
-    "composition": {"model.config", "model.counts", "model.families", "runtime"},
+    "composition": {"model.config", "model.counts", "model.families", "model.quantised", "runtime"},
     "checkpoints": {"model", "data", "runtime"},
     "training": {"model", "data", "composition", "checkpoints", "tracking", "runtime"},
     "analysis": {"scaling", "report", "tracking", "runtime"},

@@ -173,7 +173,7 @@ def _cells_of_request(design: Design, recipe: Recipe, request: ShapeRequest) -> 
 def _cells_of_shape(
     design: Design, recipe: Recipe, request: ShapeRequest, shape: SolvedShape, settings: Mapping[str, Any]
 ) -> Iterator[Cell]:
-    """One cell for each budget, rate and seed; for a budget too short, or an impossible rounding, one impossible cell."""
+    """One cell for each budget, rate and seed; one impossible cell for a budget or a rounding that is refused."""
     for budget in design.budgets:
         label = f"{design.budget_key}={budget:g}"
         try:
