@@ -182,7 +182,8 @@ def linears_to_round(
 ) -> list[tuple[nn.Module, str]]:
     """Return the linear maps to round, each as its parent and its name there.
 
-    They are those of the blocks of a `Decoder`; of another model, all but those in `keep`. Raises `ValueError` if there are none, if `GROUP` does not divide a number of inputs, and for an unknown kind.
+    They are those of the blocks of a `Decoder`; of another model, all but those in `keep`. Raises `ValueError` if there
+    are none, if `GROUP` does not divide a number of inputs, and for an unknown kind.
     """
     if kind not in QUANTISATIONS:
         raise ValueError(f"quantize={kind} must be one of {', '.join(QUANTISATIONS)}")
