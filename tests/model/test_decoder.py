@@ -135,7 +135,7 @@ def test_cached_decoding_equals_the_full_forward_pass(sharing: str, qk_norm: str
 
 
 def test_compiled_steps_of_two_caches_in_turns_equal_the_forward_pass() -> None:
-    config = small(mixer_pattern="FS", num_layers=4, sliding_window=4, layer_sharing="immediate", num_repeats=2)
+    config = small(mixer_pattern="FS", num_layers=2, sliding_window=4, layer_sharing="immediate", num_repeats=2)
     decoder, tokens_1T = randomized(config, torch.float64), tokens_of(config, 12, batch=1)
     long_cache, short_cache = (KVCache(config, batch_size=1, max_length=n, dtype=torch.float64) for n in (12, 7))
     next_logits = compiled_logits(decoder)

@@ -174,7 +174,9 @@ def test_bytes_are_those_of_packed_numbers_and_their_scales(dtype: torch.dtype, 
     assert int4.counts().params_total == decoder.counts().params_total
 
 
-@pytest.mark.parametrize("kind", QUANTISATIONS)
+@pytest.mark.parametrize(
+    "kind", ["int8", "int4_dynamic", *(pytest.param(k, marks=pytest.mark.slow) for k in ("int4", "int8_dynamic"))]
+)
 def test_the_compiled_step_computes_the_same(kind: str) -> None:
     decoder = randomized(shape(**WIDE)).eval().requires_grad_(False)
     quantise(decoder, kind)

@@ -102,7 +102,7 @@ def test_shape_tokenizer_and_family_come_from_the_checkpoint_and_result_json_say
     assert ours["val"]["loss"] < theirs["val"]["loss"]
 
 
-@pytest.mark.parametrize("compiled", ["false", "true"])
+@pytest.mark.parametrize("compiled", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_a_run_trains_for_rounded_weights_and_exports_those_that_are_not_rounded(
     first: Path, second: Path, train_here: Train, tmp_path: Path, compiled: str
 ) -> None:
