@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from slm.analysis.run import analyse_runs
 from slm.sweep.config import check_settings
@@ -42,6 +43,7 @@ def write_tables(num_shapes: int = 6) -> None:
     runs = pd.DataFrame(rows)
     runs.to_csv("runs.csv", index=False)
     device = runs[runs["seed"] == 1].groupby("family").head(num_shapes)[["family", "width", "depth"]]
+    device = pd.concat([device, device])  # each shape is measured twice
     seconds = (1e-4 * device["depth"] + 1e-7 * device["width"] ** 2) * np.exp(0.02 * rng.standard_normal(len(device)))
     device.assign(decode_tokens_per_second=1 / seconds).to_csv("phone.csv", index=False)
 
@@ -83,7 +85,7 @@ def test_a_limit_that_no_shape_meets_is_said(without_figures: None) -> None:
     made = analysed("runs=runs.csv", "device=phone.csv", "ship.decode_tokens_per_second=1e9")
     assert {choice["why"] for choice in made["choices"]} == {"no candidate meets the limits"}
     assert {row["N"] for row in made["largest"]} == {None}
-    assert "no size that was searched meets the limits" in Path("out/report.md").read_text()
+    assert "there is no size: none that was searched meets the limits" in Path("out/report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -111,5 +113,25 @@ def test_without_any_error_of_the_results_quality_is_not_decided(without_figures
     frame.to_csv("two.csv", index=False)
     frame.assign(decode_tokens_per_second=[40, 20]).to_csv("phone.csv", index=False)
     made = analysed("runs=two.csv", "device=phone.csv")
-    assert [choice["sure"] for choice in made["choices"]] == [True, False, False]
+    assert [choice["sure"] for choice in made["choices"]] == [False, True, False]  # no balanced one, surely
+    assert "no repetition and no model shows the error of decode tokens/s" in made["choices"][0]["doubt"]
     assert "no second seed and no law" in made["choices"][2]["doubt"]
+
+
+def test_a_limit_that_every_shape_meets_does_not_say_which_size_is_best(without_figures: None) -> None:
+    write_tables()
+    made = analysed("runs=runs.csv", "device=phone.csv", "ship.decode_tokens_per_second=1e-3")
+    assert all(row["every_size"] for row in made["largest"])
+    assert "so the limits do not say which size is best" in Path("out/report.md").read_text()
+
+
+def test_a_shape_measured_once_has_the_scatter_about_the_model_as_its_error(without_figures: None) -> None:
+    """Near a limit, the share of draws that meet it is that of a normal with the model's sigma."""
+    write_tables()
+    phone = pd.read_csv("phone.csv").drop_duplicates(["family", "width", "depth"])
+    phone.to_csv("phone.csv", index=False)
+    limit = 0.9 * phone["decode_tokens_per_second"].iloc[0]
+    made = analysed("runs=runs.csv", "device=phone.csv", f"ship.decode_tokens_per_second={limit}")
+    (model,) = [row for row in made["models"] if row["family"] == "a"]
+    assert made["candidates"][0]["meets"] == pytest.approx(stats.norm.cdf(-np.log(0.9) / model["sigma_log"]), abs=0.04)
+    assert "Some shapes have one measurement of decode tokens/s" in made["notes"][-1]

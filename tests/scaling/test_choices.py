@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from slm.report.ship import choice_sentences
 from slm.scaling.choices import DRAWS, Candidates, choose, draws_of
 from tests.seeds import generator
 
@@ -69,3 +70,16 @@ def test_a_candidate_near_a_limit_meets_it_with_the_closed_form_probability() ->
 def test_a_single_candidate_is_no_choice() -> None:
     choices = choose(exact([3.0], [10.0]), {})["choices"]
     assert [(choice["best"], choice["why"]) for choice in choices] == [(None, "only one candidate was measured")] * 3
+
+
+def test_a_limit_near_the_estimates_does_not_say_surely_that_none_meets_it() -> None:
+    costs = np.exp(draws_of(np.log([1e6, 9e6]), np.array([0.1, 0.1]), generator()))
+    choice = choose(Candidates(["a", "b"], np.ones((1 + DRAWS, 2)), {"bytes": costs}), {"bytes": 0.97e6})["choices"][2]
+    met = stats.norm.cdf(np.log(0.97) / 0.1)
+    assert (choice["best"], choice["sure"]) == (None, False)
+    assert choice["none"] == pytest.approx(1 - met, abs=4 * np.sqrt(0.25 / DRAWS))
+    assert choice["among"] == [["a", pytest.approx(met, abs=4 * np.sqrt(0.25 / DRAWS))]]
+    entry = {"choices": [choice], "candidates": [], "latency": None}
+    assert f"a ({choice['among'][0][1]:.2f}) and none ({choice['none']:.2f}); by the estimates none" in "".join(
+        choice_sentences(entry)
+    )

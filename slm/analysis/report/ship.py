@@ -101,6 +101,14 @@ def best_family(entry: Entry) -> list[str]:
     if not entry["largest"]:
         return []
     where = _limits(entry)
+    if rows and all(row["every_size"] for row in rows):
+        beyond = max(row["beyond"] for row in rows)
+        return [
+            f"**Within {where}**, every size that was searched is allowed, up to {format_number(beyond, 3)} times "
+            "beyond what was trained or measured, so the limits do not say which size is best."
+        ]
+    if all(row["refused"] is None and row["N"] is None and row["high"] is None for row in entry["largest"]):
+        return [f"**Within {where}**, there is no size: none that was searched meets the limits."]
     if not rows:
         reasons = {
             f"{row['family']}: {row['refused'] or 'no size that was searched meets the limits'}"
@@ -123,6 +131,11 @@ def best_family(entry: Entry) -> list[str]:
     )
     if len(rows) == 1:
         return [f"**Within {where}**, the largest size is {size}: {facts}.{beyond}"]
+    if best["every_size"]:
+        return [
+            f"**Within {where}**, the data cannot say which family is best: every size of {family_name(best)} that "
+            f"was searched is allowed, up to {count(best['N'])} parameters.{beyond}"
+        ]
     if best["probability"] >= entry["sure"]:
         return [f"**Within {where}**, the best is {size}, with probability {best['probability']:.2f}: {facts}.{beyond}"]
     names = [
