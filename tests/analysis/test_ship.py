@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from slm.analysis.report.ship import lifetime_sentence
 from slm.analysis.run import analyse_runs
 from slm.sweep.config import check_settings
 from tests.seeds import generator
@@ -135,3 +136,12 @@ def test_a_shape_measured_once_has_the_scatter_about_the_model_as_its_error(with
     (model,) = [row for row in made["models"] if row["family"] == "a"]
     assert made["candidates"][0]["meets"] == pytest.approx(stats.norm.cdf(-np.log(0.9) / model["sigma_log"]), abs=0.04)
     assert "Some shapes have one measurement of decode tokens/s" in made["notes"][-1]
+
+
+def test_refits_that_do_not_reach_the_loss_are_said() -> None:
+    optimum = {"params": 1e9, "tokens": 1e11, "flops": 6e20}
+    row = {"family": "a", "refused": None, "loss": 2.0, "served_tokens": 1e12, "best": optimum, "alone": optimum,
+           "alone_flops": 8e20, "params_interval": [8e8, 2e9], "tokens_interval": [9e10, 2e11], "params_beyond": 1.0,
+           "tokens_beyond": 1.0}  # fmt: skip
+    assert "The floor of 30% of the refits is above this loss" in lifetime_sentence(row | {"reached_in": 0.7})
+    assert "refits" not in lifetime_sentence(row | {"reached_in": 1.0})
