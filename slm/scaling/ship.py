@@ -89,13 +89,14 @@ def decisions(
     entry["models"] = [_model_entry(key, family, model) for key in models for family, model in models[key].items()]
     entry["largest"] = largest_sizes(search, fitted)
     no_error = "no second seed and no law shows the error of a result" if errors_from == "nothing" else None
-    unknown = [
-        key for key in errors if key != "bytes" and not errors[key].all() and key in {chosen["latency"], *limits}
-    ]
-    once = f"no repetition and no model shows the error of {join_names([MEASURES[key].words for key in unknown])}"
-    of_speed = measures_only_depth(device) or (once if unknown else None)
-    of_limits = once if {*unknown} & {*limits} else None
-    doubts = {"latency first": of_speed, "balanced": of_speed or no_error, "quality first": no_error or of_limits}
+    unknown = [key for key in errors if key != "bytes" and not errors[key].all()]
+    of_limits = _unknown_errors([key for key in unknown if key in limits])
+    of_speed = measures_only_depth(device) or _unknown_errors([key for key in unknown if key == chosen["latency"]])
+    doubts = {
+        "latency first": of_speed or of_limits,
+        "balanced": of_speed or of_limits or no_error,
+        "quality first": no_error or of_limits,
+    }
     for choice in entry["choices"]:
         if (doubt := doubts[choice["use"]]) and choice["best"]:
             choice |= {"sure": False, "doubt": doubt}
@@ -108,6 +109,11 @@ def decisions(
     notes = [*device.notes, *ERROR_NOTES[errors_from], *(several if (results["cells"] > 1).any() else [])]
     notes += once_notes if from_models else []
     return entry | {"notes": notes}
+
+
+def _unknown_errors(keys: list[str]) -> str | None:
+    names = join_names([MEASURES[key].words for key in keys])
+    return f"no repetition and no model shows the error of {names}" if keys else None
 
 
 def _label(row: Mapping[str, Any]) -> str:

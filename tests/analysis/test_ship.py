@@ -145,3 +145,15 @@ def test_refits_that_do_not_reach_the_loss_are_said() -> None:
            "tokens_beyond": 1.0}  # fmt: skip
     assert "The floor of 30% of the refits is above this loss" in lifetime_sentence(row | {"reached_in": 0.7})
     assert "refits" not in lifetime_sentence(row | {"reached_in": 1.0})
+
+
+def test_an_accuracy_is_compared_as_its_error_under_its_own_laws(without_figures: None) -> None:
+    write_tables()
+    runs = pd.read_csv("runs.csv")
+    runs.assign(acc=1 - 0.75 * (1 - np.exp(-runs["loss"] / 4))).to_csv("runs.csv", index=False)
+    asked = ("analysis.target=acc", "analysis.target_kind=accuracy", "analysis.chance=0.25", *FAST[2:])
+    analyse_runs(check_settings(composed(*QUICK, *asked, "output_dir=out", "runs=runs.csv", "device=phone.csv")))
+    made = json.loads(Path("out/decisions.json").read_text())
+    lowest = min(made["candidates"], key=lambda row: row["loss"])
+    assert made["choices"][2]["best"] == lowest["name"] == "b 384x12"
+    assert all(row["refused"] is None for row in made["largest"])
