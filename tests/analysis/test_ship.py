@@ -56,6 +56,10 @@ def test_the_better_family_is_shipped_and_the_report_says_so(capsys: pytest.Capt
     inside = [row for row in made["candidates"] if row["measures"]["decode_tokens_per_second"] >= 400]
     assert quality["best"] == min(inside, key=lambda row: row["loss"])["name"]
     assert quality["best"].startswith("b ")
+    logs = np.log(pd.read_csv("runs.csv").groupby(["family", "width"])["loss"].apply(list).tolist())
+    error_of_mean = logs.std(axis=1, ddof=1).dot(logs.std(axis=1, ddof=1) / 12) ** 0.5 / np.sqrt(2)
+    half_widths = [np.log(row["high"] / row["low"]) / 2 for row in made["candidates"]]
+    assert np.mean(half_widths) == pytest.approx(stats.t(12).ppf(0.975) * error_of_mean, rel=0.05)
     best = max(made["largest"], key=lambda row: row["probability"])
     assert best["family"] == "b"
     report = Path("out/report.md").read_text()
