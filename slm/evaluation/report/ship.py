@@ -44,7 +44,10 @@ def ship_entry(results: Results) -> dict[str, Any] | None:
     made: dict[str, Any] = {"target": metric, "level": LEVEL, "sure": SURE, **chosen}
     made["limits"] = {key: limit for key, limit in results.limits.items() if limit is not None}
     made["words"] = {key: MEASURES[key].words for key in costs}
-    notes = ["Errors of results cover other text of the same kind, not other seeds of training."]
+    notes = [
+        "Errors of results cover other text of the same kind, not other seeds of training.",
+        "Errors of speeds are those of repetitions in a row: load on the machine that lasted longer is not in them.",
+    ]
     if left_out:
         notes.append(f"The speed of {join_names(left_out)} was measured under other conditions and is not compared.")
     made["notes"] = notes
