@@ -21,6 +21,7 @@ from slm.runtime.words import (
 )
 
 Entry = Mapping[str, Any]
+WORTH_NAMING = 0.01  # a smaller probability that no candidate is chosen is not said
 DEFINITIONS = {
     "latency first": "the fastest that meets the limits; `ship.max_loss` says how good it must be",
     "balanced": "on the Pareto front of {target} and log latency, the one farthest below the line between the ends of "
@@ -42,7 +43,8 @@ def choice_rows(entry: Entry) -> tuple[list[str], list[list[Any]]]:
 
 
 def _sentence(choice: Entry, entry: Entry) -> str:
-    if choice["best"] is None:
+    among = [f"{escape_markdown(name)} ({_probability(share)})" for name, share in choice["among"]]
+    if choice["best"] is None and choice["sure"]:
         return f"none, because {choice['why']}."
     if choice["sure"] or choice.get("doubt"):
         row = next(row for row in entry["candidates"] if row["name"] == choice["best"])
@@ -52,8 +54,10 @@ def _sentence(choice: Entry, entry: Entry) -> str:
         if choice.get("doubt"):
             return f"by these measurements {text}, but the data cannot say: {escape_markdown(choice['doubt'])}."
         return f"{text}, with probability {_probability(choice['probability'])}."
-    among = [f"{escape_markdown(name)} ({_probability(share)})" for name, share in choice["among"]]
-    return f"the data cannot say which of {join_names(among)}."
+    if choice["none"] >= WORTH_NAMING:
+        among.append(f"none ({_probability(choice['none'])})")
+    because = f"; by the estimates none, because {choice['why']}" if choice["best"] is None else ""
+    return f"the data cannot say which of {join_names(among)}{because}."
 
 
 def _probability(share: float) -> str:

@@ -16,7 +16,7 @@ from slm.scaling.entries import Entry, Fitted, Task, fit_family, to_json_types
 from slm.scaling.forms import VARIABLES
 from slm.scaling.laws import Law, get_law, seed_of_law
 from slm.scaling.levels import compare_levels, is_too_small, verdict_without_law
-from slm.scaling.overlay import overlay_law
+from slm.scaling.overlay import FALLBACK_LAW, LAWS_OF_SIZE
 from slm.scaling.paired import compare_pairs
 from slm.scaling.sample import missing_columns
 from slm.scaling.settings import Settings
@@ -92,7 +92,8 @@ def analyse(
     comparison["verdict"] = stated
     shipped = None
     if shipping:
-        in_size = fitted.get(overlay_law(law, settings.formulas, table.frame.columns), {})
+        variables = next((one.fit.law.variables for one in fitted.get(law, {}).values() if one.fit), ())
+        in_size = fitted.get(law if variables in LAWS_OF_SIZE else FALLBACK_LAW, {})
         shipped = decisions(table, in_size, shipping, settings, target=target, size=size, seed=seed)
     return Analysis(to_json_types(entries), to_json_types(comparison), to_json_types(shipped))
 

@@ -36,6 +36,16 @@ class Candidates:
     losses: Floats
     costs: Mapping[str, Floats]  # key of `MEASURES` -> costs (`Measure.invert`)
 
+    def entries(self, meets: Sequence[float], level: float) -> list[Entry]:
+        """For each candidate `name`, `loss` with `low` and `high`, `meets`, and the estimates of its `measures`."""
+        ends = np.quantile(self.losses[1:], [0.5 - level / 2, 0.5 + level / 2], axis=0)
+        rows = zip(self.names, self.losses[0].tolist(), *ends.tolist(), meets, strict=True)
+        entries = [dict(zip(("name", "loss", "low", "high", "meets"), row, strict=True)) for row in rows]
+        for k, entry in enumerate(entries):
+            costs = {key: float(drawn[0, k]) for key, drawn in self.costs.items()}
+            entry["measures"] = {k: None if np.isnan(c) else MEASURES[k].invert(c) for k, c in costs.items()}
+        return entries
+
 
 def draws_of(estimates: Floats, errors: Floats, rng: np.random.Generator, *, df: float = np.inf) -> Floats:
     """Return the estimates and `DRAWS` draws around them [1 + R, K], by Student's t with `df` degrees of freedom."""
@@ -53,8 +63,8 @@ def latency_of(costs: Mapping[str, Floats]) -> str | None:
 def choose(candidates: Candidates, limits: Mapping[str, float | None]) -> Entry:
     """Return `latency` (its key), `meets` (of each candidate, the share of draws within the limits) and `choices`.
 
-    Each choice has `use`, `best` (None if there is none), `probability`, `sure`, and `among`: [name, probability] of
-    the most probable candidates. `why` says why there is none.
+    Each choice has `use`, `best` (None if there is none), `probability`, `sure`, `among`: [name, probability] of
+    the most probable candidates, and `none`, the probability of none. `why` says why there is none.
     """
     meets = np.ones(candidates.losses.shape, dtype=bool)
     unknown = np.full(candidates.losses.shape, np.nan)  # meets no limit
@@ -102,11 +112,12 @@ def _choice(use: str, chosen: np.ndarray, names: Sequence[str]) -> Entry:
     shares = np.bincount(chosen[1:] + 1, minlength=len(names) + 1) / (len(chosen) - 1)
     best = int(chosen[0])
     order = [index for index in np.argsort(-shares[1:], kind="stable") if shares[index + 1] > 0]
-    num_listed = int(np.searchsorted(np.cumsum(shares[1:][order]), JOINT)) + 1
+    num_listed = int(np.searchsorted(np.cumsum(shares[1:][order]), JOINT * shares[1:].sum())) + 1
     among = [[names[index], float(shares[index + 1])] for index in order[: min(num_listed, MAX_LISTED)]]
     probability = float(shares[best + 1])
     name = names[best] if best >= 0 else None
-    return {"use": use, "best": name, "probability": probability, "sure": probability >= SURE, "among": among}
+    choice = {"use": use, "best": name, "probability": probability, "sure": probability >= SURE}
+    return choice | {"among": among, "none": float(shares[0])}
 
 
 def _why_none(use: str, meets: np.ndarray, is_good: np.ndarray, latency: str | None) -> str:

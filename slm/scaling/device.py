@@ -76,7 +76,7 @@ def _checked(rows: pd.DataFrame, source: str, notes: list[str]) -> Device:
     measured = [measure.column for measure in MEASURES.values() if measure.column in frame]
     is_measured = frame[measured].notna().any(axis=1)
     if not is_measured.all():
-        notes.append(f"{plural(int((~is_measured).sum()), 'row')} of {source} without any measurement was left out.")
+        notes.append(f"Left out: {plural(int((~is_measured).sum()), 'row')} of {source} without any measurement.")
         frame = frame[is_measured]
     if frame.empty:
         raise ValueError(f"{source} has no value in {join_names(measured)}: fill in what was measured")
@@ -122,7 +122,7 @@ def _positive(values: pd.Series, columns: Columns, column: str) -> pd.Series:
         if number == 0 and column == "kv_bytes_per_token":  # of a recurrent model
             number = np.nan
         elif number is None or np.isinf(number) or number <= 0:
-            raise columns.error(int(str(row)), column, value, "must be a number above 0")
+            raise columns.error(int(str(row)), column, value, "must be a number above 0, written as 1234.5")
         numbers.append(number)
     return pd.Series(numbers, values.index, dtype=float)
 
@@ -175,15 +175,21 @@ def match(device: Device, table: Table, size: str) -> Device:
     """Return the device with its shapes completed from the runs; `shape` is the first row of the table of that shape.
 
     A row belongs to the runs of its family, width and depth, or else of its family and number of parameters. Its family
-    may be missing, or have another name if the table has only one family. Raises `ValueError` if no row has runs.
+    may be missing, or have another name if the table has only one family. Raises `ValueError` if no row has runs, or if
+    a row does not say to which of several families it belongs.
     """
     shapes = table.frame.drop_duplicates([name for name in (*SHAPE, *SIZES) if name in table.frame])
     frame, notes = device.frame.copy(), list(device.notes)
-    found = [_shape_of(row, shapes) for row in frame.to_dict("records")]
+    candidates = [_shapes_of(row, shapes) for row in frame.to_dict("records")]
+    if unclear := [one["family"].unique() for one in candidates if one["family"].nunique() > 1]:
+        raise ValueError(
+            f"device={device.name} does not say to which family of the runs its rows belong "
+            f"({join_names(unclear[0])} have the same shape): add the column family"
+        )
+    found = [one.index[0] if len(one) else None for one in candidates]
     if all(index is None for index in found):
         both = f"it has {_shapes(frame)}, and they have {_shapes(shapes)}"
-        hint = "; add the column family" if "family" not in frame and len(table.families) > 1 else ""
-        raise ValueError(f"device={device.name} has none of the shapes of the runs: {both}{hint}")
+        raise ValueError(f"device={device.name} has none of the shapes of the runs: {both}")
     for name in [name for name in dict.fromkeys(("family", *NUMBERS, size)) if name in shapes]:
         of_runs = [None if index is None else shapes.at[index, name] for index in found]
         known = frame[name] if name in frame and name != "family" else pd.Series(None, frame.index, dtype=object)
@@ -193,12 +199,12 @@ def match(device: Device, table: Table, size: str) -> Device:
     frame["shape"] = pd.Series(found, frame.index, dtype=object)
     frame["family"] = frame["family"].where(frame["family"].notna(), device.frame.get("family", "unknown family"))
     if missing := found.count(None):
-        notes.append(f"{plural(missing, 'measured shape')} of {device.name} belong to no run of the table.")
+        notes.append(f"No run of the table has {plural(missing, 'measured shape')} of {device.name}.")
     return replace(device, frame=_with_features(frame, size), notes=tuple(notes))
 
 
-def _shape_of(row: Mapping[str, Any], shapes: pd.DataFrame) -> Any:
-    """The index of the row's shape among those of the runs, None if there is none, or one in several families."""
+def _shapes_of(row: Mapping[str, Any], shapes: pd.DataFrame) -> pd.DataFrame:
+    """The shapes of the runs that the row may be."""
     family = row.get("family")
     if isinstance(family, str) and shapes["family"].nunique() > 1:
         shapes = shapes[shapes["family"] == family]
@@ -210,10 +216,10 @@ def _shape_of(row: Mapping[str, Any], shapes: pd.DataFrame) -> Any:
     else:
         names = [name for name in SIZES[:2] if name in shapes and not np.isnan(row.get(name, np.nan))][:1]
         if not names:
-            return None
+            return shapes[:0]
     for name in names:
         shapes = shapes[abs(shapes[name] / row[name] - 1) < SAME_SIZE]
-    return shapes.index[0] if len(shapes) and shapes["family"].nunique() == 1 else None
+    return shapes
 
 
 def _shapes(frame: pd.DataFrame) -> str:

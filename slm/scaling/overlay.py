@@ -18,6 +18,7 @@ from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 
 FALLBACK_LAW = "power"  # used unless the variables of the verdict's law are N, or N and D
+LAWS_OF_SIZE = (("N",), ("N", "D"))  # variables of laws that give a curve over N
 CURVE_MARGIN = 1.15  # curves extend beyond the smallest and the largest N by this factor
 
 
@@ -33,7 +34,7 @@ class Model:
 def overlay_law(verdict_law: str, formulas: Mapping[str, Any] | None = None, columns: Iterable[str] = ()) -> str:
     """Return the verdict's law if its variables are N, or N and D; else `FALLBACK_LAW`."""
     variables = get_law(verdict_law, formulas, columns).variables
-    return verdict_law if variables in (("N",), ("N", "D")) else FALLBACK_LAW
+    return verdict_law if variables in LAWS_OF_SIZE else FALLBACK_LAW
 
 
 def overlay_models(

@@ -71,10 +71,11 @@ def decisions(
     rows = rows.assign(order=order).sort_values(["order", "N"]).drop(columns="order").reset_index(drop=True)
     results, df, errors_from = _results(table, rows, target, fitted)
     losses = np.exp(draws_of(np.log(results["mean"].to_numpy()), results["error"].to_numpy(), rng, df=df))
-    costs = {key: _costs(rows, key, rng) for key in device.measures}
+    models = {key: costs_by_family(*_measured(device.frame, key)) for key in device.measures}
+    errors = {key: _cost_errors(rows, key, models[key]) for key in device.measures}
+    costs = {key: _costs(rows, key, errors[key], rng) for key in device.measures}
     candidates = Candidates([_label(row) for row in rows.to_dict("records")], losses, costs)
     chosen = choose(candidates, shipping.limits)
-    models = {key: costs_by_family(*_measured(device.frame, key)) for key in device.measures}
     limits = {key: limit for key, limit in shipping.limits.items() if limit is not None}
     cost_limits = {key: MEASURES[key].invert(limit) for key, limit in limits.items() if key in MEASURES}
     example = None
@@ -88,14 +89,31 @@ def decisions(
     entry["models"] = [_model_entry(key, family, model) for key in models for family, model in models[key].items()]
     entry["largest"] = largest_sizes(search, fitted)
     no_error = "no second seed and no law shows the error of a result" if errors_from == "nothing" else None
-    only_depth = measures_only_depth(device)
-    doubts = {"latency first": only_depth, "balanced": only_depth or no_error, "quality first": no_error}
+    unknown = [key for key in errors if key != "bytes" and not errors[key].all()]
+    of_limits = _unknown_errors([key for key in unknown if key in limits])
+    of_speed = measures_only_depth(device) or _unknown_errors([key for key in unknown if key == chosen["latency"]])
+    doubts = {
+        "latency first": of_speed or of_limits,
+        "balanced": of_speed or of_limits or no_error,
+        "quality first": no_error or of_limits,
+    }
     for choice in entry["choices"]:
-        if doubt := doubts[choice["use"]]:
+        if (doubt := doubts[choice["use"]]) and choice["best"]:
             choice |= {"sure": False, "doubt": doubt}
     several = ["Of several cells of a shape, the one with the lowest mean result is compared."]
+    from_models = [MEASURES[key].words for key in errors if (errors[key] > _measured_errors(rows, key)).any()]
+    once_notes = [
+        f"Some shapes have one measurement of {join_names(from_models)}: its error is the scatter about the model of "
+        "the cost. Rows that repeat a shape show the error itself."
+    ]
     notes = [*device.notes, *ERROR_NOTES[errors_from], *(several if (results["cells"] > 1).any() else [])]
+    notes += once_notes if from_models else []
     return entry | {"notes": notes}
+
+
+def _unknown_errors(keys: list[str]) -> str | None:
+    names = join_names([MEASURES[key].words for key in keys])
+    return f"no repetition and no model shows the error of {names}" if keys else None
 
 
 def _label(row: Mapping[str, Any]) -> str:
@@ -138,10 +156,25 @@ def _results(
     )
 
 
-def _costs(rows: pd.DataFrame, key: str, rng: np.random.Generator) -> Floats:
-    measure = MEASURES[key]
-    logs = np.log(rows[measure.column].to_numpy(float))
-    return np.exp(draws_of(-logs if measure.is_rate else logs, rows[f"error of {measure.column}"].to_numpy(), rng))
+def _measured_errors(rows: pd.DataFrame, key: str) -> Floats:
+    return np.asarray(rows[f"error of {MEASURES[key].column}"], float)
+
+
+def _cost_errors(rows: pd.DataFrame, key: str, models: Mapping[str, CostModel | str]) -> Floats:
+    """Errors of log costs: of the measurements, or of a shape measured once the scatter about the model of its family.
+
+    0 where neither is known, and of files, whose sizes are exact.
+    """
+    of_models = [
+        model.sigma if isinstance(model := models.get(family), CostModel) else 0.0 for family in rows["family"]
+    ]
+    errors = _measured_errors(rows, key)
+    return errors if key == "bytes" else np.where(errors > 0, errors, of_models)
+
+
+def _costs(rows: pd.DataFrame, key: str, errors: Floats, rng: np.random.Generator) -> Floats:
+    logs = np.log(rows[MEASURES[key].column].to_numpy(float))
+    return np.exp(draws_of(-logs if MEASURES[key].is_rate else logs, errors, rng))
 
 
 def _measured(frame: pd.DataFrame, key: str) -> tuple[pd.DataFrame, Floats, tuple[str, ...]]:
@@ -156,15 +189,11 @@ def _candidate_entries(
     candidates: Candidates, rows: pd.DataFrame, results: pd.DataFrame, meets: list[float], level: float
 ) -> list[Entry]:
     ends = [0.5 - level / 2, 0.5 + level / 2]
-    low, high = np.quantile(candidates.losses[1:], ends, axis=0)
-    entries = []
-    for k, (name, row) in enumerate(zip(candidates.names, rows.to_dict("records"), strict=True)):
-        entry: Entry = {"name": name, **{key: row.get(key) for key in (*SHAPE, "N")}, "meets": meets[k]}
-        entry |= {"loss": candidates.losses[0, k], "low": low[k], "high": high[k]}
+    entries = candidates.entries(meets, level)
+    for k, (entry, row) in enumerate(zip(entries, rows.to_dict("records"), strict=True)):
+        entry |= {key: row.get(key) for key in (*SHAPE, "N")}
         entry |= {key: results.at[k, key] for key in ("tokens", "runs")}
-        entry["measures"] = {key: row[MEASURES[key].column] for key in candidates.costs}
         entry["spread"] = {key: list(np.quantile(costs[1:, k], ends)) for key, costs in candidates.costs.items()}
-        entries.append(entry)
     return entries
 
 

@@ -116,6 +116,7 @@ def _measure(shapes: list[dict[str, Any]], speed: dict[str, Any], file: Path) ->
     with tempfile.TemporaryDirectory() as folder:
         request = Path(folder) / "shapes.json"
         request.write_text(json.dumps({"shapes": shapes, "speed": speed}), encoding="utf-8")
-        done = subprocess.run([sys.executable, "-m", "slm.evaluation.shapes", request, file], check=False)
+        command = [sys.executable, "-m", "slm.evaluation.shapes", str(request), str(file)]
+        done = subprocess.run(command, check=False, start_new_session=True)  # Ctrl-C kills it, without its traceback
     if done.returncode:
         raise ValueError(f"device=here: the measurement failed (exit code {done.returncode}), for the reason above")

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
+from slm.analysis.report.ship import lifetime_sentence
 from slm.analysis.run import analyse_runs
 from slm.sweep.config import check_settings
 from tests.seeds import generator
@@ -42,6 +44,7 @@ def write_tables(num_shapes: int = 6) -> None:
     runs = pd.DataFrame(rows)
     runs.to_csv("runs.csv", index=False)
     device = runs[runs["seed"] == 1].groupby("family").head(num_shapes)[["family", "width", "depth"]]
+    device = pd.concat([device, device])  # each shape is measured twice
     seconds = (1e-4 * device["depth"] + 1e-7 * device["width"] ** 2) * np.exp(0.02 * rng.standard_normal(len(device)))
     device.assign(decode_tokens_per_second=1 / seconds).to_csv("phone.csv", index=False)
 
@@ -53,6 +56,10 @@ def test_the_better_family_is_shipped_and_the_report_says_so(capsys: pytest.Capt
     inside = [row for row in made["candidates"] if row["measures"]["decode_tokens_per_second"] >= 400]
     assert quality["best"] == min(inside, key=lambda row: row["loss"])["name"]
     assert quality["best"].startswith("b ")
+    logs = np.log(pd.read_csv("runs.csv").groupby(["family", "width"])["loss"].apply(list).tolist())
+    error_of_mean = logs.std(axis=1, ddof=1).dot(logs.std(axis=1, ddof=1) / 12) ** 0.5 / np.sqrt(2)
+    half_widths = [np.log(row["high"] / row["low"]) / 2 for row in made["candidates"]]
+    assert np.mean(half_widths) == pytest.approx(stats.t(12).ppf(0.975) * error_of_mean, rel=0.05)
     best = max(made["largest"], key=lambda row: row["probability"])
     assert best["family"] == "b"
     report = Path("out/report.md").read_text()
@@ -83,7 +90,7 @@ def test_a_limit_that_no_shape_meets_is_said(without_figures: None) -> None:
     made = analysed("runs=runs.csv", "device=phone.csv", "ship.decode_tokens_per_second=1e9")
     assert {choice["why"] for choice in made["choices"]} == {"no candidate meets the limits"}
     assert {row["N"] for row in made["largest"]} == {None}
-    assert "no size that was searched meets the limits" in Path("out/report.md").read_text()
+    assert "there is no size: none that was searched meets the limits" in Path("out/report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -111,5 +118,46 @@ def test_without_any_error_of_the_results_quality_is_not_decided(without_figures
     frame.to_csv("two.csv", index=False)
     frame.assign(decode_tokens_per_second=[40, 20]).to_csv("phone.csv", index=False)
     made = analysed("runs=two.csv", "device=phone.csv")
-    assert [choice["sure"] for choice in made["choices"]] == [True, False, False]
+    assert [choice["sure"] for choice in made["choices"]] == [False, True, False]  # no balanced one, surely
+    assert "no repetition and no model shows the error of decode tokens/s" in made["choices"][0]["doubt"]
     assert "no second seed and no law" in made["choices"][2]["doubt"]
+
+
+def test_a_limit_that_every_shape_meets_does_not_say_which_size_is_best(without_figures: None) -> None:
+    write_tables()
+    made = analysed("runs=runs.csv", "device=phone.csv", "ship.decode_tokens_per_second=1e-3")
+    assert all(row["every_size"] for row in made["largest"])
+    assert "so the limits do not say which size is best" in Path("out/report.md").read_text()
+
+
+def test_a_shape_measured_once_has_the_scatter_about_the_model_as_its_error(without_figures: None) -> None:
+    """Near a limit, the share of draws that meet it is that of a normal with the model's sigma."""
+    write_tables()
+    phone = pd.read_csv("phone.csv").drop_duplicates(["family", "width", "depth"])
+    phone.to_csv("phone.csv", index=False)
+    limit = 0.9 * phone["decode_tokens_per_second"].iloc[0]
+    made = analysed("runs=runs.csv", "device=phone.csv", f"ship.decode_tokens_per_second={limit}")
+    (model,) = [row for row in made["models"] if row["family"] == "a"]
+    assert made["candidates"][0]["meets"] == pytest.approx(stats.norm.cdf(-np.log(0.9) / model["sigma_log"]), abs=0.04)
+    assert "Some shapes have one measurement of decode tokens/s" in made["notes"][-1]
+
+
+def test_refits_that_do_not_reach_the_loss_are_said() -> None:
+    optimum = {"params": 1e9, "tokens": 1e11, "flops": 6e20}
+    row = {"family": "a", "refused": None, "loss": 2.0, "served_tokens": 1e12, "best": optimum, "alone": optimum,
+           "alone_flops": 8e20, "params_interval": [8e8, 2e9], "tokens_interval": [9e10, 2e11], "params_beyond": 1.0,
+           "tokens_beyond": 1.0}  # fmt: skip
+    assert "The floor of 30% of the refits is above this loss" in lifetime_sentence(row | {"reached_in": 0.7})
+    assert "refits" not in lifetime_sentence(row | {"reached_in": 1.0})
+
+
+def test_an_accuracy_is_compared_as_its_error_under_its_own_laws(without_figures: None) -> None:
+    write_tables()
+    runs = pd.read_csv("runs.csv")
+    runs.assign(acc=1 - 0.75 * (1 - np.exp(-runs["loss"] / 4))).to_csv("runs.csv", index=False)
+    asked = ("analysis.target=acc", "analysis.target_kind=accuracy", "analysis.chance=0.25", *FAST[2:])
+    analyse_runs(check_settings(composed(*QUICK, *asked, "output_dir=out", "runs=runs.csv", "device=phone.csv")))
+    made = json.loads(Path("out/decisions.json").read_text())
+    lowest = min(made["candidates"], key=lambda row: row["loss"])
+    assert made["choices"][2]["best"] == lowest["name"] == "b 384x12"
+    assert all(row["refused"] is None for row in made["largest"])

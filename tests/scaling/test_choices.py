@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from slm.report.ship import choice_sentences
 from slm.scaling.choices import DRAWS, Candidates, choose, draws_of
 from tests.seeds import generator
 
@@ -69,3 +70,24 @@ def test_a_candidate_near_a_limit_meets_it_with_the_closed_form_probability() ->
 def test_a_single_candidate_is_no_choice() -> None:
     choices = choose(exact([3.0], [10.0]), {})["choices"]
     assert [(choice["best"], choice["why"]) for choice in choices] == [(None, "only one candidate was measured")] * 3
+
+
+def test_a_limit_near_the_estimates_does_not_say_surely_that_none_meets_it() -> None:
+    costs = np.exp(draws_of(np.log([1e6, 1.25e6, 9e6]), np.full(3, 0.1), generator()))
+    candidates = Candidates(["a", "rarely", "never"], np.ones((1 + DRAWS, 3)), {"bytes": costs})
+    choice = choose(candidates, {"bytes": 0.97e6})["choices"][2]
+    met = stats.norm.cdf(np.log(0.97) / 0.1)
+    assert (choice["best"], choice["sure"]) == (None, False)
+    assert choice["none"] == pytest.approx(1 - met, abs=4 * np.sqrt(0.25 / DRAWS))
+    assert choice["among"] == [["a", pytest.approx(met, abs=4 * np.sqrt(0.25 / DRAWS))]]
+    entry = {"choices": [choice], "candidates": [], "latency": None}
+    assert f"a ({choice['among'][0][1]:.2f}) and none ({choice['none']:.2f}); by the estimates none" in "".join(
+        choice_sentences(entry)
+    )
+
+
+def test_draws_with_an_estimated_scatter_are_student_s_t() -> None:
+    rng = generator()
+    drawn = np.concatenate([draws_of(np.zeros(1), np.ones(1), rng, df=3)[1:, 0] for _ in range(9)])
+    for share in (0.9, 0.975):  # a normal has 1.28 and 1.96, this t has 1.64 and 3.18
+        assert np.quantile(drawn, share) == pytest.approx(stats.t(3).ppf(share), rel=0.08)

@@ -65,6 +65,12 @@ def test_rows_belong_to_runs_by_family_and_shape_or_by_size(tmp_path: Path) -> N
     assert by_size[["family", "width", "depth"]].to_numpy().tolist() == [["b", 64, 2]]
 
 
+def test_a_row_without_a_family_that_several_families_have_is_refused(tmp_path: Path) -> None:
+    table = table_from_frame(RUNS.assign(width=64, depth=4).drop_duplicates("family"))
+    with pytest.raises(ValueError, match=r"a and b have the same shape\): add the column family"):
+        match(device(tmp_path, "width,depth,tok/s\n64,4,5\n"), table, "params_total")
+
+
 def test_speed_that_only_measures_depth_is_recognised() -> None:
     published = table_from_frame(pd.DataFrame(published_rows()))
     found = match(read_device("mobilellm_published"), published, "params_total")
@@ -80,6 +86,7 @@ def test_speed_that_only_measures_depth_is_recognised() -> None:
         ("family,tok/s\na,4\n", "does not say which shapes were measured: give it width and depth"),
         ("width,depth,tok/s\n64,4,-3\n", "row 1, column tok/s: -3 must be a number above 0"),
         ("width,depth,tok/s\n64,4,fast\n", "row 1, column tok/s: fast must be a number above 0"),
+        ('width,depth,tok/s\n64,4,"38,5"\n', "38,5 must be a number above 0, written as 1234.5"),
         ("width,depth,tok/s\n", "has no rows"),
         ("width,depth,tok/s\n64,4,\n", "has no measurement"),
     ],

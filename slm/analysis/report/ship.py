@@ -23,6 +23,7 @@ CAPTION = (
     "spread of repetitions. Steps: the Pareto front of the estimates."
 )
 MAX_LABELS = 12  # with more candidates, only those of the choices have labels in the figure
+REACHED = 0.995  # least share of refits that reach the loss for which none is said not to
 TERM_WORDS = {
     "block_uses": "block",
     "params_read": "parameter",
@@ -91,7 +92,7 @@ def ship_lines(analysis: Directory) -> list[str]:
     if entry:
         lines = ["Which to ship:", *(f"- {text}" for text in [*choice_sentences(entry), *best_family(entry)])]
         lines += [f"- {note}" for note in entry["notes"]]
-    lines += [f"- {_lifetime_sentence(row)}" for row in analysis.comparison.get("lifetime") or []]
+    lines += [f"- {lifetime_sentence(row)}" for row in analysis.comparison.get("lifetime") or []]
     return [line.replace("**", "").replace("`", "") for line in lines]
 
 
@@ -101,6 +102,14 @@ def best_family(entry: Entry) -> list[str]:
     if not entry["largest"]:
         return []
     where = _limits(entry)
+    if rows and all(row["every_size"] for row in rows):
+        beyond = max(row["beyond"] for row in rows)
+        return [
+            f"**Within {where}**, every size that was searched is allowed, up to {format_number(beyond, 3)} times "
+            "beyond what was trained or measured, so the limits do not say which size is best."
+        ]
+    if all(row["refused"] is None and row["N"] is None and row["high"] is None for row in entry["largest"]):
+        return [f"**Within {where}**, there is no size: none that was searched meets the limits."]
     if not rows:
         reasons = {
             f"{row['family']}: {row['refused'] or 'no size that was searched meets the limits'}"
@@ -123,6 +132,11 @@ def best_family(entry: Entry) -> list[str]:
     )
     if len(rows) == 1:
         return [f"**Within {where}**, the largest size is {size}: {facts}.{beyond}"]
+    if best["every_size"]:
+        return [
+            f"**Within {where}**, the data cannot say which family is best: every size of {family_name(best)} that "
+            f"was searched is allowed, up to {count(best['N'])} parameters.{beyond}"
+        ]
     if best["probability"] >= entry["sure"]:
         return [f"**Within {where}**, the best is {size}, with probability {best['probability']:.2f}: {facts}.{beyond}"]
     names = [
@@ -206,10 +220,11 @@ def _lifetime_blocks(rows: list[Entry]) -> list[str]:
         "of training and serving together. A served token costs a third of a trained one. Intervals are of bootstrap "
         "refits of `chinchilla`."
     )
-    return [note, bullets(map(_lifetime_sentence, rows))]
+    return [note, bullets(map(lifetime_sentence, rows))]
 
 
-def _lifetime_sentence(row: Entry) -> str:
+def lifetime_sentence(row: Entry) -> str:
+    """The N and D that reach a loss with the fewest FLOPs of training and serving, or why there are none."""
     name = family_name(row)
     if row["refused"]:
         return f"{name}: {escape_markdown(row['refused'])}."
@@ -222,6 +237,10 @@ def _lifetime_sentence(row: Entry) -> str:
     ]
     guess = f" This lies beyond the runs ({join_names(beyond)}), so it is a guess." if beyond else ""
     saved = 1 - best["flops"] / row["alone_flops"]
+    if 0 < row["reached_in"] < REACHED:  # 0 without a bootstrap
+        guess += (
+            f" The floor of {1 - row['reached_in']:.0%} of the refits is above this loss; intervals leave them out."
+        )
     return (
         f"{name}: loss {format_number(row['loss'])} and {count(row['served_tokens'])} served tokens cost least with "
         f"N = {sizes[0]} and D = {sizes[1]}: {format_number(best['flops'], 3)} FLOPs, {100 * saved:.2g}% fewer "

@@ -41,23 +41,18 @@ def ship_entry(results: Results) -> dict[str, Any] | None:
     names = [str(entry["name"]) for entry in entries]
     candidates = Candidates(names, losses, {key: np.exp(draws_of(*cost, rng)) for key, cost in costs.items()})
     chosen = choose(candidates, results.limits)
-    ends = [0.5 - LEVEL / 2, 0.5 + LEVEL / 2]
     made: dict[str, Any] = {"target": metric, "level": LEVEL, "sure": SURE, **chosen}
     made["limits"] = {key: limit for key, limit in results.limits.items() if limit is not None}
     made["words"] = {key: MEASURES[key].words for key in costs}
-    notes = ["Errors of results cover other text of the same kind, not other seeds of training."]
+    notes = [
+        "Errors of results cover other text of the same kind, not other seeds of training.",
+        "Errors of speeds are those of repetitions in a row: load on the machine that lasted longer is not in them.",
+    ]
     if left_out:
         notes.append(f"The speed of {join_names(left_out)} was measured under other conditions and is not compared.")
     made["notes"] = notes
-    made["candidates"] = []
-    for k, entry in enumerate(entries):
-        low, high = np.quantile(losses[1:, k], ends).tolist()
-        row = {"name": names[k], "family": family_of(entry), "meets": chosen["meets"][k]}
-        row |= {"loss": float(estimates[k]), "low": low, "high": high, "measures": {}}
-        for key, drawn in candidates.costs.items():
-            row["measures"][key] = MEASURES[key].invert(float(drawn[0, k])) if np.isfinite(drawn[0, k]) else None
-        made["candidates"].append(row)
-    return made
+    rows = zip(candidates.entries(chosen["meets"], LEVEL), entries, strict=True)
+    return made | {"candidates": [row | {"family": family_of(entry)} for row, entry in rows]}
 
 
 def _conditions(entry: Entry) -> tuple[Any, ...]:
