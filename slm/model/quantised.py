@@ -91,8 +91,8 @@ class QuantisedLinear(_Packed):
         is_step = torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == self.in_features
         if not is_step or self.codes.dtype != torch.uint8:
             return linear(x, self.weight, self.bias)
-        # As `linear` computes a row. Compiled, the concatenation in `weight` takes ten times as long, and so do scales
-        # within the inner sum (docs/log.md, 2026-11-29).
+        # As `linear` computes a row. Compiled, the concatenation in `weight` takes several times as long, and so do
+        # scales within the inner sum (docs/log.md, 2026-11-29).
         (low, high), x_G2 = self.halves(), x.view(-1, 2, GROUP // 2)
         sums = (low * x_G2[:, 0] + high * x_G2[:, 1]).sum(-1)
         y = (sums * self.scales.squeeze(-1)).sum(-1).to(x).view(*x.shape[:-1], -1)
