@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from slm.evaluation.report.rows import SPEED_KEYS
+from slm.evaluation.report.rows import SPEED_KEYS, to_csv
 from slm.evaluation.speed import measure_speed
 from slm.model import Decoder, ModelConfig
 from slm.runtime.files import write_atomically
@@ -32,9 +32,7 @@ def measure_shapes(request: Path, results: Path) -> None:
         say(f"[{number}/{len(asked['shapes'])}] measuring {shape['family']} {shape['width']}x{shape['depth']}")
         torch.manual_seed(0)
         rows.append(_measure(shape, asked["speed"], device))
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        lines = [",".join(columns), *(",".join(str(row.get(name, "")) for name in columns) for row in rows)]
-        write_atomically(results, "\n".join(lines) + "\n")
+        write_atomically(results, to_csv(rows))
 
 
 def _measure(shape: dict[str, Any], speed: dict[str, Any], device: str) -> dict[str, Any]:
@@ -45,7 +43,7 @@ def _measure(shape: dict[str, Any], speed: dict[str, Any], device: str) -> dict[
     row = {key: shape[key] for key in ("family", "width", "depth")}
     row |= {"block_uses": len(config.block_uses), "vocab_size": config.vocab_size}
     row |= {"params_total": counts.params_total, "params_non_embedding": counts.params_non_embedding}
-    row |= {key: str(measured.get(key)).replace(",", ";") for key in SPEED_KEYS if measured.get(key) is not None}
+    row |= {key: measured.get(key) for key in SPEED_KEYS}
     for name in ("prefill", "decode"):
         row[f"{name}_low"], row[f"{name}_high"] = measured[f"{name}_spread"]
     return row

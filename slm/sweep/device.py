@@ -4,6 +4,7 @@ Speeds do not depend on the weights, so each shape is built anew from its family
 `device.csv` in the analysis directory has already are not measured again.
 """
 
+import csv
 import json
 import random
 import subprocess
@@ -40,8 +41,8 @@ def with_device(config: Mapping[str, Any], table: "Table") -> Mapping[str, Any]:
         return config
     file = Path(config["output_dir"]) / HERE_FILE
     shapes = _shapes(table, _overrides(config))
-    done = file.read_text(encoding="utf-8").splitlines()[1:] if file.exists() else []
-    measured = Counter(tuple(line.split(",")[:3]) for line in done)
+    done = csv.DictReader(file.read_text(encoding="utf-8").splitlines()) if file.exists() else []
+    measured = Counter(tuple(row[key] for key in SHAPE) for row in done)
     order = list(range(len(shapes)))
     random.Random(0).shuffle(order)
     # Two passes in opposite orders: other load on the machine becomes scatter, and no bias of a family.

@@ -7,12 +7,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from slm.composition.resolvers import register
 from slm.evaluation import shapes as measured_shapes
 from slm.scaling import table_from_frame
 from slm.scaling.device import match, read_device
 from slm.sweep import device
 from slm.sweep.device import with_device
 
+register()
 FIRST_STUDY = Path(__file__).parents[2] / "results" / "first_study" / "sweep" / "results.csv"
 
 

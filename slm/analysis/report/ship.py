@@ -1,5 +1,7 @@
 """The section "Which to ship": choices by use case, the largest sizes within limits, and optima with serving."""
 
+import numpy as np
+
 from slm.analysis.report.directory import Directory
 from slm.report.markdown import Columns, Section, bullets, folded, table_by_column
 from slm.report.ship import choice_blocks, choice_sentences, uses_by_name
@@ -16,6 +18,7 @@ from slm.runtime.words import (
     target_name,
     with_interval,
 )
+from slm.scaling.allocation import pareto_front
 from slm.scaling.describe import Entry, family_name
 
 CAPTION = (
@@ -73,12 +76,8 @@ def ship_figure(analysis: Directory) -> Figure | None:
         if use or len(rows) <= MAX_LABELS:
             text = short_name(row["name"]) + (f": {use}" if use else "")
             axis.annotate(text, (x, row["loss"]), (5, 5), textcoords="offset points", fontsize=7.5)
-    front: list[tuple[float, float]] = []
-    lowest = float("inf")
-    for x, loss in sorted(zip(seconds, losses, strict=True)):
-        if loss < lowest:
-            front, lowest = [*front, (x, loss)], loss
-    axis.plot(*zip(*front, strict=True), drawstyle="steps-post", color=INK, lw=1, zorder=1)
+    points = np.array(sorted(zip(seconds, losses, strict=True)))
+    axis.plot(*points[pareto_front(points)].T, drawstyle="steps-post", color=INK, lw=1, zorder=1)
     log_axis(axis.xaxis, min(seconds) / 1.2, max(seconds) * 1.4, as_counts=False)
     log_axis(axis.yaxis, *limits, as_counts=False)
     axis.set_xlabel("seconds per token: less is better")
