@@ -53,6 +53,8 @@ class Design:
     items: int = 2000
     scatter: float = 0.004
     """Scatter of the log task loss between runs."""
+    shape_scatter: float = 0.0
+    """Scatter of the log task loss between shapes, shared by all runs of a shape."""
 
     def mean(self, N: Any, D: Any) -> Any:
         """M of a direct law, or the task loss."""
@@ -66,7 +68,9 @@ class Design:
             z = 1 / (1 + T) if self.law.startswith("logistic") else np.exp(-T)
         else:
             k, middle = self.sigmoid
-            T = T * np.exp(self.scatter * rng.standard_normal(np.shape(T)))
+            shapes, shape = np.unique(N, return_inverse=True)
+            shared = self.shape_scatter * rng.standard_normal(len(shapes))[shape.reshape(np.shape(T))]
+            T = T * np.exp(shared + self.scatter * rng.standard_normal(np.shape(T)))
             z = 1 / (1 + np.exp(k * (T - middle)))
         return T, rng.binomial(self.items, self.chance + (1 - self.chance) * z) / self.items
 
@@ -100,6 +104,8 @@ DESIGNS = (
            {"E": 0.6, "A": 50.0, "alpha": 0.28}, sigmoid=(9.0, 0.85), seeds=3),
     Design("two steps, 5 N x 5 D", sizes(1.9e8, 3.2e9, 5), 0.25, "chinchilla", LADDER,
            tuple(np.geomspace(4e9, 4e11, 5)), (12.9, 0.765), items=10000),
+    Design("the same, shapes deviate by 0.4%", sizes(1.9e8, 3.2e9, 5), 0.25, "chinchilla", LADDER,
+           tuple(np.geomspace(4e9, 4e11, 5)), (12.9, 0.765), items=10000, shape_scatter=0.004),
 )  # fmt: skip
 
 

@@ -9,9 +9,10 @@ M -> infinity gives chance, M -> 0 gives one, and a floor E of M gives an accura
 parameters, exponents and floor are those of M. `TaskLossLaw` is the M of a sigmoid in the task loss: the second step of
 Bhagia et al. 2024 (arXiv:2412.04403).
 
-Notable: residuals are those of the error itself, not of its log. The standard error of an accuracy p over n items is
-sqrt(p (1 - p) / n), nearly the same from p = 0.2 to 0.8. In logs of the error it would double, and intervals of larger
-sizes would cover too little.
+Notable: residuals are those of arcsin sqrt(error). The standard error of an accuracy p over n items is
+sqrt(p (1 - p) / n), on this scale 1 / (2 sqrt(n)) at any p (Anscombe 1948). In logs of the error it would double from
+p = 0.45 to 0.8, and intervals of larger sizes would cover too little; the error's own falls, and they would cover too
+much. Differences on this scale are those of accuracies divided by 2 sqrt(p (1 - p)): 1 at 0.5, 0.8 at 0.2 and 0.8.
 Axes: see `slm.scaling.forms`.
 """
 
@@ -25,7 +26,18 @@ LINKS = {"logistic": "M/(1 + M)", "exponential": "(1 - exp(-M))"}
 """Name of a link -> the error over 1 - chance, as a function of M."""
 MAX_SHARE = 0.99
 """An error is taken to be from 1% to 99% of 1 - chance where a search starts: beyond chance M would be infinite."""
+TINY = 1e-150  # whose square is not 0
 USUAL_SPAN = 4.0  # of log N in a table, for which `GRIDS` and `EXPONENT_BOUNDS` were chosen
+
+
+def to_angle(error: Floats) -> Floats:
+    """arcsin sqrt(error), in radians from 0 to pi/2: the scale of residuals."""
+    return np.asarray(np.arcsin(np.sqrt(error)))
+
+
+def from_angle(angle: Floats) -> Floats:
+    """The error of an angle. An interval may reach beyond 0 or pi/2, an error cannot leave its range from 0 to 1."""
+    return np.asarray(np.sin(np.clip(angle, 0, np.pi / 2)) ** 2)
 
 
 def unbounded_name(law: str) -> str:
@@ -37,7 +49,7 @@ def unbounded_name(law: str) -> str:
 class Bounded(Law):
     """The error of a task, with an accuracy between `chance` and one, as a function of the law `inner` (M).
 
-    `log_value` is the error itself, not its log, and so is the scale of residuals (`to_scale`).
+    `log_value` is the angle of the error (`to_angle`), not its log, and so is the scale of residuals.
     """
 
     is_linear = False
@@ -57,16 +69,20 @@ class Bounded(Law):
         return Bounded(self.inner.prepared_for(log_x), self.link, self.chance)
 
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
-        return self._link(self.inner.log_value(theta, x_IV))[0]
+        return to_angle(self._link(self.inner.log_value(theta, x_IV))[0])
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
         log_M, gradient_of_M, curvature_of_M = self.inner.derivatives(theta, x_IV)
-        value, slope, bend = self._link(log_M)
+        error, error_slope, error_bend = self._link(log_M)
+        # d angle / d error is 1 / (2 root); products of small numbers are ordered so that none underflows before.
+        root = np.maximum(np.sqrt(error * (1 - error)), TINY)
+        slope = error_slope / (2 * root)
+        bend = error_bend / (2 * root) - slope**2 / root * (1 - 2 * error)
 
         def curvature(weights: Floats) -> Floats:
             return curvature_of_M(weights * slope) + gram(gradient_of_M, weights * bend)
 
-        return value, slope[:, None] * gradient_of_M, curvature
+        return to_angle(error), slope[:, None] * gradient_of_M, curvature
 
     def _link(self, log_M: Floats) -> tuple[Floats, Floats, Floats]:
         """The error, and its first and second derivative with respect to log M."""
@@ -79,13 +95,19 @@ class Bounded(Law):
         return -top * np.expm1(-M), slope, slope * (1 - M)
 
     def to_scale(self, target: Floats) -> Floats:
-        return np.asarray(target)
+        return to_angle(target)
 
     def from_scale(self, value: Floats) -> Floats:
-        return np.clip(value, 0, 1)  # an interval may reach beyond, an error cannot
+        return from_angle(value)
+
+    def from_scale_derivatives(self, value: Floats) -> tuple[Floats, Floats]:
+        return np.sin(2 * value), 2 * np.cos(2 * value)
+
+    def difference(self, value: Floats, other: Floats) -> Floats:
+        return from_angle(value) - from_angle(other)
 
     def log_target(self, log_y: Floats) -> Floats:
-        share = np.clip(log_y / (1 - self.chance), 1 - MAX_SHARE, MAX_SHARE)
+        share = np.clip(from_angle(log_y) / (1 - self.chance), 1 - MAX_SHARE, MAX_SHARE)
         return np.log(share / (1 - share)) if self.link == "logistic" else np.log(-np.log1p(-share))
 
     def target_floor(self, floor: float) -> float:

@@ -66,6 +66,29 @@ def cluster_error(jacobian: Floats, residuals: Floats, clusters: np.ndarray, vec
     return float(np.sqrt(variance)), df
 
 
+def scatter_df(fit: Fit) -> float:
+    """Degrees of freedom of `fit.sigma`: rows minus parameters if residuals of one cluster are independent.
+
+    If they are correlated, a cluster's rows tell less. With residuals r = M e, where e has variance 1 and correlation
+    rho in a cluster, rho follows from the squares of the cluster sums of r, and the degrees of freedom of r'r are
+    Satterthwaite's (1946). Unlike those of an error of the law, they do not fall to the number of clusters while
+    rho is small.
+    """
+    clusters, jacobian, r = fit.sample.clusters, fit.jacobian, fit.residuals
+    if fit.sample.is_independent or fit.degrees_of_freedom < 1 or not r.any():
+        return float(fit.degrees_of_freedom)
+    same = (clusters[:, None] == clusters).astype(float)
+    residual_maker = np.eye(len(r)) - jacobian @ np.linalg.pinv(jacobian)
+    made = residual_maker @ same
+    ratio = float(r @ same @ r) / float(r @ r)
+    # E r'Br = (1 - rho) tr(MB) + rho tr(MBMB), and E r'r = (1 - rho) tr(M) + rho tr(MB), where B is `same`.
+    excess = ratio * np.trace(residual_maker) - np.trace(made)
+    excess_if_one = (made * made.T).sum() - ratio * np.trace(made)
+    rho = float(np.clip(excess / (excess + excess_if_one), 0, 1)) if excess > 0 else 0.0
+    spread = (1 - rho) * residual_maker + rho * made
+    return float(np.trace(spread) ** 2 / (spread * spread.T).sum())
+
+
 def _inverse_square_root(block: Floats) -> Floats:
     """Return the symmetric inverse square root, with 0 for directions in which the fit passes through the data."""
     values, vectors = np.linalg.eigh(block)

@@ -46,9 +46,9 @@ class CostModel:
         cost = self.cost(features)
         relative = _design(features, self.terms) / cost[:, None]  # the gradient of log cost, by the coefficients
         leverage = np.einsum("mf,fg,mg->m", relative, self.inverse_gram, relative)
-        t = np.full(len(cost), stats.t.ppf(0.5 + level / 2, self.df))
+        t = float(stats.t.ppf(0.5 + level / 2, self.df))
         half_width = t * self.sigma * np.sqrt(1 + leverage)
-        return Band(np.log(cost), np.log(cost) - half_width, np.log(cost) + half_width, t)
+        return Band(np.log(cost), np.log(cost) - half_width, np.log(cost) + half_width, np.full(len(cost), t), t)
 
 
 def _design(features: pd.DataFrame, terms: Sequence[str]) -> Floats:

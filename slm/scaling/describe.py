@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from slm.runtime.words import NO_VALUE, escape_markdown, interval, is_number, read_number, with_interval
+from slm.scaling.bounded import from_angle, to_angle
 from slm.scaling.forms import Floats
 from slm.scaling.laws import LAWS
 
@@ -22,7 +23,8 @@ def is_identified(entry: Entry, name: str) -> bool:
 def moved_points(entry: Entry, centre: Floats) -> Floats:
     """The values of the fitted points if they are moved along the law to points where the law is `centre`."""
     residual = np.array(entry["points"]["residual"], float)
-    return centre + residual if entry.get("kind") == "accuracy" else centre * np.exp(residual)
+    is_error = entry.get("kind") == "accuracy"
+    return from_angle(to_angle(centre) + residual) if is_error else centre * np.exp(residual)
 
 
 def has_complete_lists(entry: Entry | None, *names: str) -> bool:

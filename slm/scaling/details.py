@@ -212,9 +212,8 @@ def _steps(fit: Fit, held_out: Sample, log_sizes: Floats, ensemble: Ensemble | N
     point_of_row = inverse.reshape(-1)
     interval = band(fit, points, ensemble, level=level).for_run(fit.sigma)
     # The ends of the interval, too, are relative to the measured value.
-    errors = interval.centre[point_of_row] - held_out.log_y
-    low_errors = interval.low[point_of_row] - held_out.log_y
-    high_errors = interval.high[point_of_row] - held_out.log_y
+    ends = (interval.centre, interval.low, interval.high)
+    errors, low_errors, high_errors = (fit.law.difference(end[point_of_row], held_out.log_y) for end in ends)
     largest = fit.sample.log_x[:, 0].max()
     steps = []
     for size in _distinct(held_out.log_x[:, 0]):

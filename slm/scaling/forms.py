@@ -72,6 +72,14 @@ class Law(ABC):
         """The inverse of `to_scale`."""
         return np.asarray(np.exp(value))
 
+    def from_scale_derivatives(self, value: Floats) -> tuple[Floats, Floats]:
+        """First and second derivative of `from_scale`."""
+        return self.from_scale(value), self.from_scale(value)
+
+    def difference(self, value: Floats, other: Floats) -> Floats:
+        """How far `value` is above `other`, both on the scale of residuals: the ratio in logs, for an error its own."""
+        return value - other
+
     def log_target(self, log_y: Floats) -> Floats:
         """The log of what the parameters describe, for targets [I] as `to_scale` gives them."""
         return log_y

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from slm.scaling.choices import DRAWS
+from slm.scaling.clusters import scatter_df
 from slm.scaling.costs import CostModel
 from slm.scaling.details import band_ensemble
 from slm.scaling.entries import Entry, Fitted
@@ -99,7 +100,7 @@ def _largest(search: Search, family: str, result: Fitted | None) -> tuple[Entry,
     df = max(len(np.unique(fit.sample.clusters)) - len(fit.theta), 1)
     curves = draw_curves(law, df, rng)
     expected = np.array([np.interp(at, nodes, curve) for at, curve in zip(log_sizes, curves, strict=True)])
-    scatter = result.entry["run_sigma_log"] * stats.t(df).rvs(size=len(expected), random_state=rng)
+    scatter = result.entry["run_sigma_log"] * stats.t(scatter_df(fit)).rvs(size=len(expected), random_state=rng)
     new_run = fit.law.from_scale(expected + scatter)[1:]
     low, high = 0.5 - settings.level / 2, 0.5 + settings.level / 2
     entry = size_interval(log_sizes, log_N[-1], settings.level)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from slm.scaling.clusters import Ensemble, Kind, standard_errors
+from slm.scaling.clusters import Ensemble, Kind, scatter_df, standard_errors
 from slm.scaling.fitting import Fit, single_block
 from slm.scaling.forms import Curvature, Floats, gram
 from slm.scaling.laws import Law
@@ -37,12 +37,17 @@ class Band:
     low: Floats
     high: Floats
     t: Floats  # the quantile of Student's t of each interval
+    t_of_run: float  # the quantile for the scatter of runs around the law
 
     def for_run(self, sigma: float) -> "Band":
-        """Widen a band of log L to prediction intervals of single runs, which scatter by `sigma` around the law."""
-        distance_down = np.hypot(self.centre - self.low, self.t * sigma)
-        distance_up = np.hypot(self.high - self.centre, self.t * sigma)
-        return Band(self.centre, self.centre - distance_down, self.centre + distance_up, self.t)
+        """Widen a band of log L to prediction intervals of single runs, which scatter by `sigma` around the law.
+
+        The law and the scatter are estimated with different degrees of freedom; each has its own quantile, and the two
+        distances add up like independent errors (Zou & Donner 2008).
+        """
+        distance_down = np.hypot(self.centre - self.low, self.t_of_run * sigma)
+        distance_up = np.hypot(self.high - self.centre, self.t_of_run * sigma)
+        return replace(self, low=self.centre - distance_down, high=self.centre + distance_up)
 
 
 @dataclass(frozen=True)
@@ -72,15 +77,15 @@ class Doubling:
         """The gain [R, I], its gradient [R, P, I] and its curvature: see `Curve`."""
         log_loss, slope, curvature = self.law.derivatives(theta, x_IV)
         doubled_log_loss, doubled_slope, doubled_curvature = self.law.derivatives(theta, self._double_first(x_IV))
-        if self.law.link:  # the law's values are no logs
-            return log_loss - doubled_log_loss, slope - doubled_slope, lambda w: curvature(w) - doubled_curvature(w)
-        loss, doubled_loss = np.exp(log_loss), np.exp(doubled_log_loss)
+        loss, doubled_loss = self.law.from_scale(log_loss), self.law.from_scale(doubled_log_loss)
+        first, second = self.law.from_scale_derivatives(log_loss)
+        doubled_first, doubled_second = self.law.from_scale_derivatives(doubled_log_loss)
 
         def gain_curvature(weights: Floats) -> Floats:
-            w, doubled_w = weights * loss, weights * doubled_loss
-            return curvature(w) + gram(slope, w) - doubled_curvature(doubled_w) - gram(doubled_slope, doubled_w)
+            at_x = curvature(weights * first) + gram(slope, weights * second)
+            return at_x - doubled_curvature(weights * doubled_first) - gram(doubled_slope, weights * doubled_second)
 
-        gradient = loss[:, None] * slope - doubled_loss[:, None] * doubled_slope
+        gradient = first[:, None] * slope - doubled_first[:, None] * doubled_slope
         return loss - doubled_loss, gradient, gain_curvature
 
 
@@ -115,7 +120,8 @@ def band(
     centre = curve.log_value(fit.theta[None], x)[0]
     if fit.degrees_of_freedom < 1:
         unknown = np.full_like(centre, np.nan)
-        return Band(centre, unknown, unknown, unknown)
+        return Band(centre, unknown, unknown, unknown, np.nan)
+    t_of_run = float(stats.t.ppf(0.5 + level / 2, scatter_df(fit)))
     if needed_bootstrap(fit) is not None:
         if ensemble is None:
             raise ValueError("the band of this fit needs a bootstrap: see needed_bootstrap")
@@ -123,16 +129,16 @@ def band(
         df = max(num_clusters - len(fit.theta), 1)
         t = np.full_like(centre, stats.t.ppf(0.5 + level / 2, df))
         error = curve.log_value(ensemble.theta, x).std(axis=0, ddof=1) * np.sqrt(num_clusters / df)
-        return Band(centre, centre - t * error, centre + t * error, t)
+        return Band(centre, centre - t * error, centre + t * error, t, t_of_run)
     _, gradient_RPM, _ = curve.derivatives(fit.theta[None], x)  # R = 1: the fit
     errors = [standard_errors(fit, gradient) for gradient in gradient_RPM[0].T]
     usual, robust, dfs = np.array(errors).reshape(-1, 3).T  # reshaped for the case of no points
     widening, t = robust / usual, stats.t.ppf(0.5 + level / 2, dfs)
     if fit.law.is_linear and curve is fit.law:
         half_width = t * widening * np.sqrt(_variance(fit, curve, x)[0])
-        return Band(centre, centre - half_width, centre + half_width, t)
+        return Band(centre, centre - half_width, centre + half_width, t, t_of_run)
     distance_down, distance_up = _profile_distances(fit, curve, x, t * widening)
-    return Band(centre, centre - distance_down, centre + distance_up, t)
+    return Band(centre, centre - distance_down, centre + distance_up, t, t_of_run)
 
 
 def _variance(fit: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slm.scaling.bounded import Bounded, TaskLossLaw
+from slm.scaling.bounded import Bounded, TaskLossLaw, from_angle
 from slm.scaling.compare import compare_law
 from slm.scaling.entries import Entry, Fitted, Task, fit_group
 from slm.scaling.fitting import Fit, fit_sample, refusal
 from slm.scaling.forms import Floats, Law
 from slm.scaling.laws import LAWS
-from slm.scaling.prediction import band
+from slm.scaling.prediction import band, new_run_sigma
+from slm.scaling.sample import take_sample
 from slm.scaling.selection import assess_laws, choose_law
 from slm.scaling.settings import Settings
 from slm.scaling.solver import Loss
@@ -49,15 +50,14 @@ class Chain:
         first, second = self.steps
         T = band(first, log_x, None, level=level).for_run(self.sigmas[0])
         losses = np.exp([T.centre, T.low, T.high])
-        errors = second.log_value(-losses.reshape(-1, 1)).reshape(losses.shape)
+        angles = second.log_value(-losses.reshape(-1, 1)).reshape(losses.shape)
         at_T = band(second, -losses[0][:, None], None, level=level).for_run(self.sigmas[1])
-        down = np.hypot(errors[0] - errors[1], at_T.centre - at_T.low)
-        up = np.hypot(errors[2] - errors[0], at_T.high - at_T.centre)
+        down = angles[0] - np.hypot(angles[0] - angles[1], at_T.centre - at_T.low)
+        up = angles[0] + np.hypot(angles[2] - angles[0], at_T.high - at_T.centre)
         measured = -second.sample.log_x[:, 0]
         beyond = np.maximum(1, np.maximum(losses[0] / measured.max(), measured.min() / losses[0]))
-        centre = 1 - errors[0]
-        # A chain of intervals may leave the range of an accuracy; a new run cannot.
-        accuracy = {"centre": centre, "low": np.maximum(centre - up, 0), "high": np.minimum(centre + down, 1)}
+        ends = {"centre": angles[0], "low": up, "high": down}  # a low error is a high accuracy
+        accuracy = {name: 1 - from_angle(angle) for name, angle in ends.items()}
         task_loss = dict(zip(("centre", "low", "high"), losses, strict=True))
         return {"task_loss": task_loss, "accuracy": accuracy, "beyond": beyond}
 
@@ -131,7 +131,8 @@ def _family(table: Table, first: Fitted, second: Fitted, settings: Settings, cur
     if first.fit is None or second.fit is None:
         failed = first.entry if first.fit is None else second.entry
         return row | {"reason": f"{failed['target']}: {failed['notes'][0].removeprefix('not fitted: ')}"}
-    chain = Chain((first.fit, second.fit), (first.entry["run_sigma_log"], second.entry["run_sigma_log"]))
+    sigmas = (first.entry["run_sigma_log"], _scatter_at_own_loss(table, second.fit, settings))
+    chain = Chain((first.fit, second.fit), sigmas)
     if min(fit.degrees_of_freedom for fit in chain.steps) < 1 or any(fit.is_exact for fit in chain.steps):
         return row | {"reason": "there is no scatter from which to compute intervals"}
     sample, variables = chain.steps[0].sample, chain.steps[0].law.variables
@@ -146,6 +147,16 @@ def _family(table: Table, first: Fitted, second: Fitted, settings: Settings, cur
     row["curve"] = {"x": np.exp(grid[:, 0]), "held": held} | chain.predict(grid, settings.level)["accuracy"]
     row["sigmoid"] = _sigmoid(chain.steps[1], settings)
     return row
+
+
+def _scatter_at_own_loss(table: Table, fit: Fit, settings: Settings) -> float:
+    """The scatter of a new run around step 2 at its own task loss.
+
+    Seeds of a cell differ in task loss; step 1 has that scatter, so it must not count again in their accuracies.
+    """
+    runs = take_sample(table, fit.law, fitted_column(settings), "", unit="run")
+    own_x = -table.frame[str(settings.task_loss)].to_numpy(float)[:, None]
+    return new_run_sigma(fit, replace(runs, log_y=runs.log_y - fit.log_value(own_x)))
 
 
 def _predictions(chain: Chain, medians: Floats, settings: Settings) -> list[Entry]:
@@ -178,8 +189,8 @@ def _sigmoid(fit: Fit, settings: Settings) -> Entry:
     T = np.linspace(measured.min() - margin, measured.max() + margin, CURVE_POINTS)
     limits = band(fit, -T[:, None], None, level=settings.level)
     ends = {"centre": limits.centre, "low": limits.high, "high": limits.low}  # a low error is a high accuracy
-    curve = {"x": T} | {name: 1 - error for name, error in ends.items()}
-    return curve | {"points": {"x": measured, "value": 1 - fit.sample.log_y}}
+    curve = {"x": T} | {name: 1 - from_angle(angle) for name, angle in ends.items()}
+    return curve | {"points": {"x": measured, "value": 1 - from_angle(fit.sample.log_y)}}
 
 
 def _held_out(chain: Chain, level: float) -> Entry | None:
@@ -201,7 +212,7 @@ def _held_out(chain: Chain, level: float) -> Entry | None:
         return None
     smaller = Chain((refits[0], refits[1]), (refits[0].sigma, refits[1].sigma))
     rows = _rows(smaller, first.log_x[is_largest], level)
-    for row, measured in zip(rows, 1 - second.log_y[is_largest], strict=True):
+    for row, measured in zip(rows, 1 - from_angle(second.log_y[is_largest]), strict=True):
         predicted = row["accuracy"]
         row |= {"measured": float(measured), "error": predicted["centre"] - float(measured)}
         row["inside"] = not (measured < predicted["low"] or measured > predicted["high"])  # an open end always covers

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from slm.scaling.clusters import _cluster_weights, _wild_factors, bootstrap, refit
+from slm.scaling.clusters import _cluster_weights, _wild_factors, bootstrap, refit, scatter_df
 from slm.scaling.fitting import Fit, fit_sample
 from slm.scaling.laws import get_law
 from tests.scaling.samples import FLOOR, POWER, grouped, noisy, sample
@@ -49,6 +49,15 @@ def test_rows_that_move_together_have_the_error_of_their_groups() -> None:
         assert error == pytest.approx(2 * naive, rel=0.25)
         alone = fit_sample(POWER, sample(found.sample.log_y, found.sample.log_x))
         assert error > 1.5 * bootstrap(alone, kind, 800, generator(4)).theta[:, 1].std(ddof=1)
+
+
+def test_the_degrees_of_freedom_of_the_scatter_are_those_of_rows_or_of_groups() -> None:
+    """Of a line through 5 groups of 4 rows: 20 - 2 if errors of a group cancel, 5 - 2 if a group has one error."""
+    log_y, x, group = grouped(generator(5), 5, 4, shared=0.02, own=0.0)
+    assert scatter_df(fit_sample(POWER, sample(log_y, x, group))) == pytest.approx(3)
+    opposed = 3 - 0.1 * x + 0.02 * np.tile([1, -1, 2, -2], 5)
+    assert scatter_df(fit_sample(POWER, sample(opposed, x, group))) == pytest.approx(18)
+    assert scatter_df(fit_sample(POWER, sample(log_y, x))) == 18
 
 
 def test_the_cluster_bootstrap_finds_the_scatter_of_repeated_experiments() -> None:

@@ -133,6 +133,19 @@ def test_bands_cover_where_several_rows_come_from_one_run(new: bool) -> None:
     assert 181 <= inside <= 199
 
 
+@pytest.mark.parametrize(("shared", "own"), [(0.0, 0.02), (0.014, 0.014)])
+def test_a_new_runs_interval_has_the_degrees_of_its_scatter_and_not_those_of_the_clusters(
+    shared: float, own: float
+) -> None:
+    """Five shapes with five rows each, 400 times over; the t of three clusters alone would cover 99% and more."""
+    inside = 0
+    for seed in range(400):
+        rng = generator(seed)
+        run = of_run(fit_sample(POWER, sample(*grouped(rng, groups=5, each=5, shared=shared, own=own))), [[23.0]])
+        inside += run.low[0] <= 0.7 + np.hypot(shared, own) * rng.normal() <= run.high[0]
+    assert 0.92 <= inside / 400 <= 0.98
+
+
 def test_a_new_run_scatters_by_misfit_and_by_all_of_its_own_noise() -> None:
     """Means over three seeds know a third of the seeds' variance: 0.01^2 + 0.02^2 is that of one run."""
     variances = []

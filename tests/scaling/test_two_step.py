@@ -56,7 +56,10 @@ def test_the_chain_is_the_composition_of_two_fits_by_scipy() -> None:
         lambda x, floor, log_a, alpha: np.log(floor + np.exp(log_a - alpha * x)), x, np.log(T), p0=(0.5, -1, 0.3)
     )
     (k, half_way), covariance = optimize.curve_fit(
-        lambda T, k, half_way: (1 - CHANCE) / (1 + np.exp(-k * (T - half_way))), T, error, p0=(5, 0.8)
+        lambda T, k, half_way: np.arcsin(np.sqrt((1 - CHANCE) / (1 + np.exp(-k * (T - half_way))))),
+        T,
+        np.arcsin(np.sqrt(error)),
+        p0=(5, 0.8),
     )
     first, second = family["steps"]
     assert [first["law"], second["law"]] == ["power_floor", "logistic_power"]
