@@ -183,7 +183,7 @@ ROWS = {
         (
             Figure(
                 "memory of a step, mobilellm_125m, 8x2048, over transformers",
-                r"slm needs (?:at most )?([\d.]+)x",
+                r"slm needs ([\d.]+)x",
                 0.5,
                 at_least=False,
             ),

@@ -19,7 +19,8 @@ MobileLLM-LS), and one block. The first and the last give the time t of one bloc
 (t_LS - t_head) / (t_preset - t_head), which is 2 if a second use of a block costs as much as the first.
 
 --memory trains slm as in train.py and transformers eager, each in a process of its own, which reads the peak of its
-resident memory (VmHWM, so of Linux). Compilation counts; what the process held before the model was made does not.
+resident memory (VmHWM, so of Linux). Compilation counts; what the process held before the model was made does not. If
+transformers is killed, its memory is that of a straight line through a quarter and half of the sequences.
 
 --profile prints torch's profile of one step of slm: the time in each operator and compiled kernel, without its callees.
 """
@@ -229,11 +230,27 @@ def compare_memory(shape: str) -> None:
         )
     if was_killed["slm"]:
         print("  no ratio, since slm was killed")
-    else:
-        at_most = "at most " if was_killed["transformers"] else ""
-        print(
-            f"  slm needs {at_most}{needed['slm'] / needed['transformers']:.2f}x the memory of transformers", flush=True
-        )
+        return
+    if was_killed["transformers"]:
+        needed["transformers"] = max(needed["transformers"], memory_by_line("transformers", shape))
+    print(f"  slm needs {needed['slm'] / needed['transformers']:.2f}x the memory of transformers", flush=True)
+
+
+def memory_by_line(name: str, shape: str) -> int:
+    """The bytes of a shape by a line through those of a quarter and of half of its sequences."""
+    preset_and_length, _, sequences = shape.rpartition(":")
+    counts = [max(1, int(sequences) // 4), max(2, int(sequences) // 2)]
+    measured = []
+    for count in counts:
+        before, peak, was_killed = run_print_memory(name, f"{preset_and_length}:{count}")
+        if was_killed:
+            sys.exit(f"{name} was killed with {count} sequences too: measure a smaller shape")
+        measured.append(peak - before)
+    slope = (measured[1] - measured[0]) / (counts[1] - counts[0])
+    needed = round(measured[1] + slope * (int(sequences) - counts[1]))
+    figures = " and ".join(f"{bytes_ / 1e9:.2f}" for bytes_ in measured)
+    print(f"  {name:13s} {figures} GB with {counts[0]} and {counts[1]} sequences, so {needed / 1e9:.2f} GB", flush=True)
+    return needed
 
 
 def run_print_memory(name: str, shape: str) -> tuple[int, int, bool]:

@@ -35,7 +35,7 @@ TIME_TO_LOSS = """\
 seed 1: train.py 3.469 in 374 s; plain 4.752 at 0.004
 seed 1: train.py reaches the plain recipe's 4.752 after 0.21 of the time
 """
-MEMORY = "  slm needs at most 0.22x the memory of transformers\n"
+MEMORY = "  slm needs 0.22x the memory of transformers\n"
 SHARDS = "40 MB, 2 processes: text to shards 5.1 MB/s, encode_batch 6.0 MB/s, ratio 0.86 (0.84 to 0.87)\n"
 
 
