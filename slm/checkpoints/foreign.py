@@ -4,6 +4,7 @@ Notable: transformers gets a local folder and our own memory-mapped tensors, so 
 release is run. What would run such code, or is no model that predicts the next token of a text, is refused by name.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -100,13 +101,14 @@ def empty_model(folder: Path, num_stored: Mapping[str, int] | None = None) -> An
     checked before.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = transformers_config(folder, ValueError(f"{folder}: transformers does not know the model"))
     num_layers = _stated(config.get_text_config(), "num_hidden_layers") or 0
     if num_stored is not None and num_layers > len(num_stored):  # checked before so many layers are built
         raise ValueError(f"{folder} has only {len(num_stored):,} tensors for {num_layers:,} layers in config.json")
     with quiet_transformers(), torch.device("meta"):
+        from transformers import AutoModelForCausalLM  # imports torchao if it is installed, which warns
+
         try:
             model = AutoModelForCausalLM.from_config(config)
         except Exception as error:  # the class depends on the model type
@@ -124,18 +126,18 @@ def empty_model(folder: Path, num_stored: Mapping[str, int] | None = None) -> An
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence warnings and progress bars of transformers, which would interrupt our own."""
-    from transformers import logging
+    """Silence warnings and progress bars of transformers and of what it imports, which would interrupt our own."""
+    from transformers.utils import logging as transformers_logging
 
-    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    disabled, had_bar = logging.root.manager.disable, transformers_logging.is_progress_bar_enabled()
+    logging.disable(logging.ERROR)
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        logging.disable(disabled)
         if had_bar:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
 
 
 def foreign_tokenizer(folder: Path, name: str | None) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from slm.model import generate
 from tests.checkpoints.releases import change_config, llama, save
 from tests.evaluation.asked import small
 from tests.evaluation.toys import random_stream
+from tests.running import ROOT
 from tests.seeds import seeded
 
 VOCAB, WEIGHTS = 260, "model.safetensors"
@@ -382,3 +384,12 @@ def test_baselines_are_measured_beside_a_checkpoint_and_skipped_where_they_fail(
         )
     with pytest.raises(ValueError, match=r"computed by transformers, uncompiled: give generation\.compile=false"):
         talk(small(tmp_path, text, f"checkpoint={folders['mamba']}", "generation.compile=true", "prompt=a"))
+
+
+def test_loading_says_nothing_of_its_own(tmp_path: Path) -> None:
+    """transformers imports torchao if it is installed, which warns of its parts for GPUs."""
+    pytest.importorskip("torchao")
+    foreign("gpt_neox", tmp_path)
+    code = f"from slm.checkpoints import load_any; from pathlib import Path; load_any(Path({str(tmp_path)!r}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert (loaded.stdout, loaded.stderr) == ("", "")
