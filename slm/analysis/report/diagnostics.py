@@ -57,7 +57,8 @@ def residuals_figure(analysis: Directory) -> Figure | None:
         axis.set_ylim(-reach, reach)
         axis.set_xlabel(analysis.axis_name(variable))
         axis.set_title(f"{short_name(family)}: {percent(entry['rmse_log'])}", fontsize=8.5)
-    label_left(axes, "residual (%)")
+    is_accuracy = entries[0].get("kind") == "accuracy"
+    label_left(axes, "residual of arcsin √error (%)" if is_accuracy else "residual (%)")
     return figure
 
 

@@ -36,7 +36,9 @@ METHODS = {
     "first family of the table; if the first family has the lowest loss, with the family closest to it. This rule does "
     "not depend on what is significant, and p-values are adjusted over all pairs. Intervals are of this pair alone.",
     "Fits": "least squares or Huber's loss of log residuals, from a grid of starts, with exact gradients. Relative "
-    "errors have the same weight at all sizes, which assumes the same relative scatter at all sizes.",
+    "errors have the same weight at all sizes, which assumes the same relative scatter at all sizes. Residuals of an "
+    "accuracy are those of arcsin √error, on which a share of n questions scatters alike whatever it is (Anscombe "
+    "1948); their percents are hundredths of that, near those of the accuracy between 0.2 and 0.8.",
     "Intervals of laws that are straight in logs": "Student's t. Exact if the law holds and the scatter about it is "
     "normal, independent and equal at all sizes.",
     "Intervals of other laws": "profile likelihood (Bates & Watts 1988): the values that a t test does not reject "
@@ -46,7 +48,8 @@ METHODS = {
     "and if several rows belong to one run, otherwise as a cross-check. Too narrow with few runs.",
     "Wild bootstrap": "a cross-check, with residuals times random weights (Webb's six points) at the same sizes.",
     "Bands, predictions, gain of doubling": "t for laws that are straight in logs, profile likelihood for the others. "
-    "An interval for a new run includes the scatter of one run. Each interval assumes that its law is true; only the "
+    "An interval for a new run adds the scatter of one run, like an independent error with its own t (Zou & Donner "
+    "2008). Each interval assumes that its law is true; only the "
     "range over all laws that the data do not reject makes no such assumption.",
     "Not identified": "an exponent whose interval is open or too wide (the ratio of its ends exceeds a set factor), "
     "whose estimate is at a bound, or whose fit has too few sizes. Such an exponent is never shown as a number.",
