@@ -54,15 +54,11 @@ def _windows_of_samples(seed: int, samples: np.ndarray, num_windows: int) -> np.
     ids = np.empty(len(samples), dtype=np.int64)
     for epoch in np.unique(epochs):
         in_epoch = epochs == epoch
-        ids[in_epoch] = _permuted(seed, int(epoch), num_windows, positions[in_epoch])
+        if num_windows <= MAX_SORTED_WINDOWS:
+            ids[in_epoch] = _sorted_shuffles(seed, num_windows)(int(epoch))[positions[in_epoch]]
+        else:
+            ids[in_epoch] = _feistel_shuffle(seed, int(epoch), num_windows, positions[in_epoch])
     return ids
-
-
-def _permuted(seed: int, epoch: int, num_windows: int, positions: np.ndarray) -> np.ndarray:
-    """Return the entries at `positions` of a permutation of range(num_windows) that seed and epoch determine."""
-    if num_windows <= MAX_SORTED_WINDOWS:
-        return _sorted_shuffles(seed, num_windows)(epoch)[positions]
-    return _feistel_shuffle(seed, epoch, num_windows, positions)
 
 
 def _feistel_shuffle(seed: int, epoch: int, num_windows: int, positions: np.ndarray) -> np.ndarray:
