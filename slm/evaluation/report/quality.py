@@ -150,6 +150,11 @@ class Difference(NamedTuple):
     error: Error
 
     @property
+    def text(self) -> str:
+        """The difference with its error."""
+        return words.with_error(self.value, self.error.se, 2)
+
+    @property
     def is_significant(self) -> bool | None:
         """Whether the difference is larger than two standard errors; None if there is no error."""
         return is_significant(self.value, self.error.se)
@@ -259,14 +264,10 @@ def _differences_table(results: Results, measure: Measure) -> str:
     significance = significance_texts([differences[metric] for _, _, differences in pairs])
     rows = []
     for (a_name, b_name, differences), significance_text in zip(pairs, significance, strict=True):
-        values = [_difference_text(differences.get(name)) for name in metrics]
+        values = [differences[name].text if name in differences else words.NO_VALUE for name in metrics]
         rows.append([a_name, b_name, *values, _error_text(differences[metric].error), significance_text])
     header = ["A", "B", *(words.TARGET_NAMES[name] for name in metrics), "error", "beyond 2 se"]
     return f"{title}\n\n{table(header, rows)}"
-
-
-def _difference_text(difference: Difference | None) -> str:
-    return words.with_error(difference.value, difference.error.se, 2) if difference else words.NO_VALUE
 
 
 def _error_text(error: Error) -> str:

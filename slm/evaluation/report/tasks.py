@@ -207,7 +207,7 @@ def _differences_table(entries: list[Entry], common: list[str]) -> str:
     for name, name_words in (("value", of_tasks), ("bits_per_byte", f"bits per byte, {of_tasks}")):
         if name in ("value", metric):
             differences = [compare_tasks(a, b, common, name) for a, b in pairs]
-            columns.append([with_error(of.value, of.error.se, 2) for of in differences])
+            columns.append([difference.text for difference in differences])
             columns.append(significance_texts(differences))
             header += [name_words, "beyond 2 se"]
     columns.append([f"independent: {of.error.reason}" if of.error.reason else "paired" for of in differences])
