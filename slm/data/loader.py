@@ -149,25 +149,20 @@ class MixedOrder:
 
 @dataclass(frozen=True)
 class _MicroBatches(Dataset[Tensor | Batch]):
-    """The micro-batches that one rank processes during `steps`; `rank_rows` is the rank's part of each global batch."""
+    """The micro-batches that one rank processes, from step 0 on; `rank_rows` is its part of each global batch."""
 
     stream: TokenStream
     sequence_length: int
     batch_size: int
     seed: int
-    steps: range
     rank_rows: range
     micro_batch_size: int
     micro_batches_per_step: int
     order: MixedOrder | None
 
-    def __len__(self) -> int:
-        return len(self.steps) * self.micro_batches_per_step
-
     def __getitem__(self, index: int) -> Tensor | Batch:
-        step_index, part_index = divmod(index, self.micro_batches_per_step)
+        step, part_index = divmod(index, self.micro_batches_per_step)
         rows = _part(self.rank_rows, part_index, self.micro_batches_per_step)
-        step = self.steps[step_index]
         if self.order:
             starts = self.order.starts(step)
         else:
@@ -226,13 +221,11 @@ def train_loader(
             f"data: the training text has {stream.num_tokens} tokens, but one window of "
             f"train.sequence_length={sequence_length} needs {sequence_length + 1}; add text or shorten the sequence"
         )
-    steps = range(start_step, end_step)
     rows = _part(range(batch_size), rank, world_size)
     micro_batches_per_step = num_micro_batches_per_step(batch_size, world_size, micro_batch_size)
     return DataLoader(
-        _MicroBatches(
-            stream, sequence_length, batch_size, seed, steps, rows, micro_batch_size, micro_batches_per_step, order
-        ),
+        _MicroBatches(stream, sequence_length, batch_size, seed, rows, micro_batch_size, micro_batches_per_step, order),
+        sampler=range(start_step * micro_batches_per_step, end_step * micro_batches_per_step),
         batch_size=None,  # an item of the data set is a micro-batch
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
