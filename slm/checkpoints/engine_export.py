@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -149,7 +150,10 @@ def _write_beside(
     notes: tuple[str, ...],
 ) -> None:
     """Write config.json with the record of the export, the tokenizer, the card, and a run's config."""
-    versions = {name: installed for name in _PACKAGES[engine] if (installed := _version(name))}
+    versions = {}
+    for name in _PACKAGES[engine]:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     record = {
         "format": engine,
         "file": file.name,
@@ -178,10 +182,3 @@ def _write_beside(
     for name, text in texts.items():
         (file.parent / name).write_text(text, encoding="utf-8")
     tokenizer.save(file.parent)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -29,8 +29,8 @@ def register() -> None:
     store.store(name="family_options", node={"model": options}, package="_global_")
     for name, rule in RULES.items():
         OmegaConf.register_new_resolver(name, rule, replace=True)
-    resolvers: dict[str, Any] = {"model_name": _model_name, "run_dir": _run_dir, "run_group": _run_group}
-    resolvers["cache_home"] = cache_home
+    resolvers: dict[str, Any] = {"model_name": _model_name, "run_dir": _run_dir, "cache_home": cache_home}
+    resolvers["run_group"] = lambda: Path(HydraConfig.get().sweep.dir).name if in_multirun() else None
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
 
@@ -52,10 +52,6 @@ def _run_dir(width: int | None, depth: int | None, init_from: str | None = None)
     if in_multirun():
         return str(HydraConfig.get().runtime.output_dir)
     return new_folder_path(_model_name(width, depth, init_from))
-
-
-def _run_group() -> str | None:
-    return Path(HydraConfig.get().sweep.dir).name if in_multirun() else None
 
 
 def in_multirun() -> bool:

@@ -136,10 +136,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name, source in sources.items() if isinstance(sources, Mapping) else ():
         if isinstance(source, str):  # the name of a choice of conf/data
             continue
-        try:
+        with kinds.prefixed(f"data.sources.{name}"):
             kinds.check_kinds({"data": source}, {}, data_kinds)
-        except ValueError as error:
-            raise ValueError(f"data.sources.{name}: {error}") from None
     for group, choices in REQUIRED_KEYS.items():
         name = settings[group]["name"]
         for key in choices.get(name, ()):

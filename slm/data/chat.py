@@ -1,6 +1,7 @@
 """Source `chat`: conversations in the user's files, one in each row (JSON lines, Parquet)."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from slm.data.readers import ROW_SUFFIXES, read_rows
 from slm.data.sources import Document
 
 holds_conversations = True
+size = local.size
+parts = partial(local.parts, suffixes=ROW_SUFFIXES)
+notes = partial(local.notes, suffixes=ROW_SUFFIXES)
 
 
 def key(data: Mapping[str, Any]) -> Any:
@@ -18,23 +22,10 @@ def key(data: Mapping[str, Any]) -> Any:
     return local.identities(data, ROW_SUFFIXES)
 
 
-def parts(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a copy of the config for each group of files, as `local.parts` does."""
-    return local.parts(data, ROW_SUFFIXES)
-
-
-size = local.size
-
-
-def notes(data: Mapping[str, Any]) -> list[str]:
-    """Return, for each option that names several files, a sentence on how many are read."""
-    return local.notes(data, ROW_SUFFIXES)
-
-
 def texts_to_evaluate(data: Mapping[str, Any]) -> Iterator[str]:
     """Yield the conversations in `data.val_paths` if it is given, else in `data.paths`."""
     option = "val_paths" if data["val_paths"] else "paths"
-    files = list(map(str, local.text_files(data[option], f"data.{option}", suffixes=ROW_SUFFIXES).paths))
+    files = local.text_files(data[option], f"data.{option}", suffixes=ROW_SUFFIXES).paths
     yield from (text for text, _ in documents({"files": files, "option": option, "split": None}))
 
 

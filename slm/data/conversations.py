@@ -9,7 +9,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +29,9 @@ _BREAK = "\ufdd2"  # put into a special token that a message contains as text; n
 _QUOTED = 120  # characters of a conversation in a message
 _GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
+Render = partial[str]
+"""`render` with a template, its tokenizer's special tokens, and the tools of a conversation."""
+
 
 class Encoded(NamedTuple):
     """The tokens of a conversation."""
@@ -40,28 +43,6 @@ class Encoded(NamedTuple):
     """int64: the UTF-8 bytes of the text that each token stands for; 0 for special tokens."""
     keeps_text: bool
     """Whether the text can be decoded from the ids."""
-
-
-@dataclass(frozen=True)
-class _Chat:
-    """A template with its tokenizer's special tokens, and the tools of a conversation."""
-
-    template: str
-    special_tokens: Mapping[str, str]
-    tools: Any = None
-
-    def render(self, messages: Sequence[Mapping[str, Any]], *, prompts: bool = False, marks: bool = False) -> str:
-        """Return the text of messages; `prompts` adds the prompt for an answer, `marks` marks what is generated."""
-        bos, eos = self.special_tokens["bos_token"], self.special_tokens["eos_token"]
-        return render(
-            messages,
-            self.template,
-            bos_token=bos,
-            eos_token=eos,
-            tools=self.tools,
-            add_generation_prompt=prompts,
-            mark_generation=marks,
-        )
 
 
 def template_of(data: Mapping[str, Any], own: str | None) -> str:
@@ -135,20 +116,24 @@ def _tool_call(call: Any, place: str) -> dict[str, Any]:
 def rendered(document: str, template: str) -> str:
     """Return the text of a conversation that `conversation` returned, without special tokens."""
     content = json.loads(document)
-    return _Chat(template, {"bos_token": "", "eos_token": ""}, content.get("tools")).render(content["messages"])
+    return render(content["messages"], template, tools=content.get("tools"))
 
 
-def encode_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: "Tokenizer", tools: Any = None) -> list[int]:
+def _chat(tokenizer: "Tokenizer", template: str | None = None, tools: Any = None) -> Render:
+    """Return `render` for a tokenizer, by default with its own template."""
+    template = template or tokenizer.chat_template or PLAIN_TEMPLATE
+    return partial(render, template=template, tools=tools, **tokenizer.special_tokens)
+
+
+def encode_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: "Tokenizer") -> list[int]:
     """Return the ids of `messages` and of what stands before the assistant's answer, which is to be generated."""
-    chat = _Chat(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens, tools)
-    return tokenizer.encode_rendered(chat.render(messages, prompts=True))[0]
+    return tokenizer.encode_rendered(_chat(tokenizer)(messages, add_generation_prompt=True))[0]
 
 
 def end_of_turn_ids(tokenizer: "Tokenizer") -> list[int]:
     """Return the ids that end an answer: EOS, and the special token that the chat template writes after an answer."""
     answer = "an answer"
-    messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
-    text = _Chat(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens).render(messages)
+    text = _chat(tokenizer)([{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}])
     _, found, rest = text.rpartition(answer)
     next_id = tokenizer.encode_rendered(rest)[0][:1] if found else []
     return [tokenizer.eos_id, *(token for token in next_id if tokenizer.token_bytes[token] == 0)]
@@ -160,8 +145,8 @@ def prompt_and_answer(document: str, tokenizer: "Tokenizer") -> tuple[str, str]:
     Raises ValueError if the template cannot render the conversation, or does not write the message as an answer.
     """
     content = json.loads(document)
-    chat = _Chat(tokenizer.chat_template or PLAIN_TEMPLATE, tokenizer.special_tokens, content.get("tools"))
-    prompt, text = chat.render(content["messages"][:-1], prompts=True), chat.render(content["messages"])
+    chat = _chat(tokenizer, tools=content.get("tools"))
+    prompt, text = chat(content["messages"][:-1], add_generation_prompt=True), chat(content["messages"])
     if not text.startswith(prompt):
         raise ValueError("the chat template does not write an answer as an addition to the prompt for it")
     return prompt, tokenizer.decode(tokenizer.encode_rendered(text[len(prompt) :])[0]).strip()
@@ -179,7 +164,7 @@ def encode_conversation(document: str, tokenizer: "Tokenizer", template: str) ->
     if specials := [token for token in tokenizer.special_texts.values() if token in document]:
         messages = _broken(messages, specials)
     try:
-        text, spans = _spans(messages, _Chat(template, tokenizer.special_tokens, content.get("tools")))
+        text, spans = _spans(messages, _chat(tokenizer, template, content.get("tools")))
     except ValueError as error:
         raise ValueError(f"{error} (the conversation is {document[:_QUOTED]}...)") from None
     breaks = [match.start() for match in re.finditer(_BREAK, text)]
@@ -224,21 +209,21 @@ def _broken(value: Any, specials: Sequence[str]) -> Any:
     return [_broken(item, specials) for item in value] if isinstance(value, list) else value
 
 
-def _spans(messages: Sequence[Mapping[str, Any]], chat: _Chat) -> tuple[str, list[tuple[int, int]]]:
+def _spans(messages: Sequence[Mapping[str, Any]], chat: Render) -> tuple[str, list[tuple[int, int]]]:
     """Return the text of a conversation and the parts of it that are scored, as ranges of characters."""
-    if _GENERATION_TAG.search(chat.template):
-        pieces = re.split(f"[{START}{END}]", chat.render(messages, marks=True))
+    if _GENERATION_TAG.search(chat.keywords["template"]):
+        pieces = re.split(f"[{START}{END}]", chat(messages, mark_generation=True))
         bounds = [0, *accumulate(map(len, pieces))]
         return "".join(pieces), [(bounds[i], bounds[i + 1]) for i in range(1, len(pieces), 2)]
-    text = chat.render(messages)
+    text = chat(messages)
     numbers = (number for number, message in enumerate(messages) if message["role"] == "assistant")
     return text, [_added_by(number, messages, chat, text) for number in numbers]
 
 
-def _added_by(number: int, messages: Sequence[Mapping[str, Any]], chat: _Chat, text: str) -> tuple[int, int]:
+def _added_by(number: int, messages: Sequence[Mapping[str, Any]], chat: Render, text: str) -> tuple[int, int]:
     """Return the range of `text` that a message of the assistant adds to the prompt for it."""
-    before = chat.render(messages[:number], prompts=True) if number else ""
-    up_to = chat.render(messages[: number + 1])
+    before = chat(messages[:number], add_generation_prompt=True) if number else ""
+    up_to = chat(messages[: number + 1])
     if not (text.startswith(up_to) and up_to.startswith(before)):
         raise ValueError(
             f"the chat template does not write message {number + 1} as an addition to the messages before it, so it "
@@ -246,6 +231,6 @@ def _added_by(number: int, messages: Sequence[Mapping[str, Any]], chat: _Chat, t
             "of the template, and give it as data.template=FILE"
         )
     said = up_to[len(before) :]
-    if said.rstrip().endswith(chat.special_tokens["eos_token"]):  # the white space after it is not generated
+    if said.rstrip().endswith(chat.keywords["eos_token"]):  # the white space after it is not generated
         said = said.rstrip()
     return len(before), len(before) + len(said)

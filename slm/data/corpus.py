@@ -8,7 +8,6 @@ tokenizer that is trained on all of them.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -27,6 +26,7 @@ from slm.data.sources import MIX, source_of
 from slm.data.stream import TokenStream
 from slm.data.tokenizer import Tokenizer
 from slm.data.vocabulary import Plan, is_on_hub, load_tokenizer, plan_tokenizer
+from slm.runtime.settings import prefixed
 
 _TOKENS_SCHEMA = 2  # part of the key of token folders: increase it when their manifests get other contents
 _CHAT_SCHEMA = 1  # the same for those of conversations, and for what is scored in them
@@ -113,7 +113,7 @@ def _prepare_mix(data: Mapping[str, Any], plan: Plan, train_bytes: int | None, c
         plan = _plan_for_mix(data, mixture, plan, train_bytes, cache_dir)
     sources = {}
     for name in mixture.names:
-        with _naming_source(name):
+        with prefixed(f"data.sources.{name}"):
             sources[name] = _prepare(data["sources"][name], plan, cache_dir)
     corpora = list(sources.values())
     identity = [mixture.identity, [[name, corpus.fingerprint] for name, corpus in sources.items()]]
@@ -144,7 +144,7 @@ def _plan_for_mix(
 
     def texts() -> Iterator[list[str]]:
         for name, source in sources.items():
-            with _naming_source(name):
+            with prefixed(f"data.sources.{name}"):
                 documents, _ = prepare_documents(source, cache_dir=cache_dir)
             share = None if train_bytes is None else max(1, round(shares[name] * train_bytes))
             yield from (
@@ -167,20 +167,11 @@ def fingerprint_with(documents_fingerprint: str, template: str | None) -> str:
     return documents_fingerprint if template is None else digest([documents_fingerprint, template])
 
 
-@contextmanager
-def _naming_source(name: str) -> Iterator[None]:
-    """Let a ValueError in this context say which source of a mix it is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"data.sources.{name}: {error}") from None
-
-
 def check_sources(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> None:
     """Raise the ValueError that `prepare` would raise for wrong options and paths. Quick, and downloads nothing."""
     if data["source"] == MIX:
         for name in read_mixture(data).names:
-            with _naming_source(name):
+            with prefixed(f"data.sources.{name}"):
                 _documents_key(data["sources"][name])
     else:
         _documents_key(data)  # raises ValueError for wrong options

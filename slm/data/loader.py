@@ -54,15 +54,11 @@ def _windows_of_samples(seed: int, samples: np.ndarray, num_windows: int) -> np.
     ids = np.empty(len(samples), dtype=np.int64)
     for epoch in np.unique(epochs):
         in_epoch = epochs == epoch
-        ids[in_epoch] = _permuted(seed, int(epoch), num_windows, positions[in_epoch])
+        if num_windows <= MAX_SORTED_WINDOWS:
+            ids[in_epoch] = _sorted_shuffles(seed, num_windows)(int(epoch))[positions[in_epoch]]
+        else:
+            ids[in_epoch] = _feistel_shuffle(seed, int(epoch), num_windows, positions[in_epoch])
     return ids
-
-
-def _permuted(seed: int, epoch: int, num_windows: int, positions: np.ndarray) -> np.ndarray:
-    """Return the entries at `positions` of a permutation of range(num_windows) that seed and epoch determine."""
-    if num_windows <= MAX_SORTED_WINDOWS:
-        return _sorted_shuffles(seed, num_windows)(epoch)[positions]
-    return _feistel_shuffle(seed, epoch, num_windows, positions)
 
 
 def _feistel_shuffle(seed: int, epoch: int, num_windows: int, positions: np.ndarray) -> np.ndarray:
@@ -153,25 +149,20 @@ class MixedOrder:
 
 @dataclass(frozen=True)
 class _MicroBatches(Dataset[Tensor | Batch]):
-    """The micro-batches that one rank processes during `steps`; `rank_rows` is the rank's part of each global batch."""
+    """The micro-batches that one rank processes, from step 0 on; `rank_rows` is its part of each global batch."""
 
     stream: TokenStream
     sequence_length: int
     batch_size: int
     seed: int
-    steps: range
     rank_rows: range
     micro_batch_size: int
     micro_batches_per_step: int
     order: MixedOrder | None
 
-    def __len__(self) -> int:
-        return len(self.steps) * self.micro_batches_per_step
-
     def __getitem__(self, index: int) -> Tensor | Batch:
-        step_index, part_index = divmod(index, self.micro_batches_per_step)
+        step, part_index = divmod(index, self.micro_batches_per_step)
         rows = _part(self.rank_rows, part_index, self.micro_batches_per_step)
-        step = self.steps[step_index]
         if self.order:
             starts = self.order.starts(step)
         else:
@@ -230,13 +221,11 @@ def train_loader(
             f"data: the training text has {stream.num_tokens} tokens, but one window of "
             f"train.sequence_length={sequence_length} needs {sequence_length + 1}; add text or shorten the sequence"
         )
-    steps = range(start_step, end_step)
     rows = _part(range(batch_size), rank, world_size)
     micro_batches_per_step = num_micro_batches_per_step(batch_size, world_size, micro_batch_size)
     return DataLoader(
-        _MicroBatches(
-            stream, sequence_length, batch_size, seed, steps, rows, micro_batch_size, micro_batches_per_step, order
-        ),
+        _MicroBatches(stream, sequence_length, batch_size, seed, rows, micro_batch_size, micro_batches_per_step, order),
+        sampler=range(start_step * micro_batches_per_step, end_step * micro_batches_per_step),
         batch_size=None,  # an item of the data set is a micro-batch
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),

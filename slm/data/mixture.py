@@ -64,8 +64,9 @@ class Mixture:
         first_steps = [math.ceil(phase.at * steps) for phase in self.phases]
         for number, (before, first) in enumerate(pairwise([*first_steps, steps])):
             if first <= before:
+                weights = f"the weights of data.schedule[{number - 1}]" if number else "data.weights"
                 raise ValueError(
-                    f"data.schedule leaves {_phase_name(number)} without a step, because the run has only "
+                    f"data.schedule leaves {weights} without a step, because the run has only "
                     f"{steps} steps: train longer, or set another data.schedule"
                 )
         return first_steps
@@ -187,7 +188,3 @@ def _read_weights(given: Any, names: Sequence[str], key: str) -> tuple[int, ...]
     unit = math.lcm(*(fraction.denominator for fraction in fractions))
     whole = [int(fraction * unit) for fraction in fractions]
     return tuple(weight // math.gcd(*whole) for weight in whole)
-
-
-def _phase_name(number: int) -> str:
-    return "data.weights" if number == 0 else f"the weights of data.schedule[{number - 1}]"

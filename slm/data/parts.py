@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple
 
-from slm.runtime.files import sync, write_json
+from slm.runtime.files import read_json_object, sync, write_json
 from slm.runtime.progress import progress
 from slm.runtime.system import num_cores
 
@@ -60,10 +60,9 @@ def build_parts(
     results: dict[int, dict[str, Any]] = {}
     part_by_number = dict(enumerate(parts, start))
     for number, part in part_by_number.items():
-        with suppress(OSError, ValueError):  # there is no record, or it is damaged
-            record = json.loads(_record_path(folder, stage, number).read_text(encoding="utf-8"))
-            if record["arguments"] == json.loads(json.dumps(part.arguments)):
-                results[number] = record["result"]
+        record = read_json_object(_record_path(folder, stage, number))
+        if record.get("arguments") == json.loads(json.dumps(part.arguments)):
+            results[number] = record["result"]
     megabytes = {number: (part.num_bytes or 0) / 1e6 for number, part in part_by_number.items()}
     is_size_known = all(part.num_bytes is not None for part in parts)
     total_megabytes = sum(megabytes.values()) if is_size_known else None

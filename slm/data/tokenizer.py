@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ _MAX_IDS = 1 << 24  # released vocabularies have under a million ids; each id up
 class Tokenizer:
     """A `tokenizers.Tokenizer` together with its begin and end tokens.
 
-    - `vocab_size` is the largest id + 1.
+    - `content` is the text of tokenizer.json, `vocabulary` the id of each token, and `vocab_size` the largest id + 1.
     - `bos_id` begins a text and `eos_id` ends it. If one token does both, `bos_id` is None or equal to `eos_id`.
     - `separator_id` begins each document in a stream: `bos_id`, or, if this is None, the previous document's `eos_id`.
     - `adds_bos` says whether tokenizer.json puts `bos_id` before a text, as Llama's do; `encode` never does.
@@ -52,13 +53,13 @@ class Tokenizer:
         """
         self.name = name
         self.chat_template: str | None = None
-        self.special_tokens = {"bos_token": bos or "", "eos_token": eos}
+        self.special_tokens: dict[str, Any] = {"bos_token": bos or "", "eos_token": eos}
         self._inner = tokenizers.Tokenizer.from_str(content)
         self._inner.no_padding()
         self._inner.no_truncation()
         self._inner.encode_special_tokens = True
-        self._vocabulary: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(self._vocabulary.values()) + 1
+        self.vocabulary: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self.vocabulary.values()) + 1
         if self.vocab_size > _MAX_IDS:
             raise ValueError(f"tokenizer {name} has the id {self.vocab_size - 1:,}; ids must be below {_MAX_IDS:,}")
         self.eos_id = self._id(eos)
@@ -67,29 +68,19 @@ class Tokenizer:
         self.has_own_bos = self.separator_id != self.eos_id
         processor_adds = bos is not None and self._inner.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
         self.adds_bos = processor_adds if adds_bos is None else (adds_bos and bos is not None)
-        self._content = content
+        self.content = content
         if self.adds_bos != processor_adds:  # the post-processor is the only rule that transformers 5 follows
-            self._content = _with_post_processor(content, bos if self.adds_bos else None, self.bos_id)
+            self.content = _with_post_processor(content, bos if self.adds_bos else None, self.bos_id)
 
     def _id(self, token: str) -> int:
-        if token not in self._vocabulary:
+        if token not in self.vocabulary:
             raise ValueError(f"tokenizer {self.name} names {token!r} as begin or end token, but has no such token")
-        return self._vocabulary[token]
-
-    @property
-    def vocabulary(self) -> dict[str, int]:
-        """The id of each token."""
-        return self._vocabulary
-
-    @property
-    def content(self) -> str:
-        """The text of tokenizer.json."""
-        return self._content
+        return self.vocabulary[token]
 
     @cached_property
     def fingerprint(self) -> str:
         """The first 16 hex digits of the SHA-256 of tokenizer.json, with sorted keys."""
-        canonical = json.dumps(json.loads(self._content), sort_keys=True, ensure_ascii=False)
+        canonical = json.dumps(json.loads(self.content), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
@@ -130,7 +121,7 @@ class Tokenizer:
     @cached_property
     def _inner_with_special_tokens(self) -> tokenizers.Tokenizer:
         # Without its post-processor, which may move the start of a token behind its spaces.
-        inner = tokenizers.Tokenizer.from_str(json.dumps(json.loads(self._content) | {"post_processor": None}))
+        inner = tokenizers.Tokenizer.from_str(json.dumps(json.loads(self.content) | {"post_processor": None}))
         inner.no_padding()
         inner.no_truncation()
         return inner
@@ -157,7 +148,7 @@ class Tokenizer:
         before the text, write spaces as bytes, or change the text. `text_bytes` returns bytes with the right sum.
         """
         # In a byte-level vocabulary a character is one byte, whatever its own UTF-8 length.
-        is_byte_level = '"ByteLevel"' in json.dumps(json.loads(self._content).get("decoder"))
+        is_byte_level = '"ByteLevel"' in json.dumps(json.loads(self.content).get("decoder"))
         byte_lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for token, token_id in self._inner.get_vocab(with_added_tokens=False).items():
             byte_lengths[token_id] = len(token) if is_byte_level else _sentencepiece_bytes(token)
@@ -202,7 +193,7 @@ class Tokenizer:
         """Write tokenizer.json and a tokenizer_config.json that `transformers.AutoTokenizer` can load."""
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         config |= {name: token for name, token in self.special_tokens.items() if token}
-        write_atomically(folder / "tokenizer.json", self._content)
+        write_atomically(folder / "tokenizer.json", self.content)
         if self.chat_template is not None:
             write_atomically(folder / TEMPLATE_FILE, self.chat_template)
         write_json(folder / CONFIGS[0], config)

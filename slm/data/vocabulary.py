@@ -15,6 +15,7 @@ from slm.data.chat_template import TEMPLATE_FILE, load_chat_template
 from slm.data.hub import require_network
 from slm.data.tokenizer import CONFIGS, Tokenizer
 from slm.runtime.progress import progress
+from slm.runtime.settings import prefixed
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # if a folder has both, the first is read
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -170,12 +171,10 @@ def load_tokenizer(path: Path | str, *, name: str | None = None, asked_by: str =
     if not file.is_file():
         problem = "has no tokenizer" if path.is_dir() else "does not exist"
         raise ValueError(f"{asked_by}={str(path)!r} {problem}; give {_ACCEPTED}")
-    try:
+    with prefixed(asked_by):
         tokenizer = _load_file(file, name or file.resolve().parent.name)
         tokenizer.chat_template = load_chat_template(file.parent)
-        return tokenizer
-    except ValueError as error:
-        raise ValueError(f"{asked_by}: {error}") from None
+    return tokenizer
 
 
 def _load_file(file: Path, name: str) -> Tokenizer:

@@ -103,7 +103,7 @@ class Chat:
             if name == "/help":
                 say(HELP)
             elif name == "/reset":
-                self.history.reset()
+                self.history.turns.clear()
                 self.num_answers = 0
             elif name.startswith("/set ") or name == "/set":
                 self._set(name.removeprefix("/set").strip())
@@ -181,7 +181,8 @@ class Chat:
         """
         require_room(self.model, line)
         room = min(self.options["max_new_tokens"], self.context // 2)
-        while len(ids := self.history.prompt(line)) + room > self.context and self.history.drop_oldest():
+        while len(ids := self.history.prompt(line)) + room > self.context and self.history.turns:
+            del self.history.turns[0]
             if not self.has_dropped:
                 say(f"the context of {self.context:,} tokens is full: from now on, the oldest turns are dropped")
             self.has_dropped = True

@@ -54,8 +54,10 @@ def stream(model: Checkpoint, prompt: str | Messages, **options: Unpack[Options]
     if isinstance(prompt, str):
         require_room(model, prompt)
         ids, stop_ids = prompt_ids(tokenizer, prompt), [tokenizer.eos_id]
+    elif tokenizer.chat_template is None:
+        raise ValueError("messages need a chat template, and this checkpoint has none: give a text")
     else:
-        ids, stop_ids = message_ids(tokenizer, prompt), end_of_turn_ids(tokenizer)
+        ids, stop_ids = encode_prompt(prompt, tokenizer), end_of_turn_ids(tokenizer)
     require_room(model, "", ids)
     return text_pieces(tokenizer, ids, new_ids(model, ids, options, stop_id=stop_ids))
 
@@ -134,16 +136,6 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     if tokenizer.adds_bos or not prompt:
         return [tokenizer.separator_id, *ids]
     return ids
-
-
-def message_ids(tokenizer: Tokenizer, messages: Messages) -> list[int]:
-    """Return the ids of a conversation, up to where an assistant's next answer begins.
-
-    Raises `ValueError` without a chat template, or if the template refuses the messages.
-    """
-    if tokenizer.chat_template is None:
-        raise ValueError("messages need a chat template, and this checkpoint has none: give a text")
-    return encode_prompt(messages, tokenizer)
 
 
 def text_pieces(tokenizer: Tokenizer, ids: list[int], new_ids: Iterable[int]) -> Iterator[str]:

@@ -1,8 +1,7 @@
-"""What was said in a chat so far: one running text, or the messages of a conversation."""
+"""What was said in a chat so far, as `turns`, oldest first: one running text, or the messages of a conversation."""
 
-from slm.data.conversations import end_of_turn_ids
+from slm.data.conversations import encode_prompt, end_of_turn_ids
 from slm.data.tokenizer import Tokenizer
-from slm.evaluation.generation import message_ids
 
 
 class RunningText:
@@ -35,16 +34,6 @@ class RunningText:
         """Add a line and the ids with which the model continued it; `ended` says whether it ended the text."""
         self.turns.append([*self._added(line), *answer, *([self.tokenizer.eos_id] if ended else [])])
 
-    def drop_oldest(self) -> bool:
-        """Drop the oldest turn; returns False if there is none."""
-        is_any = bool(self.turns)
-        del self.turns[:1]
-        return is_any
-
-    def reset(self) -> None:
-        """Begin a new text."""
-        self.turns.clear()
-
 
 class Conversation:
     """Messages of a user and an assistant, in the form of the tokenizer's chat template."""
@@ -53,23 +42,14 @@ class Conversation:
         self.tokenizer = tokenizer
         self.stop_ids = end_of_turn_ids(tokenizer)
         self.system = [] if system is None else [{"role": "system", "content": system}]
-        self.messages: list[dict[str, str]] = []
+        self.turns: list[list[dict[str, str]]] = []
 
     def prompt(self, line: str) -> list[int]:
         """Return the ids of the conversation so far and a message of the user, up to where the answer begins."""
-        return message_ids(self.tokenizer, [*self.system, *self.messages, {"role": "user", "content": line}])
+        messages = [message for turn in self.turns for message in turn]
+        return encode_prompt([*self.system, *messages, {"role": "user", "content": line}], self.tokenizer)
 
     def add(self, line: str, answer: list[int], *, ended: bool) -> None:
         """Add a message of the user and the ids of its answer."""
-        self.messages.append({"role": "user", "content": line})
-        self.messages.append({"role": "assistant", "content": self.tokenizer.decode(answer)})
-
-    def drop_oldest(self) -> bool:
-        """Drop the oldest message and its answer; returns False if there is none."""
-        is_any = bool(self.messages)
-        del self.messages[:2]
-        return is_any
-
-    def reset(self) -> None:
-        """Begin a new conversation."""
-        self.messages.clear()
+        said = {"role": "assistant", "content": self.tokenizer.decode(answer)}
+        self.turns.append([{"role": "user", "content": line}, said])

@@ -109,7 +109,8 @@ def _check_all(settings: Mapping[str, Any]) -> dict[str, Provenance]:
     name_by_fingerprint: dict[str, str] = {}
     for name in settings["checkpoints"]:
         try:
-            provenance = _check(name, settings)
+            address, revision = address_of(name, settings)
+            provenance = check_any(address, revision=revision)
             first_name = name_by_fingerprint.setdefault(provenance.fingerprint, name)
             if first_name != name:  # comparisons and fits would count equal weights twice
                 raise ValueError(f"checkpoints: {first_name} and {name} have the same weights: give only one of them")
@@ -136,11 +137,6 @@ def _skip_or_raise(name: str, error: ValueError, settings: Mapping[str, Any], ki
     if name not in settings["baselines"]:
         raise error
     say(f"  {with_quantisation(name, kind)} is skipped: {error}")
-
-
-def _check(checkpoint: str, settings: Mapping[str, Any]) -> Provenance:
-    address, revision = address_of(checkpoint, settings)
-    return check_any(address, revision=revision)
 
 
 def _measure(

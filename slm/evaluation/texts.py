@@ -22,7 +22,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
@@ -38,6 +37,7 @@ from slm.data.corpus import prepare_documents
 from slm.data.documents import left_out_notes, read_documents, text_hash, training_hashes, write_split
 from slm.data.readers import ROW_SUFFIXES, pieces, suffix_of
 from slm.data.sources import MIX, source_of
+from slm.runtime.files import read_json_object
 from slm.runtime.settings import RENAMED_KEYS
 
 
@@ -168,9 +168,8 @@ def cached_folder(config: Mapping[str, Any], fingerprint: str, cache_dir: Path) 
     """Return the folder of a run's documents in `cache_dir` or the run's own cache; None if neither has them."""
     for cache in (cache_dir, Path(os.path.expanduser(config["cache_dir"]))):
         for manifest in sorted((cache / "documents").glob(f"{glob.escape(config['data']['name'])}-*/manifest.json")):
-            with suppress(OSError, ValueError, KeyError, TypeError):  # ignore a damaged manifest
-                if json.loads(manifest.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
-                    return manifest.parent
+            if read_json_object(manifest).get("fingerprint") == fingerprint:
+                return manifest.parent
     return None
 
 

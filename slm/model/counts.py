@@ -81,18 +81,18 @@ def flops_per_token(
     return 3.0 * (2 * matmul_weights * sequence_length + mixing_flops) / sequence_length
 
 
-def kv_cache_bytes(config: ModelConfig, num_tokens: int, *, batch_size: int = 1, bytes_per_value: int = 2) -> int:
-    """Return the bytes of the keys and values of `num_tokens` tokens, summed over all uses of blocks."""
+def kv_cache_bytes(config: ModelConfig, num_tokens: int, *, bytes_per_value: int = 2) -> int:
+    """Return the bytes of a sequence's keys and values, of `num_tokens` tokens, summed over all uses of blocks."""
     mixers = mixers_of_blocks(config)
     num_cached = sum(mixers[block].num_cached_tokens(config, block, num_tokens) for block in config.block_uses)
-    return 2 * num_cached * config.kv_heads * config.head_width * batch_size * bytes_per_value
+    return 2 * num_cached * config.kv_heads * config.head_width * bytes_per_value
 
 
-def state_bytes(config: ModelConfig, *, batch_size: int = 1, bytes_per_value: int = 4) -> int:
-    """Return the bytes of all recurrent states, for any number of tokens; by default in float32."""
+def state_bytes(config: ModelConfig, *, bytes_per_value: int = 4) -> int:
+    """Return the bytes of a sequence's recurrent states, for any number of tokens; by default in float32."""
     mixers = mixers_of_blocks(config)
     shapes = [shape for block in config.block_uses for shape in mixers[block].state_shapes(config)]
-    return sum(map(prod, shapes)) * batch_size * bytes_per_value
+    return sum(map(prod, shapes)) * bytes_per_value
 
 
 def count(config: ModelConfig, bytes_per_value: int) -> Counts:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -93,6 +94,15 @@ def check_kind(key: str, value: Any, kind: Kind) -> None:
     """Raise `ValueError` for a value that is not of its kind."""
     if not kind.accepts(value):
         raise ValueError(f"{key}={as_typed(value)} must be {kind.words}{suffix_hint(value)}")
+
+
+@contextmanager
+def prefixed(setting: str) -> Iterator[None]:
+    """Let each `ValueError` of this context begin with the setting that it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
 
 
 def as_typed(value: Any) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from slm.runtime.files import write_json
+from slm.runtime.settings import prefixed
 from slm.scaling.matching import MIN_SIZES, SAME_SIZE
 from slm.scaling.power import Advice, Comparison, PairedDesign, UnpairedDesigns, plan
 from slm.scaling.power import Design as FamilyDesign
@@ -187,10 +188,8 @@ def _family_design(cells: Sequence[Cell], size: str, assume: Mapping[str, Any], 
     noise = assume["sigma"] * (inflation if any(cell.trunk for cell in cells) else 1)
     misfit = assume["own_misfit"] * inflation
     law, params = assume["law"], assume["params"]
-    try:
+    with prefixed(f"sweep.assume.law={law}, sweep.assume.params={params}"):
         planned = plan(columns, law=law, params=params, sigma=noise, misfit=misfit, seeds=num_seeds)
-    except ValueError as error:
-        raise ValueError(f"sweep.assume.law={law}, sweep.assume.params={params}: {error}") from None
     if inflation == 1:
         return planned
     return replace(planned, num_groups=num_shapes + 2 * (len(planned.law.variables) - 1))

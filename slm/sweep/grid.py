@@ -83,27 +83,21 @@ def make_plan(design: Design) -> Plan:
     return Plan(cache_dir, [recipe.config for recipe in recipes], cells, notes)
 
 
-@dataclass(frozen=True)
-class SizeInReach:
-    """The size that takes the place of a requested one, and the families that cannot reach the requested one."""
+Sizes = dict[tuple[float, float | None], tuple[float, tuple[str, ...]]]
+"""(requested size, aspect) -> the size that takes its place, and the families that cannot reach the requested one.
 
-    size: float
-    out_of_reach: tuple[str, ...] = ()
-
-
-Sizes = Mapping[tuple[float, float | None], SizeInReach]
-"""(requested size, aspect) -> size; the aspect is None if every family has its own."""
+The aspect is None if every family has its own."""
 
 
 def _sizes_in_reach(design: Design, recipes: Sequence[Recipe]) -> Sizes:
     """The nearest size that all families can reach, for each requested size; the requested one if there is none."""
-    sizes: dict[tuple[float, float | None], SizeInReach] = {}
+    sizes: Sizes = {}
     may_replace = design.grid["out_of_reach"] == "replace"
     for target, aspect in product(design.grid["sizes"] or [], design.grid["aspects"] or [None]):
         families = {recipe.family: partial(_solve, design.grid, recipe, aspect) for recipe in recipes}
         failing = tuple(name for name, family in families.items() if may_replace and not has_shape(family, target))
         common = nearest_common_size(list(families.values()), target) if failing else target
-        sizes[target, aspect] = SizeInReach(target) if common in (None, target) else SizeInReach(common, failing)
+        sizes[target, aspect] = (target, ()) if common in (None, target) else (common, failing)
     return sizes
 
 
@@ -113,9 +107,9 @@ def _solve(grid: Mapping[str, Any], recipe: Recipe, aspect: float | None, target
 
 def _describe_replacements(sizes: Sizes) -> list[str]:
     replaced = [
-        f"{target:,.0f} by {found.size:,.0f} ({join_names(found.out_of_reach)} cannot reach it)"
-        for (target, _), found in sizes.items()
-        if found.out_of_reach
+        f"{target:,.0f} by {size:,.0f} ({join_names(out_of_reach)} cannot reach it)"
+        for (target, _), (size, out_of_reach) in sizes.items()
+        if out_of_reach
     ]
     return [f"Sizes replaced by the nearest that all families can reach: {'; '.join(replaced)}."] if replaced else []
 
@@ -142,8 +136,7 @@ def _check_no_other_budget(recipe: Recipe) -> None:
 
 def _shape_requests(design: Design, recipe: Recipe, sizes: Sizes) -> Iterator[ShapeRequest]:
     grid = design.grid
-    for (_, aspect), in_reach in sizes.items():
-        target = in_reach.size
+    for (_, aspect), (target, _) in sizes.items():
         label = f"{target:g}-aspect{aspect or recipe.default_aspect:g}"
         yield ShapeRequest(label, partial(_solve, grid, recipe, aspect, target), target)
     shapes = [tuple(map(int, shape.split("x"))) for shape in grid["shapes"] or []]

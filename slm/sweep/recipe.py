@@ -26,7 +26,7 @@ from slm.model.config import ModelConfig
 from slm.runtime.address import local_folder, named, split_revision
 from slm.runtime.command_line import in_quotes
 from slm.runtime.extensions import loaded_extensions
-from slm.runtime.settings import plain_settings
+from slm.runtime.settings import plain_settings, prefixed
 
 
 class Recipe:
@@ -99,27 +99,22 @@ def check_inputs(config: DictConfig, setting: str) -> None:
 
     The message begins with `setting`.
     """
-    if OmegaConf.select(config, "data.source") == MIX:
-        data: Any = OmegaConf.to_container(config.data, resolve=True)
-        try:
+    with prefixed(setting):
+        if OmegaConf.select(config, "data.source") == MIX:
+            data: Any = OmegaConf.to_container(config.data, resolve=True)
             check_sources(expand_sources({"data": data})["data"], {"kind": "bytes"})  # the tokenizer is checked below
-        except ValueError as error:
-            raise ValueError(f"{setting}: {error}") from None
-    for key in ("paths", "val_paths"):
-        if paths := OmegaConf.select(config, f"data.{key}", throw_on_missing=False):
-            text_files(paths if isinstance(paths, str) else list(paths), f"{setting}: data.{key}")
-    if tasks := OmegaConf.select(config, "train.eval_tasks"):
-        read_tasks(tasks, f"{setting}: train.eval_tasks", OmegaConf.select(config, "train.eval_task_limit"))
-    if teacher := OmegaConf.select(config, "distill.teacher", throw_on_missing=False):
-        with named(f"{setting}: distill.teacher"):
-            local_folder(*split_revision(str(teacher)))
-    if OmegaConf.select(config, "tokenizer.kind") == "file":
-        tokenizer: Any = OmegaConf.to_container(config.tokenizer)
-        try:
+        for key in ("paths", "val_paths"):
+            if paths := OmegaConf.select(config, f"data.{key}", throw_on_missing=False):
+                text_files(paths if isinstance(paths, str) else list(paths), f"data.{key}")
+        if tasks := OmegaConf.select(config, "train.eval_tasks"):
+            read_tasks(tasks, "train.eval_tasks", OmegaConf.select(config, "train.eval_task_limit"))
+        if teacher := OmegaConf.select(config, "distill.teacher", throw_on_missing=False):
+            with named("distill.teacher"):
+                local_folder(*split_revision(str(teacher)))
+        if OmegaConf.select(config, "tokenizer.kind") == "file":
+            tokenizer: Any = OmegaConf.to_container(config.tokenizer)
             if not is_on_hub(tokenizer):
                 plan_tokenizer(tokenizer)
-        except ValueError as error:
-            raise ValueError(f"{setting}: {error}") from None
 
 
 def composed(name: str, overrides: Sequence[str]) -> DictConfig:

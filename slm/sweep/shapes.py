@@ -8,7 +8,9 @@ is chosen: |ln(aspect / target aspect)| + |ln(feed-forward width / width under t
 """
 
 import dataclasses
+import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -133,30 +135,21 @@ def _widths(recipe: Recipe, target: float, aspect: float, size: Size) -> Iterato
     """Widths for which some allowed depth may meet the target. N grows with width and depth."""
     # The feed-forward width can change N by less than the factor 1 +- FFN_SLACK.
     min_params, max_params = target / (1 + FFN_SLACK), target / (1 - FFN_SLACK)
-    # Bisect for the smallest width whose deepest shape has `min_params` parameters. `low` and `high` count width steps.
-    low, high = 0, 1
-    while not _reaches(recipe, high, min_params, aspect, size):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _reaches(recipe, middle, min_params, aspect, size):
-            high = middle
-        else:
-            low = middle
-    width = high * recipe.width_step
-    while True:
+
+    def is_enough(width_steps: int) -> bool:  # whether the deepest shape has `min_params` parameters
+        width = width_steps * recipe.width_step
+        depths = _depths(recipe, width, aspect)
+        return bool(depths) and count_params(recipe.shape(width, depths[-1]), size) >= min_params
+
+    high = 1
+    while not is_enough(high):
+        high *= 2
+    smallest = bisect_left(range(high), True, lo=high // 2 + 1, key=is_enough)
+    for width in itertools.count(smallest * recipe.width_step, recipe.width_step):
         depths = _depths(recipe, width, aspect)
         if depths and count_params(recipe.shape(width, depths[0]), size) > max_params:  # of the shallowest shape
             return
         yield width
-        width += recipe.width_step
-
-
-def _reaches(recipe: Recipe, width_steps: int, target: float, aspect: float, size: Size) -> bool:
-    """Whether the deepest allowed shape of a width has `target` parameters or more."""
-    width = width_steps * recipe.width_step
-    depths = _depths(recipe, width, aspect)
-    return bool(depths) and count_params(recipe.shape(width, depths[-1]), size) >= target
 
 
 def _depths(recipe: Recipe, width: int, aspect: float) -> range:

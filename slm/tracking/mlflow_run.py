@@ -14,6 +14,7 @@ from slm.runtime.files import write_atomically
 from slm.runtime.progress import say
 from slm.runtime.settings import flatten
 from slm.runtime.words import is_number
+from slm.tracking.trackers import Tracker
 from slm.tracking.wandb_run import Record
 
 RUN_ID = Path("mlflow", "run_id")
@@ -56,11 +57,11 @@ def check_mlflow(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"logger.tracking_uri={uri} must be sqlite:///FILE or the http(s):// address of a server")
 
 
-class MlflowRun:
-    """The MLflow run of a directory: a new one, or the one under which the directory was logged before.
+class MlflowTracker(Tracker):
+    """Writes the MLflow run of a directory: a new one, or the one under which the directory was logged before.
 
-    `last_step` is the last step of a row that it had at the start, or -1. Training goes on if a server stops answering:
-    the first failure is reported, and nothing more is logged.
+    `last_step` is the last step of a row that it had at the start, or -1; rows up to it are not logged again. Training
+    goes on if a server stops answering: the first failure is reported, and nothing more is logged.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], *, name: str, settings: Mapping[str, Any]) -> None:
@@ -111,16 +112,12 @@ class MlflowRun:
             self.client.log_batch(run_id, params=params[start : start + MAX_BATCH])
         return run_id
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log numbers at a step."""
-        from mlflow.entities import Metric
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step > self.last_step:
+            self._log_numbers(metrics, step)
 
-        now = int(time.time() * 1000)
-        self._send("log_batch", [Metric(_name(name), float(value), now, step) for name, value in metrics.items()])
-
-    def log_text(self, text: str, name: str) -> None:
-        """Store a text as the file `name`."""
-        self._send("log_text", text, name)
+    def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
+        self._send("log_text", prompt + text, f"samples/step-{step:06d}.txt")
 
     def log_files(self, files: Sequence[Path], folder: Path) -> None:
         """Store the files under their paths in `folder`."""
@@ -128,17 +125,20 @@ class MlflowRun:
             parent = path.relative_to(folder).parent.as_posix()
             self._send("log_artifact", str(path), None if parent == "." else parent)
 
-    def set_summary(self, summary: Mapping[str, Any]) -> None:
-        """Log the numbers of a summary as metrics and its texts as tags, and store all of it in summary.json."""
-        self.log({key: x for key, x in summary.items() if is_number(x)}, max(0, self.last_step))
+    def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
+        """Log the numbers of a summary as metrics and its texts as tags, store all of it in summary.json, and close."""
+        self._log_numbers({key: x for key, x in summary.items() if is_number(x)}, max(0, self.last_step))
         self._send("log_dict", dict(summary), "summary.json")
         for key, value in summary.items():
             if isinstance(value, str):
                 self._send("set_tag", _name(key), value[:MAX_TEXT])
-
-    def finish(self, *, succeeded: bool) -> None:
-        """Close the run."""
         self._send("set_terminated", "FINISHED" if succeeded else "FAILED")
+
+    def _log_numbers(self, numbers: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._send("log_batch", [Metric(_name(name), float(value), now, step) for name, value in numbers.items()])
 
     def _send(self, method: str, *arguments: Any) -> None:
         if self._is_lost:
@@ -153,10 +153,9 @@ class MlflowRun:
 def record_in_mlflow(record: Record) -> None:
     """Log the summary and the files of a record as one run; a repeated record is the same run."""
     settings = {**record.config["logger"], "job_type": record.kind}
-    run = MlflowRun(record.folder, record.settings, name=record.name, settings=settings)
-    run.set_summary(record.summary)
+    run = MlflowTracker(record.folder, record.settings, name=record.name, settings=settings)
     run.log_files(record.files, record.folder)
-    run.finish(succeeded=True)
+    run.finish(record.summary, succeeded=True)
 
 
 def _name(key: str) -> str:

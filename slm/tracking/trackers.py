@@ -3,13 +3,11 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from slm.runtime.files import write_atomically
-from slm.tracking.mlflow_run import MlflowRun, check_mlflow
-from slm.tracking.wandb_run import check_wandb, start_run
+from slm.tracking.wandb_run import start_run
 
 
 class Tracker:
@@ -103,46 +101,3 @@ class TensorBoardTracker(Tracker):
 
     def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
         self.writer.close()
-
-
-class MlflowTracker(Tracker):
-    """Writes one MLflow run. A continued run keeps its id, and does not log again the steps that it has."""
-
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        self.run = MlflowRun(folder, config, name=config["name"], settings=config["logger"])
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step > self.run.last_step:
-            self.run.log(metrics, step)
-
-    def log_sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
-        self.run.log_text(prompt + text, f"samples/step-{step:06d}.txt")
-
-    def finish(self, summary: Mapping[str, Any], *, succeeded: bool) -> None:
-        self.run.set_summary(summary)
-        self.run.finish(succeeded=succeeded)
-
-
-def check_logger(settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for `logger` settings that cannot work on this machine. Opens and writes nothing."""
-    if settings["wandb"]:
-        check_wandb(settings)
-    if settings["tensorboard"] and find_spec("tensorboard") is None:
-        raise ValueError("logger=tensorboard needs tensorboard: pip install 'slm[tensorboard]'")
-    if settings.get("mlflow"):  # configs of older runs lack the key
-        check_mlflow(settings)
-
-
-def open_trackers(
-    folder: Path, config: Mapping[str, Any], *, columns: Sequence[str], resume_step: int = 0
-) -> list[Tracker]:
-    """Open the trackers that `config["logger"]` selects for the run directory `folder`; metrics.csv has `columns`."""
-    settings = config["logger"]
-    trackers: list[Tracker] = [CsvTracker(folder / "metrics.csv", columns, resume_step=resume_step)]
-    if settings["wandb"]:
-        trackers.append(WandbTracker(folder, config))
-    if settings["tensorboard"]:
-        trackers.append(TensorBoardTracker(folder, resume_step=resume_step))
-    if settings.get("mlflow"):
-        trackers.append(MlflowTracker(folder, config))
-    return trackers

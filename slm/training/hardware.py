@@ -1,6 +1,7 @@
 """The devices and the precision of a run: what the config group `trainer` means on this machine."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,6 +56,14 @@ class Hardware:
     def device_name(self) -> str:
         """Name of the processor."""
         return device_name(self.accelerator)
+
+
+def autocast(device: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Return the context of a pass with matmuls in `dtype`; None stands for the dtype of the weights.
+
+    It is Lightning's, without autocast's cache: in another context, compiled blocks would be compiled again.
+    """
+    return torch.autocast(device, dtype, cache_enabled=False) if dtype else nullcontext()
 
 
 def resolve_hardware(trainer: Mapping[str, Any]) -> Hardware:

@@ -8,7 +8,7 @@ shape is in config.yaml, the tokenizer in the cache, and what was known of the i
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,6 @@ from slm.training.run_directory import RunDirectory
 KEY = "init_from"
 CHANGEABLE = ("max_position_embeddings", "rope_theta")
 """Fields that a run may change, for a longer context: no tensor depends on them, unless positions are learned."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Initial:
-    """The checkpoint from whose weights a run starts."""
-
-    record: Mapping[str, Any]
-    """What result.json says of it: `checkpoint` as given, `revision`, `fingerprint` of the weights, `tokens_before`."""
-
-    @property
-    def line(self) -> str:
-        """Describe it for the plan."""
-        tokens = self.record["tokens_before"]
-        seen = "" if tokens is None else f", after {tokens:,} tokens"
-        return f"weights      of {self.record['checkpoint']} (fingerprint {self.record['fingerprint']}{seen})"
 
 
 def complete_settings(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -91,21 +76,23 @@ def tokenizer_source(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"kind": "file", "path": str(folder / tokenizer["name"]), "revision": None}
 
 
-def find_initial(settings: Mapping[str, Any]) -> Initial | None:
-    """Return the checkpoint whose weights a run starts from; None if it starts from random ones."""
+def find_initial(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what result.json says of the checkpoint whose weights a run starts from; None for random weights.
+
+    `checkpoint` is as given; also its `revision`, the `fingerprint` of the weights, `tokens_before` and `vocab`.
+    """
     if settings.get(KEY) is None:
         return None
     if _stored_settings(settings) is not None:
-        return Initial(record=RunDirectory(settings["output_dir"]).corpus()[KEY])
+        return dict(RunDirectory(settings["output_dir"]).corpus()[KEY])
     provenance, _ = inspect(KEY, settings[KEY])
-    record = {
+    return {
         "checkpoint": settings[KEY],
         "revision": provenance.revision,
         "fingerprint": provenance.fingerprint,
         "tokens_before": _tokens_before(provenance),
         "vocab": settings["init_vocab"],
     }
-    return Initial(record=record)
 
 
 def load_initial(decoder: Decoder, settings: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:

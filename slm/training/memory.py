@@ -8,7 +8,6 @@ the estimate is an upper bound. If a pass turns out not to fit, `speed.py` halve
 import math
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from slm.model.decoder import Decoder
 from slm.model.empty import empty_decoder
 from slm.model.quantised import round_in_training
 from slm.training.distillation import Teacher, TeacherPlan
+from slm.training.hardware import autocast
 
 DEFAULT_TOKENS = {"cpu": 8192, "cuda": 32768, "mps": 8192}
 """Maximum tokens per forward pass if `trainer.micro_batch_tokens` is null. More do not make matmuls faster."""
@@ -100,7 +100,6 @@ def activation_bytes(
     and inputs, and a `teacher` its activations. Nothing is computed, so the device needs no memory. It must be present,
     because its kernels are asked for the shapes of their results.
     """
-    precision = partial(torch.autocast, device, autocast_dtype, cache_enabled=False) if autocast_dtype else nullcontext
     decoder = empty_decoder(model)
     decoder.activation_checkpointing = activation_checkpointing
     with FakeTensorMode():
@@ -116,7 +115,7 @@ def activation_bytes(
         tokens = torch.zeros(size, length, dtype=torch.int64, device=device)
         documents = tokens if document_masking else None
         with LiveBytes() as live:
-            with precision():
+            with autocast(device, autocast_dtype):
                 soft = fake_teacher.soft_targets(tokens, documents) if fake_teacher else None
                 loss = decoder.loss(tokens, tokens, documents, None, soft)
             loss.flatten()[0].backward()

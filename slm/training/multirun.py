@@ -1,6 +1,5 @@
 """What `train.py -m` prints around its runs: `2/4  model=tiny_ls seed=1` before each, and a table after the last."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -12,6 +11,7 @@ from hydra.core.override_parser.types import ValueType
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from slm.runtime.files import read_json_object
 from slm.runtime.words import NO_VALUE, duration, exact_count, is_number, plural, shortlist
 
 WIDTH = 160
@@ -57,13 +57,8 @@ class MultirunDisplay(Callback):
 
     def results(self) -> dict[int, Mapping[str, Any]]:
         """Number -> result.json of each run that has one."""
-        found = {}
-        for number in self.numbers():
-            try:
-                found[number] = json.loads((self.run_folder(number) / "result.json").read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
-        return found
+        found = {number: read_json_object(self.run_folder(number) / "result.json") for number in self.numbers()}
+        return {number: result for number, result in found.items() if result}
 
     def run_folder(self, number: int) -> Path:
         """The directory of a run. Another process may have started it, in the folder of conf/train.yaml."""

@@ -24,7 +24,7 @@ from slm.training import memory
 from slm.training.branching import Branch, find_branch
 from slm.training.distillation import TeacherPlan, find_teacher
 from slm.training.hardware import Hardware
-from slm.training.initial import Initial, find_initial
+from slm.training.initial import find_initial
 from slm.training.parametrization import Rules, make_rules, with_multipliers
 from slm.training.run_directory import RunDirectory
 
@@ -50,8 +50,8 @@ class Plan:
     passes: memory.Passes
     branch: Branch | None
     """None for a run that starts at step 0 or at a checkpoint of its own."""
-    initial: Initial | None = None
-    """The checkpoint of `init_from`; None for a run that starts from random weights."""
+    initial: Mapping[str, Any] | None = None
+    """The checkpoint of `init_from` (`find_initial`); None for a run that starts from random weights."""
     teacher: TeacherPlan | None = None
     """The teacher of a distilled run."""
 
@@ -222,8 +222,9 @@ def plan_lines(plan: Plan) -> list[str]:
         lines.append(f"WARNING      the run is on the CPU, but {why}")
     if plan.teacher:
         lines.append(plan.teacher.line(length, plan.token_flops))
-    if plan.initial:
-        lines.append(plan.initial.line)
+    if initial := plan.initial:
+        seen = "" if initial["tokens_before"] is None else f", after {initial['tokens_before']:,} tokens"
+        lines.append(f"weights      of {initial['checkpoint']} (fingerprint {initial['fingerprint']}{seen})")
     if branch := plan.branch:
         lines.append(f"branching    from step {branch.step} of {branch.trunk_name} ({branch.checkpoint})")
     return lines

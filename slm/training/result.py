@@ -48,7 +48,7 @@ def make_result(plan: Plan, corpus: Corpus, journal: Journal, *, step: int, sign
         **({} if journal.scored_tokens is None else {"scored_tokens": journal.scored_tokens}),
         "branched_from": journal.branched_from,
         "distill": plan.teacher.record(plan.sequence_length) if plan.teacher else None,
-        "init_from": plan.initial.record if plan.initial else None,
+        "init_from": plan.initial,
         "quantize": plan.settings.get("quantize"),
         "steps": step,
         "planned_steps": plan.steps,

@@ -78,7 +78,7 @@ def train(plan: Plan) -> dict[str, Any]:
     if tasks:
         corpus_facts["tasks"] = digest([[task.name, list(task.records)] for task in tasks])
     if plan.initial is not None:
-        corpus_facts["init_from"] = plan.initial.record
+        corpus_facts["init_from"] = plan.initial
     if corpus.holds_conversations:
         corpus_facts["documents"] = corpus.documents_fingerprint
     if corpus.sources:

@@ -3,8 +3,6 @@
 import re
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from slm.runtime.files import read_json_object, write_json
 from slm.runtime.machine import peak_memory_bytes, synchronize
 from slm.runtime.words import duration
 from slm.training.distillation import Teacher
-from slm.training.hardware import Hardware
+from slm.training.hardware import Hardware, autocast
 from slm.training.journal import Journal
 from slm.training.module import LanguageModel
 from slm.training.plan import Plan, with_smaller_passes
@@ -173,9 +171,6 @@ def measure_speed(decoder: Decoder, plan: Plan, teacher: Teacher | None = None) 
     rng = torch.Generator().manual_seed(0)
     shape = (plan.micro_batch_size, plan.sequence_length + 1)
     tokens = torch.randint(plan.model.vocab_size, shape, generator=rng).to(device)
-    # Without autocast's cache, as in Lightning: with the cache, blocks would be compiled again for the first step.
-    autocast = partial(torch.autocast, device.type, hardware.matmul_dtype, cache_enabled=False)
-    precision = autocast if hardware.precision.endswith("-mixed") else nullcontext
     # Masked as in training, so that blocks are compiled only once. The time does not depend on where documents begin.
     documents = torch.zeros_like(tokens[:, :-1]) if plan.document_masking else None
     scale = torch.ones((), device=device) if hardware.precision == "16-mixed" else None
@@ -188,7 +183,7 @@ def measure_speed(decoder: Decoder, plan: Plan, teacher: Teacher | None = None) 
 
     def time_pass() -> float:
         start = time.perf_counter()
-        with precision():
+        with autocast(device.type, hardware.autocast_dtype):
             soft = teacher.soft_targets(tokens[:, :-1], documents) if teacher else None
             loss = decoder.loss(tokens[:, :-1], tokens[:, 1:], documents, scale, soft)
         loss.flatten()[0].backward()
@@ -219,12 +214,10 @@ def training_step(plan: Plan, module: LanguageModel | None = None) -> Callable[[
     shape = (plan.micro_batch_size, plan.sequence_length + 1)
     rng = torch.Generator().manual_seed(0)
     tokens = torch.randint(min(1000, plan.model.vocab_size), shape, generator=rng).to(device)
-    autocast = partial(torch.autocast, device.type, hardware.matmul_dtype, cache_enabled=False)
-    precision = autocast if hardware.precision.endswith("-mixed") else nullcontext
 
     def take_step() -> Tensor:
         for _ in range(plan.accumulation):
-            with precision():
+            with autocast(device.type, hardware.autocast_dtype):
                 loss = module.training_step(tokens, 0)
             (loss / plan.accumulation).backward()
         module.on_before_optimizer_step(optimizer)

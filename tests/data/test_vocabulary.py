@@ -29,7 +29,7 @@ def test_bytes_are_their_own_ids():
 
 
 def test_byte_characters_are_those_of_the_tokenizers_library():
-    assert set(byte_tokenizer()._vocabulary) == {*pre_tokenizers.ByteLevel.alphabet(), "<|endoftext|>"}
+    assert set(byte_tokenizer().vocabulary) == {*pre_tokenizers.ByteLevel.alphabet(), "<|endoftext|>"}
 
 
 def test_the_first_merge_is_the_most_frequent_pair_of_bytes():
@@ -39,7 +39,7 @@ def test_the_first_merge_is_the_most_frequent_pair_of_bytes():
         for word in text.replace(" ", " |").split("|"):  # each word with the space before it
             pairs.update(pairwise(word))
     expected, _ = pairs.most_common(1)[0]
-    merges = json.loads(train(texts, vocab_size=258)._content)["model"]["merges"]
+    merges = json.loads(train(texts, vocab_size=258).content)["model"]["merges"]
     assert merges == [list(expected)]
 
 

@@ -20,7 +20,7 @@ def test_streamed_pieces_join_to_the_text_and_never_show_half_a_character(before
 
 
 def test_a_prompt_begins_as_the_tokenizers_own_rule_says_and_an_empty_one_with_the_mark_of_a_new_text() -> None:
-    end, content = "<|endoftext|>", TOKENIZER._content
+    end, content = "<|endoftext|>", TOKENIZER.content
     marked = Tokenizer("marked", content, bos=end, eos=end, adds_bos=True)
     assert prompt_ids(TOKENIZER, "ab") == [97, 98]
     assert prompt_ids(TOKENIZER, "") == [256]

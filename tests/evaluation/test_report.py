@@ -17,9 +17,9 @@ from slm.evaluation.report.quality import quality_section
 from slm.evaluation.report.results import (
     Results,
     average,
-    differ_significantly,
     difference_error,
     family_of,
+    is_significant,
     unique_labels,
 )
 from slm.evaluation.report.rows import rows, to_csv
@@ -140,7 +140,7 @@ def test_tasks_without_a_text_make_the_csv_a_table_whose_target_is_a_task(tmp_pa
     assert set(table.frame["tokens"]) == {20_000_000}
 
 
-def test_a_second_measure_has_columns_of_its_own_and_two_texts_of_one_name_stay_differ_significantly() -> None:
+def test_a_second_measure_has_columns_of_its_own_and_two_texts_of_one_name_stay_separate() -> None:
     other = score(3.0) | {"data_fingerprint": "0" * 16}
     entries = scored(a=score(3.5), b=other)
     made = rows(Results(entries))
@@ -172,9 +172,9 @@ def test_errors_of_averages_and_differences_are_those_of_many_simulated_evaluati
     assert se == pytest.approx(drawn.std(), rel=0.02)
     assert difference_error(0.3, 0.4) == pytest.approx(0.5)
     assert difference_error(0.3, None) is None
-    assert differ_significantly((1.0, 0.3), (2.01, 0.4))
-    assert differ_significantly((1.0, 0.3), (1.99, 0.4)) is False
-    assert differ_significantly((1.0, None), (9.0, 0.1)) is None
+    assert is_significant(1.01, 0.5)
+    assert is_significant(-0.99, 0.5) is False
+    assert is_significant(8.0, None) is None
 
 
 def test_gains_between_sizes_have_propagated_errors() -> None:

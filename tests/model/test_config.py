@@ -121,7 +121,7 @@ def test_6n_flops_are_six_times_all_parameters() -> None:
 def test_cache_bytes_equal_those_of_a_real_cache(sharing: str) -> None:
     config = ModelConfig(**SMALL, layer_sharing=sharing, num_repeats=1 if sharing == "none" else 2)
     cache = KVCache(config, batch_size=3, max_length=10, dtype=torch.bfloat16)
-    assert kv_cache_bytes(config, 10, batch_size=3) == cache.nbytes
+    assert 3 * kv_cache_bytes(config, 10) == cache.nbytes
 
 
 @pytest.mark.parametrize(("sharing", "uses"), ORDERS.items())

@@ -179,7 +179,7 @@ def test_the_memory_of_a_sliding_decoder_ends_with_its_window() -> None:
 @pytest.mark.parametrize("length", [1, 6, 17, 18, 40])
 def test_bytes_of_cache_and_state_equal_those_of_a_real_cache(config: ModelConfig, length: int) -> None:
     cache = KVCache(config, batch_size=3, max_length=length)
-    expected = kv_cache_bytes(config, length, batch_size=3, bytes_per_value=4) + state_bytes(config, batch_size=3)
+    expected = 3 * (kv_cache_bytes(config, length, bytes_per_value=4) + state_bytes(config))
     assert expected == cache.nbytes
 
 

@@ -214,7 +214,7 @@ def test_a_new_vocabulary_keeps_the_rows_of_tokens_that_both_have(
 
 def test_rows_are_matched_by_the_text_of_tokens_and_the_others_are_the_mean() -> None:
     old = byte_tokenizer()
-    content = json.loads(old._content)
+    content = json.loads(old.content)
     ids = content["model"]["vocab"]
     content["model"]["vocab"] = {token: (number + 7) % 256 for token, number in ids.items() if number < 256}
     content["model"]["vocab"]["new"] = 256

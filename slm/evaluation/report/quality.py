@@ -8,7 +8,7 @@ errors are combined as if they were independent, and the report says so.
 import math
 from collections.abc import Sequence
 from itertools import combinations, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -150,6 +150,11 @@ class Difference(NamedTuple):
     error: Error
 
     @property
+    def text(self) -> str:
+        """The difference with its error."""
+        return words.with_error(self.value, self.error.se, 2)
+
+    @property
     def is_significant(self) -> bool | None:
         """Whether the difference is larger than two standard errors; None if there is no error."""
         return is_significant(self.value, self.error.se)
@@ -230,6 +235,13 @@ def rank_checkpoints(results: Results, measure: Measure | None) -> list[tuple[En
     return sorted(results.scores_under(measure), key=lambda row: float(row[1][metric]))
 
 
+def pairs_to_compare(ranking: Sequence[Any]) -> tuple[list[tuple[Any, Any]], str]:
+    """Return pairs of a ranking, the better one first, and a remark for the report if these are not all pairs."""
+    if len(ranking) > MAX_CHECKPOINTS:
+        return list(pairwise(ranking)), " Neighbours in rank only."
+    return list(combinations(ranking, 2)), ""
+
+
 def _differences(first: Entry, second: Entry) -> dict[str, Difference]:
     """Return the differences in bits per byte, and in loss if both checkpoints cut the text into the same tokens."""
     targets = ["bits_per_byte"]
@@ -241,12 +253,8 @@ def _differences(first: Entry, second: Entry) -> dict[str, Difference]:
 
 def _differences_table(results: Results, measure: Measure) -> str:
     """Return a table of pairs of checkpoints, the better one first; empty if no pair is comparable."""
-    ranking, metric = rank_checkpoints(results, measure), results.metric_for(measure)
-    title = "**Differences**, A - B: below zero, A is better."
-    candidates = list(combinations(ranking, 2))
-    if len(ranking) > MAX_CHECKPOINTS:
-        title += " Neighbours in rank only."
-        candidates = list(pairwise(ranking))
+    candidates, remark = pairs_to_compare(rank_checkpoints(results, measure))
+    metric = results.metric_for(measure)
     pairs = []
     for (a, a_score), (b, b_score) in candidates:
         if has_same_extent((a_score, b_score)):
@@ -259,14 +267,10 @@ def _differences_table(results: Results, measure: Measure) -> str:
     significance = significance_texts([differences[metric] for _, _, differences in pairs])
     rows = []
     for (a_name, b_name, differences), significance_text in zip(pairs, significance, strict=True):
-        values = [_difference_text(differences.get(name)) for name in metrics]
+        values = [differences[name].text if name in differences else words.NO_VALUE for name in metrics]
         rows.append([a_name, b_name, *values, _error_text(differences[metric].error), significance_text])
     header = ["A", "B", *(words.TARGET_NAMES[name] for name in metrics), "error", "beyond 2 se"]
-    return f"{title}\n\n{table(header, rows)}"
-
-
-def _difference_text(difference: Difference | None) -> str:
-    return words.with_error(difference.value, difference.error.se, 2) if difference else words.NO_VALUE
+    return f"**Differences**, A - B: below zero, A is better.{remark}\n\n{table(header, rows)}"
 
 
 def _error_text(error: Error) -> str:

@@ -45,13 +45,9 @@ def _row(entry: Entry, base: Entry, results: Results) -> list[str]:
     cells = [name_of(entry)]
     for target in ("bits_per_byte", "loss"):
         is_known = has_same_extent(scores) and all(words.is_number(score.get(target)) for score in scores)
-        difference = compare(scores[0], scores[1], target) if is_known else None
-        cells.append(words.with_error(difference.value, difference.error.se, 2) if difference else words.NO_VALUE)
-    if common := common_tasks([entry, base]):
-        tasks = compare_tasks(entry, base, common)
-        cells.append(words.with_error(tasks.value, tasks.error.se, 2))
-    else:
-        cells.append(words.NO_VALUE)
+        cells.append(compare(scores[0], scores[1], target).text if is_known else words.NO_VALUE)
+    common = common_tasks([entry, base])
+    cells.append(compare_tasks(entry, base, common).text if common else words.NO_VALUE)
     size = number(entry, "model_bytes")
     cells += [_ratio(size and 8 * size, number(entry, "params_total")), _ratio(size, number(base, "model_bytes"))]
     rates = [number(of["speed"], "decode_tokens_per_second") for of in (entry, base)]

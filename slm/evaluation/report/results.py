@@ -205,12 +205,6 @@ def is_significant(difference: float, se: float | None) -> bool | None:
     return None if se is None else abs(difference) > SIGNIFICANT_ERRORS * se
 
 
-def differ_significantly(first: tuple[float, float | None], second: tuple[float, float | None]) -> bool | None:
-    """Whether two independent values, each given with its error, differ significantly; None if an error is unknown."""
-    (first_value, first_error), (second_value, second_error) = first, second
-    return is_significant(first_value - second_value, difference_error(first_error, second_error))
-
-
 def training_caveats(entry: Entry, results: Mapping[str, Entry], unit: str) -> list[str]:
     """Return a warning for each text or task in `results` that was partly in the training data of the checkpoint."""
     return [

@@ -6,12 +6,11 @@ Notable: differences between checkpoints that answered the same items have *pair
 
 import math
 from collections.abc import Sequence
-from itertools import combinations, pairwise
 
 import numpy as np
 
 from slm.evaluation.bootstrap import influence_error, influences
-from slm.evaluation.report.quality import MAX_CHECKPOINTS, Difference, Error, significance_texts
+from slm.evaluation.report.quality import Difference, Error, pairs_to_compare, significance_texts
 from slm.evaluation.report.results import (
     Entry,
     Results,
@@ -197,17 +196,15 @@ def _differences_table(entries: list[Entry], common: list[str]) -> str:
         return ""
     sign = 1 if metric == "bits_per_byte" else -1
     ranking = sorted(with_tasks, key=lambda entry: sign * average(entry, common, metric)[0])
-    pairs = list(combinations(ranking, 2) if len(ranking) <= MAX_CHECKPOINTS else pairwise(ranking))
-    title = f"**Differences**, A - B. A has the {'lower bits per byte' if sign > 0 else 'higher value'}."
-    if len(ranking) > MAX_CHECKPOINTS:
-        title += " Neighbours in rank only."
+    pairs, remark = pairs_to_compare(ranking)
+    title = f"**Differences**, A - B. A has the {'lower bits per byte' if sign > 0 else 'higher value'}.{remark}"
     of_tasks = escape_markdown(common[0]) if len(common) == 1 else f"average of {len(common)}"
     columns = [[name_of(a) for a, _ in pairs], [name_of(b) for _, b in pairs]]
     header = ["A", "B"]
     for name, name_words in (("value", of_tasks), ("bits_per_byte", f"bits per byte, {of_tasks}")):
         if name in ("value", metric):
             differences = [compare_tasks(a, b, common, name) for a, b in pairs]
-            columns.append([with_error(of.value, of.error.se, 2) for of in differences])
+            columns.append([difference.text for difference in differences])
             columns.append(significance_texts(differences))
             header += [name_words, "beyond 2 se"]
     columns.append([f"independent: {of.error.reason}" if of.error.reason else "paired" for of in differences])

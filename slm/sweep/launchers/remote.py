@@ -8,7 +8,6 @@ If a master (process of sweep.py) is killed while it submits a job, the next mas
 submission waits for the lock of the first (`slm/sweep/job.py`), and then finds the run completed or continues it.
 """
 
-import json
 import signal
 import subprocess
 import threading
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from slm.runtime.files import write_json
+from slm.runtime.files import read_json_object, write_json
 from slm.runtime.settings import Kind, check_kind
 from slm.runtime.words import is_number
 from slm.sweep.job import Job, begin, environment_of_a_job, is_running, stop
@@ -109,9 +108,8 @@ class Beats:
 
 def exit_code(folder: Path) -> int | None:
     """The exit code that the job function wrote; None if the function has not ended or was killed."""
-    with suppress(ValueError, KeyError):
-        return int(json.loads(_read(folder / EXIT) or "{}")["code"])
-    return None
+    code: int | None = read_json_object(folder / EXIT).get("code")
+    return code
 
 
 def _read(path: Path) -> str:
