@@ -123,7 +123,8 @@ def test_a_run_trains_for_rounded_weights_and_exports_those_that_are_not_rounded
         windows = [tokens[None, start : start + 33] for start in range(0, len(tokens) - 1, 32)]
         losses.append(torch.cat([decoder.token_losses(w[:, :-1], w[:, 1:])[0] for w in windows]).mean().item())
     assert result["val"]["loss"] == pytest.approx(losses[1], rel=1e-6)
-    assert abs(losses[0] - losses[1]) > 1e-5
+    unrounded_error, rounded_error = (abs(result["val"]["loss"] - loss) for loss in losses)
+    assert rounded_error < unrounded_error / 10  # how much the rounding costs depends on the machine
     with pytest.raises(ValueError, match="quantize is int4 there, None here"):
         train_here(folder, f"init_from={first}", *STARTED)
 
