@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from itertools import groupby
 from math import isqrt
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -178,6 +179,11 @@ class ModelConfig:
             there_and_back = blocks + blocks[::-1]
             return (there_and_back * self.num_repeats)[: len(blocks) * self.num_repeats]  # `num_repeats` passes
         return blocks * self.num_repeats
+
+    @property
+    def block_rows(self) -> tuple[tuple[int, int], ...]:
+        """`block_uses` with the uses of one block in a row as one: (block, how many)."""
+        return tuple((block, len(list(row))) for block, row in groupby(self.block_uses))
 
 
 _NULLABLE = ("num_kv_heads", "head_dim", "attention_multiplier")

@@ -51,11 +51,22 @@ class Block(nn.Module):
         self.mlp_output_norm = make_norm(config) if norms_outputs else nn.Identity()
 
     def forward(
-        self, x_BTD: Tensor, rotary: Rotary | None, memory: Memory | None = None, documents: Any = None
+        self,
+        x_BTD: Tensor,
+        rotary: Rotary | None,
+        memory: Memory | None = None,
+        documents: Any = None,
+        times: int = 1,
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D); see `Mixer.forward`. `documents` is `starts_BT` or, in its place, the block mask."""
-        normed_BTD = self.input_layernorm(x_BTD)
-        return self.add_branches(x_BTD, normed_BTD, self.self_attn(normed_BTD, rotary, memory, documents))
+        """(B, T, D) -> (B, T, D); see `Mixer.forward`. `documents` is `starts_BT` or, in its place, the block mask.
+
+        The block is used `times` times in a row; without a memory if more than once. Compiled, these uses are one
+        function, which converts the weights once and adds up their gradients as it writes them.
+        """
+        for _ in range(times):
+            normed_BTD = self.input_layernorm(x_BTD)
+            x_BTD = self.add_branches(x_BTD, normed_BTD, self.self_attn(normed_BTD, rotary, memory, documents))
+        return x_BTD
 
     def step(self, x_B1D: Tensor, rotary: Rotary | None, *past: Tensor) -> tuple[Tensor, ...]:
         """Return `forward` of one token, then what `Memory.append` must keep. `past` comes from `Memory.past`."""
@@ -186,12 +197,14 @@ class Decoder(nn.Module):
         block_mask = None
         if starts_BT is not None and self._takes_flex_attention(x_BTD):
             block_mask = document_block_mask(starts_BT)  # shared by all blocks
-        for use, block in enumerate(self.config.block_uses):
+        # With a cache, each use of a block has a memory of its own; without one, uses in a row are one call.
+        calls = self.config.block_rows if cache is None else [(block, 1) for block in self.config.block_uses]
+        for use, (block, times) in enumerate(calls):
             layer: Any = self.layers[block]
             takes_mask = block_mask is not None and layer.self_attn.takes_block_mask
             documents = block_mask if takes_mask else starts_BT
             memory = cache.memories[use] if cache else None
-            inputs = x_BTD, rotary, memory, documents
+            inputs = x_BTD, rotary, memory, documents, times
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x_BTD = checkpoint(layer, *inputs, use_reentrant=False)
             else:

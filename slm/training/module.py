@@ -81,9 +81,9 @@ class LanguageModel(L.LightningModule):
         mesh = self.device_mesh["data_parallel"]
         for block_number, block in enumerate(self.decoder.layers):
             fully_shard(block, mesh=mesh, mp_policy=_gather_policy(block, self.plan.hardware.precision))
-            num_uses = self.decoder.config.block_uses.count(block_number)
-            if num_uses > 1:
-                self._reduce_after_all_uses(block, num_uses)
+            num_calls = sum(block_number == called for called, _ in self.decoder.config.block_rows)
+            if num_calls > 1:
+                self._reduce_after_all_calls(block, num_calls)
         fully_shard(self.decoder, mesh=mesh)
         for method in ("loss", "token_losses"):
             register_fsdp_forward_method(self.decoder, method)
@@ -95,13 +95,13 @@ class LanguageModel(L.LightningModule):
         decoder: Any = self.decoder
         decoder.set_requires_gradient_sync(enabled)
 
-    def _reduce_after_all_uses(self, block: Any, num_uses: int) -> None:
-        """Under FSDP, let a block that a pass runs `num_uses` times reduce gradients only in the last backward."""
-        use_numbers = itertools.count(1)
+    def _reduce_after_all_calls(self, block: Any, num_calls: int) -> None:
+        """Under FSDP, let a block that a pass calls `num_calls` times reduce gradients only in the last backward."""
+        call_numbers = itertools.count(1)
 
         def before_backward(grad: Tensor) -> None:
-            is_last_use = next(use_numbers) % num_uses == 0
-            block.set_requires_gradient_sync(is_last_use and self.syncs_gradients)
+            is_last_call = next(call_numbers) % num_calls == 0
+            block.set_requires_gradient_sync(is_last_call and self.syncs_gradients)
 
         @torch.compiler.disable
         def after_forward(block: Any, args: Any, output: Tensor) -> None:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from typing import get_args, get_type_hints
 
 import pytest
@@ -128,6 +129,8 @@ def test_cache_bytes_equal_those_of_a_real_cache(sharing: str) -> None:
 def test_blocks_are_used_in_the_order_of_the_paper(sharing: str, uses: tuple[int, ...]) -> None:
     config = ModelConfig(**SMALL, layer_sharing=sharing, num_repeats=1 if sharing == "none" else 2)
     assert config.block_uses == uses
+    assert [block for block, times in config.block_rows for _ in range(times)] == list(uses)
+    assert all(block != following for (block, _), (following, _) in pairwise(config.block_rows))
 
 
 @pytest.mark.parametrize(

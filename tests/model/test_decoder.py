@@ -1,5 +1,6 @@
 """The decoder against transformers, which computes the same functions independently."""
 
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -209,6 +210,20 @@ def test_initial_weights_have_the_std_of_the_config_and_ones_and_zeros_elsewhere
             assert parameter.std().item() == pytest.approx(0.05, rel=0.05), name
         else:
             assert (parameter == (0 if name.endswith("bias") else 1)).all(), name
+
+
+@pytest.mark.parametrize("sharing", ["immediate", "reverse"])
+def test_uses_in_a_row_are_one_call_unless_each_has_a_memory(sharing: str) -> None:
+    decoder = randomized(shared(sharing))
+    calls: list[int] = []
+    for number, block in enumerate(decoder.layers):
+        block.register_forward_hook(lambda *_, number=number: calls.append(number))
+    tokens, uses = tokens_of(decoder.config, 4), list(decoder.config.block_uses)
+    decoder(tokens)
+    assert calls == [number for number, _ in groupby(uses)] != uses
+    calls.clear()
+    decoder(tokens, decoder.make_cache(len(tokens), 4))
+    assert calls == uses
 
 
 def test_compiled_blocks_keep_names_and_values() -> None:
