@@ -60,11 +60,11 @@ def resolve_precision(settings: Mapping[str, Any], provenance: Provenance, quant
     device = settings["device"]
     check_quantize(provenance, quantize)
     if is_engine_file(provenance.checkpoint):
-        if device not in ("auto", "cpu") or settings["dtype"] != "auto":
-            given = f"device={device} dtype={settings['dtype']}"
-            raise ValueError(
-                f"{given}: {provenance.checkpoint} runs on the CPU, in the precision of the file: leave both out"
-            )
+        given = [f"device={device}"] if device not in ("auto", "cpu") else []
+        given += [f"dtype={settings['dtype']}"] if settings["dtype"] != "auto" else []
+        if given:
+            where = f"{provenance.checkpoint} runs on the CPU, in the precision of the file"
+            raise ValueError(f"{' '.join(given)}: {where}: leave {'both' if len(given) > 1 else 'it'} out")
         return Precision(device="cpu", dtype=torch.float32, autocast=None)
     if device == "cuda" and not torch.cuda.is_available():
         reason = why_no_gpu()
