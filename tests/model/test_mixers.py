@@ -1,19 +1,23 @@
 """Every mixer against its definition, written out over all pairs of tokens or token by token, in float64."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from slm.model import Decoder
-from slm.model.mixers import linear, ssd
-from slm.model.mixers.blocked import blocked_attention
+from slm.model.mixers import linear, softmax, ssd
+from slm.model.mixers.blocked import blocked_attention, inference_attention
 from slm.model.mixers.linear import EPSILON, feature
 from slm.model.mixers.sliding import sliding_attention
 from slm.model.mixers.softmax import causal_attention
 from slm.model.mixers.sparse import sparse_attention
 from slm.model.positions import alibi_slopes
+from slm.runtime.machine import native_bfloat16
 from tests.model.shapes import EXACT, dense, normal, randomized, small, tokens_of
 from tests.seeds import seeded
 
@@ -110,6 +114,34 @@ def test_full_attention_with_alibi_is_softmax_of_scores_less_distances(T: int) -
     slopes = alibi_slopes(6)
     expected = dense(q, k, v, sees(q.shape[2], T, lambda t, s: True), 0.5, slopes)
     torch.testing.assert_close(causal_attention(q, k, v, 0.5, slopes), expected, **EXACT)
+
+
+@pytest.mark.parametrize(("T", "S"), [(2, 2), (64, 64), (150, 150), (1, 90), (130, 200)])
+def test_attention_in_bfloat16_without_gradients_is_as_exact_as_torchs_kernel(T: int, S: int) -> None:
+    q, k, v = (x.bfloat16() for x in (normal(2, 6, T, 16), normal(2, 2, S, 16, seed=1), normal(2, 2, S, 16, seed=2)))
+    exact = dense(*(x.double() for x in (q, k, v)), sees(T, S, lambda t, s: True), 0.3, [])
+    mask = torch.ones(T, S, dtype=torch.bool).tril(S - T)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = inference_attention(q, k, v, 0.3)
+        torchs = F.scaled_dot_product_attention(q, k, v, mask, scale=0.3, enable_gqa=True)
+    assert found.dtype == torch.bfloat16
+    ours, theirs = ((x.double() - exact).norm() / exact.norm() for x in (found, torchs))
+    assert ours < 0.004  # a number in bfloat16 is rounded by up to 2^-9
+    assert ours < 1.5 * theirs
+
+
+@pytest.mark.skipif(not native_bfloat16("cpu"), reason="needs a CPU with products of bfloat16")
+def test_which_passes_take_attention_without_gradients() -> None:
+    q = normal(1, 4, 8, 16).bfloat16()
+    with patch.object(softmax, "inference_attention", wraps=inference_attention) as ours:
+        causal_attention(q, q, q, 0.25, [])  # with gradients
+        with torch.no_grad():
+            causal_attention(q.float(), q.float(), q.float(), 0.25, [])
+            causal_attention(q[:, :, -1:], q, q, 0.25, [])  # one token
+            causal_attention(q, q, q, 0.25, alibi_slopes(4))
+            assert not ours.called
+            causal_attention(q[:, :, -3:], q, q, 0.25, [])
+            assert ours.called
 
 
 def test_alibi_slopes_are_those_of_the_paper() -> None:

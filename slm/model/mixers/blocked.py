@@ -83,6 +83,33 @@ class _Attention(torch.autograd.Function):
         return grad_scores_BKsn.mT @ k, grad_scores_BKsn @ q, softmax_BKsn @ grad_BKnC, None, None
 
 
+INFERENCE_QUERY_BLOCK = 64
+"""Queries per block without gradients, where nothing is compiled: small blocks stay in the cache."""
+
+
+def inference_attention(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, scale: float) -> Tensor:
+    """Return `causal_attention` for bfloat16 without gradients: scores in float32, products with values in bfloat16.
+
+    On a CPU it is about twice as fast as SDPA's kernel, with an error a tenth larger (docs/log.md, 2026-11-29).
+    """
+    B, H, T, C = q_BHTC.shape
+    K, S = k_BKSC.shape[1:3]
+    G, past = H // K, S - T
+    is_later_tt = visible_keys(INFERENCE_QUERY_BLOCK, INFERENCE_QUERY_BLOCK, q_BHTC.device).logical_not()
+    outputs = []
+    with torch.autocast(q_BHTC.device.type, enabled=False):  # it would compute the scores in 16 bits
+        q_BKGTC, k_BKCS = (q_BHTC.float() * scale).view(B, K, G, T, C), k_BKSC.float().mT
+        for start in range(0, T, INFERENCE_QUERY_BLOCK):
+            q_BKGtC = q_BKGTC[:, :, :, start : start + INFERENCE_QUERY_BLOCK]
+            t = q_BKGtC.shape[3]
+            seen = past + start  # keys that all queries of the block see; of the next t, each sees those up to its own
+            scores_BKGts = (q_BKGtC.flatten(2, 3) @ k_BKCS[..., : seen + t]).view(B, K, G, t, seen + t)
+            scores_BKGts[..., seen:].masked_fill_(is_later_tt[:t, :t], -torch.inf)
+            weights_BKns = scores_BKGts.softmax(-1).type_as(v_BKSC).flatten(2, 3)
+            outputs.append((weights_BKns @ v_BKSC[:, :, : seen + t]).view(B, K, G, t, C))
+    return torch.cat(outputs, dim=3).view(B, H, T, C)
+
+
 def blocked_attention(
     q_BHTC: Tensor,
     k_BKSC: Tensor,

@@ -22,13 +22,15 @@ from slm.model.mixers.blocked import (
     distances_to_keys,
     float32_or_wider,
     in_document,
+    inference_attention,
     visible_keys,
 )
 from slm.model.positions import Rotary, alibi_slopes
+from slm.runtime.machine import native_bfloat16
 
 # Up to this many tokens, compiled training on a CPU uses `blocked_attention`, because SDPA's flash kernel loses more
 # time in its backward pass than it gains by saving memory. Without gradients, or uncompiled, SDPA is up to ten times as
-# fast (docs/log.md, 2026-11-21 and 2026-11-29).
+# fast (docs/log.md, 2026-11-21 and 2026-11-29), and `inference_attention` in bfloat16 faster still up to this length.
 CPU_BLOCKED_ATTENTION_MAX_TOKENS = 2048
 
 FLEX_HEAD_DIMS = range(16, 129)
@@ -56,7 +58,10 @@ def causal_attention(
         return flex_attention(q_BHTC, k_BKSC, v_BKSC, block_mask=starts_BT, scale=scale, enable_gqa=True)
     if _trains_on_cpu(q_BHTC) and T > 1 and S <= CPU_BLOCKED_ATTENTION_MAX_TOKENS:
         return blocked_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, starts_BT=starts_BT)
-    if T == S and not slopes and starts_BT is None:
+    is_plain = not slopes and starts_BT is None
+    if is_plain and T > 1 and S <= CPU_BLOCKED_ATTENTION_MAX_TOKENS and _infers_in_bfloat16(q_BHTC):
+        return inference_attention(q_BHTC, k_BKSC, v_BKSC, scale)
+    if is_plain and T == S:
         return _sdpa(q_BHTC, k_BKSC, v_BKSC, scale=scale, is_causal=True)
     mask = None if T == 1 else visible_keys(T, S, q_BHTC.device)  # a single query sees all keys
     if mask is not None and starts_BT is not None:
@@ -70,6 +75,13 @@ def causal_attention(
 def _trains_on_cpu(q_BHTC: Tensor) -> bool:
     """Whether this is compiled for a CPU, with gradients."""
     return q_BHTC.device.type == "cpu" and q_BHTC.requires_grad and torch.compiler.is_compiling()
+
+
+def _infers_in_bfloat16(q_BHTC: Tensor) -> bool:
+    """Whether this is uncompiled, without gradients, on a CPU that has products of bfloat16."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    return q_BHTC.device.type == "cpu" and q_BHTC.dtype == torch.bfloat16 and native_bfloat16("cpu")
 
 
 def _sdpa(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
