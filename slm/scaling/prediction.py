@@ -81,11 +81,13 @@ class Doubling:
         first, second = self.law.from_scale_derivatives(log_loss)
         doubled_first, doubled_second = self.law.from_scale_derivatives(doubled_log_loss)
 
-        def gain_curvature(weights: Floats) -> Floats:
-            at_x = curvature(weights * first) + gram(slope, weights * second)
-            return at_x - doubled_curvature(weights * doubled_first) - gram(doubled_slope, weights * doubled_second)
-
         gradient = first[:, None] * slope - doubled_first[:, None] * doubled_slope
+
+        def gain_curvature(weights: Floats, square_weights: Floats) -> Floats:
+            at_x = curvature(weights * first, weights * second)
+            at_double = doubled_curvature(weights * doubled_first, weights * doubled_second)
+            return at_x - at_double + gram(gradient, square_weights)
+
         return loss - doubled_loss, gradient, gain_curvature
 
 
