@@ -179,19 +179,19 @@ class SumOfPowers(Law):
 
     def _log_terms(self, theta: Floats, x_IV: Floats) -> Floats:
         K = self.num_coefficients
-        z_RKI = np.repeat(theta[:, :K, None], len(x_IV), axis=2)
+        z_KRI = np.repeat(theta.T[:K, :, None], len(x_IV), axis=2)
         for v, k in enumerate(self._power_indices):
-            z_RKI[:, k] -= theta[:, K + v, None] * x_IV[:, v]
-        return z_RKI
+            z_KRI[k] -= theta[:, K + v, None] * x_IV[:, v]
+        return z_KRI
 
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
         return log_sum(self._log_terms(theta, x_IV))[0]
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
         K, P, S = self.num_coefficients, len(self.parameters), len(self.exponents)
-        value, share_RKI = log_sum(self._log_terms(theta, x_IV))
+        value, share_KRI = log_sum(self._log_terms(theta, x_IV))
         moments = np.empty((len(theta), P + S, len(x_IV)))  # the gradient, then share_k x^2 for each exponent
-        moments[:, :K] = share_RKI
+        moments[:, :K] = share_KRI.transpose(1, 0, 2)
         np.multiply(moments[:, self._power_indices], -x_IV.T, out=moments[:, K:P])
         np.multiply(moments[:, K:P], -x_IV.T, out=moments[:, P:])
         gradient = moments[:, :P]
@@ -216,7 +216,7 @@ class SumOfPowers(Law):
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
         theta = np.concatenate([np.zeros((len(exponents), self.num_coefficients)), exponents], axis=1)
         terms = np.exp(self._log_terms(theta, x_IV) - log_y)
-        return terms.transpose(0, 2, 1), np.ones((len(exponents), len(log_y)))
+        return terms.transpose(1, 2, 0), np.ones((len(exponents), len(log_y)))
 
     def log_slopes(self, refs: Floats) -> Floats:
         slopes = np.zeros((self.num_coefficients, len(refs)))
@@ -224,14 +224,14 @@ class SumOfPowers(Law):
         return slopes
 
 
-def log_sum(z_RKI: Floats) -> tuple[Floats, Floats]:
-    """logsumexp over the K terms [R, I], and the share of each term in the sum [R, K, I]."""
-    if z_RKI.shape[1] == 1:
-        return z_RKI[:, 0], np.ones_like(z_RKI)
-    top = z_RKI.max(axis=1)
-    share = np.exp(z_RKI - top[:, None])
-    total = share.sum(axis=1)
-    share /= total[:, None]
+def log_sum(z_KRI: Floats) -> tuple[Floats, Floats]:
+    """logsumexp over the K terms [R, I], and the share of each term in the sum [K, R, I]."""
+    if len(z_KRI) == 1:
+        return z_KRI[0], np.ones_like(z_KRI)
+    top = z_KRI.max(axis=0)
+    share = np.exp(z_KRI - top)
+    total = share.sum(axis=0)
+    share /= total
     return top + np.log(total), share
 
 

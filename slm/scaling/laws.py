@@ -37,16 +37,16 @@ class KaplanJoint(Law):
 
     def _log_terms(self, theta: Floats, x_IV: Floats) -> Floats:
         n, d, alpha_n, alpha_d = (theta[:, [j]] for j in range(4))
-        return np.stack([(n - alpha_n * x_IV[:, 0]) / alpha_d, d - x_IV[:, 1]], axis=1)
+        return np.stack([(n - alpha_n * x_IV[:, 0]) / alpha_d, d - x_IV[:, 1]])
 
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
         return theta[:, [3]] * log_sum(self._log_terms(theta, x_IV))[0]  # coordinate 3 is alpha_D
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
         g = theta[:, [3]]  # alpha_D
-        u_RKI = self._log_terms(theta, x_IV)
-        total, share_RKI = log_sum(u_RKI)
-        u, s = u_RKI[:, 0], share_RKI[:, 0]  # the first log term and its share; the share of the second is 1 - s
+        u_KRI = self._log_terms(theta, x_IV)
+        total, share_KRI = log_sum(u_KRI)
+        u, s = u_KRI[0], share_KRI[0]  # the first log term and its share; the share of the second is 1 - s
         x = np.broadcast_to(x_IV[:, 0], u.shape)
         zero = np.zeros_like(u)
         # The gradient of `total` is that of the two log terms, weighted by their shares.

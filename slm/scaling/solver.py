@@ -214,7 +214,7 @@ class _Problem(NamedTuple):
             if not block.is_plain:
                 M = block.matrix
                 gradient, hessian, scale = _times(M.mT, gradient), _in_free(hessian, M), _times(M.mT**2, scale)
-            parts.append(((w * self.loss.value(r)).sum(axis=1), gradient, hessian, scale))
+            parts.append((np.vecdot(self.loss.value(r), w), gradient, hessian, scale))
         return State(phi, *(reduce(np.add, of_blocks) for of_blocks in zip(*parts, strict=True)))
 
 
@@ -268,21 +268,21 @@ def _newton(
                 last_step[finished] = np.minimum(last_step[finished], i + patience)
             is_active = is_finite & ~is_finished & ~is_stuck & (last_step[groups] > i)
             if not is_active.all():
-                ended, has_ended = replicates[~is_active], ~is_active
+                ended, kept = np.flatnonzero(~is_active), np.flatnonzero(is_active)
+                rows = replicates[ended]
                 # A formula may be 0 or negative, which has no log.
-                value = np.where(is_finite, state.value, np.inf)[has_ended]
-                decrement[ended] = step.decrement[has_ended]
-                phi[ended], objective[ended] = state.phi[has_ended], value
-                gradient_norm[ended] = np.abs(step.slope[has_ended]).max(axis=1) / np.sqrt(2 * value + 1e-300)
+                value, phi[rows] = np.where(is_finite, state.value, np.inf)[ended], state.phi[ended]
+                objective[rows], decrement[rows] = value, step.decrement[ended]
+                gradient_norm[rows] = np.abs(step.slope[ended]).max(axis=1) / np.sqrt(2 * value + 1e-300)
                 # If no step lowers the objective any more, a decrement above `tolerance` may be due to rounding errors.
-                converged[ended] = is_finished[has_ended] | is_stuck[has_ended] & (decrement[ended] <= 1e-9 * value)
-                if has_ended.all():
+                converged[rows] = is_finished[ended] | is_stuck[ended] & (step.decrement[ended] <= 1e-9 * value)
+                if not len(kept):
                     break
-                problem, replicates, groups = problem.of(is_active), replicates[is_active], groups[is_active]
-                damping, growth = damping[is_active], growth[is_active]
-                limits, is_log = limits[:, is_active], is_log[is_active]
-                state = State(*(part[is_active] for part in state))
-                step = Step(*(part[is_active] for part in step))
+                problem, replicates, groups = problem.of(kept), replicates[kept], groups[kept]
+                damping, growth = damping[kept], growth[kept]
+                limits, is_log = limits[:, kept], is_log[kept]
+                state = State(*(part[kept] for part in state))
+                step = Step(*(part[kept] for part in step))
             trial = problem.state_at(np.clip(state.phi + step.change, *limits))
             gain = (state.value - trial.value) / step.predicted  # near 1 where the quadratic model holds
             is_better = trial.value < state.value
@@ -293,5 +293,5 @@ def _newton(
                 state = trial
             else:
                 for part, trial_part in zip(state, trial, strict=True):
-                    part[is_better] = trial_part[is_better]
+                    np.copyto(part.T, trial_part.T, where=is_better)  # .T: replicates come last, as in `is_better`
     return Optimum(phi, objective, decrement, gradient_norm, converged)

@@ -16,7 +16,7 @@ import numpy as np
 from slm.scaling.forms import Floats, diagonal
 
 Bounds = tuple[Floats, Floats]
-MIN_ELIMINATED = 64  # systems; fewer are decomposed into eigenvalues in less time
+MIN_ELIMINATED = 32  # systems; fewer are decomposed into eigenvalues in less time
 MIN_PIVOT = 1e-8  # of a Hessian that counts as positive definite
 
 
@@ -54,7 +54,7 @@ def newton_step(state: State, damping: Floats, bounds: Floats, is_log: np.ndarra
     is_free = np.where(gradient > 0, -low, high) > 0
     slope = gradient * is_free
     local, decrement = _step_within(_Model(gradient, hessian), damping, (low, high), is_free)
-    predicted = -((gradient + 0.5 * np.matmul(hessian, local[:, :, None])[:, :, 0]) * local).sum(axis=1)
+    predicted = -np.vecdot(gradient + 0.5 * np.matmul(hessian, local[:, :, None])[:, :, 0], local)
     # Where the curvature is negative, the quadratic model may predict an increase.
     predicted = np.where(predicted > 0, predicted, np.maximum(decrement, 1e-300))
     local /= unit
@@ -127,7 +127,7 @@ def _decompose(model: _Model, damping: Floats) -> tuple[Floats, Floats]:
     curvatures = np.maximum(np.abs(eigenvalues), 1e-10)
     shrunken = projected / (curvatures + damping[:, None])
     solution = np.matmul(eigenvectors, shrunken[:, :, None])[:, :, 0]
-    return solution, 0.5 * (projected**2 / curvatures).sum(axis=1)
+    return solution, 0.5 * np.vecdot(projected, projected / curvatures)
 
 
 def _eliminate(model: _Model, damping: Floats) -> tuple[Floats, Floats, np.ndarray]:
