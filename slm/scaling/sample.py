@@ -116,11 +116,11 @@ def take_sample(table: Table, law: Law, target: str, size: str, *, unit: Unit = 
     cells = frame["cell"].to_numpy()
     if formula_columns:
         cells = group_numbers(frame, ["cell", *formula_columns]).to_numpy()
-    groupings = [table.run_of_row]
+    groupings = [table.cluster_of_row]
     if unit == "cell":
         groupings.append(cells)
     if table.shape_of_row.max() > 0:  # the table has several shapes
         groupings.append(table.shape_of_row)
-    clusters = connected_groups(*groupings) if len(groupings) > 1 else table.run_of_row
+    clusters = connected_groups(*groupings) if len(groupings) > 1 else table.cluster_of_row
     sample = Sample(law.to_scale(frame[target].to_numpy(float)), log_x, clusters, cells, law.is_uncentred)
     return sample.cell_means() if unit == "cell" else sample

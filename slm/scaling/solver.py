@@ -250,10 +250,9 @@ def _newton(
     limits[0], limits[1] = bounds
     phi, objective = np.clip(start, *limits), np.zeros(R)
     decrement, gradient_norm, converged = np.full(R, np.inf), np.full(R, np.inf), np.zeros(R, dtype=bool)
-    replicates = groups = np.arange(R)  # that still improve; all but the results have only these from here on
-    rounding = 1e-26 * max(
-        1, sum(y.shape[-1] for y in problem.log_y)
-    )  # smaller objectives are rounding errors of log_y
+    replicates = np.arange(R)  # those that still improve; all but the results have only these from here on
+    num_rows = sum(y.shape[-1] for y in problem.log_y)
+    rounding = 1e-26 * max(1, num_rows)  # smaller objectives consist of rounding errors of log_y
     with np.errstate(all="ignore"):
         state = problem.state_at(phi.copy())
         damping, growth = np.full(R, 1e-3), np.full(R, DAMPING_GROWTH)

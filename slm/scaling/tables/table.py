@@ -65,7 +65,7 @@ class Table:
         return {name: Table(frame, self.notes, self.name) for name, frame in rows.items()}
 
     @cached_property
-    def run_of_row(self) -> np.ndarray:
+    def cluster_of_row(self) -> np.ndarray:
         """The number of each row's `cluster`."""
         return np.unique(self.frame["cluster"].astype(str), return_inverse=True)[1]
 
