@@ -17,7 +17,7 @@ from slm.analysis.overlay import FILE as OVERLAY
 from slm.analysis.overlay import check_overlay, check_overlay_of_sweep, overlay_entry, read_overlay
 from slm.analysis.record import record
 from slm.analysis.report.directory import Directory
-from slm.analysis.report.page import FIGURES, draw_figures, write_report
+from slm.analysis.report.page import FIGURES, make_report
 from slm.analysis.report.verdict import print_summary
 from slm.analysis.runs import collect_runs
 from slm.runtime.files import check_writable, write_atomically, write_json
@@ -103,7 +103,7 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         design = _design(table.frame) if design is None else design
         write_atomically(folder / "design.csv", design.to_csv(index=False))
         show("drawing figures and writing the report", 1, 1)
-        _report(folder)
+        make_report(folder)
         show("logging the analysis", 1, 1)
         directory = Directory.read(folder)
         record(directory, config)
@@ -158,8 +158,3 @@ def _design(frame: pd.DataFrame) -> pd.DataFrame:
     cells = frame.groupby("cell")
     columns = [name for name in frame if cells[name].nunique(dropna=False).max() == 1 and name != "cluster"]
     return cells[columns].first().assign(runs=cells.size()).drop(columns="cell", errors="ignore").reset_index()
-
-
-def _report(folder: Path) -> None:
-    draw_figures(folder)
-    write_report(folder)

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,15 +251,13 @@ def _legend_columns(names: Sequence[str], width: float) -> int:
 
 
 def draw(folder: Path, figures: Mapping[str, Callable[[], Figure | None]]) -> list[Path]:
-    """Write each figure that has data to `folder`/figures as PNG and SVG, replacing older files; returns the files.
-
-    The functions that make the figures must be picklable, because other processes may draw.
-    """
-    return [path for paths in map_in_processes(partial(_draw_one, folder), list(figures.items())) for path in paths]
+    """Write each figure that has data to `folder`/figures as PNG and SVG, replacing older files; returns the files."""
+    drawn = map_in_processes(lambda name: draw_one(folder, name, figures[name]), list(figures))
+    return [path for paths in drawn for path in paths]
 
 
-def _draw_one(folder: Path, figure: tuple[str, Callable[[], Figure | None]]) -> list[Path]:
-    name, make_figure = figure
+def draw_one(folder: Path, name: str, make_figure: Callable[[], Figure | None]) -> list[Path]:
+    """Write a figure if it has data: see `draw`."""
     for kind in ("png", "svg"):
         (folder / "figures" / f"{name}.{kind}").unlink(missing_ok=True)
     with style():

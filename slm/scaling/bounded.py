@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from slm.scaling.forms import EXPONENT_BOUNDS, GRIDS, Curvature, Floats, Law, SumOfPowers, Term, gram
+from slm.scaling.forms import EXPONENT_BOUNDS, GRIDS, Curvature, Floats, Law, SumOfPowers, Term
 
 LINKS = {"logistic": "M/(1 + M)", "exponential": "(1 - exp(-M))"}
 """Name of a link -> the error over 1 - chance, as a function of M."""
@@ -79,8 +79,8 @@ class Bounded(Law):
         slope = error_slope / (2 * root)
         bend = error_bend / (2 * root) - slope**2 / root * (1 - 2 * error)
 
-        def curvature(weights: Floats) -> Floats:
-            return curvature_of_M(weights * slope) + gram(gradient_of_M, weights * bend)
+        def curvature(weights: Floats, square_weights: Floats) -> Floats:
+            return curvature_of_M(weights * slope, weights * bend + square_weights * slope**2)
 
         return to_angle(error), slope[:, None] * gradient_of_M, curvature
 

@@ -8,6 +8,7 @@ McCaffrey 2002; Pustejovsky & Tipton 2018, arXiv:1601.01981).
 Axes: I rows, B replicates, P coordinates.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,41 +106,48 @@ class Ensemble:
 
 
 def bootstrap(fit: Fit, kind: Kind, replicates: int, rng: np.random.Generator) -> Ensemble:
-    """Refit the law to `replicates` resampled data sets.
+    """Refit the law to `replicates` resampled data sets: see `bootstraps`."""
+    return bootstraps(fit, [kind], replicates, rng)[kind]
+
+
+def bootstraps(fit: Fit, kinds: Sequence[Kind], replicates: int, rng: np.random.Generator) -> dict[str, Ensemble]:
+    """Refit the law to `replicates` resampled data sets of each kind, all in one minimisation.
 
     `kind="cluster"` draws whole clusters with replacement (Field & Welsh 2007). `kind="wild"` multiplies each residual
     by sqrt(n / (n - P)) and a random factor per cluster (Wu 1986; Cameron, Gelbach & Miller 2008).
     """
+    drawn = [_draw(fit, kind, replicates, rng) for kind in kinds]
+    log_y, weights = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+    theta, converged = refit(fit, log_y, weights, np.repeat(fit.theta[None], len(log_y), axis=0))
+    ends = np.cumsum([len(targets) for targets, _ in drawn])[:-1]
+    refits = zip(kinds, np.split(theta, ends), np.split(converged, ends), strict=True)
+    return {kind: Ensemble(refit[is_good], 1 - is_good.sum() / replicates) for kind, refit, is_good in refits}
+
+
+def _draw(fit: Fit, kind: Kind, replicates: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Return targets and weights [B, I] of data sets that have enough points for the law."""
     sample = fit.sample
-    start = np.repeat(fit.theta[None], replicates, axis=0)
-    log_y, weights = sample.log_y, None
     if kind == "cluster":
         weights = _cluster_weights(sample.clusters, replicates, rng)
-        has_enough_points = _count_distinct_points(weights, sample.log_x) > len(fit.theta)
-        weights, start = weights[has_enough_points], start[has_enough_points]
-        if not has_enough_points.any():
-            return Ensemble(start, 1.0)
-    else:
-        scaled_residuals = fit.residuals * np.sqrt(len(sample.log_y) / max(fit.degrees_of_freedom, 1))
-        log_y = sample.log_y - fit.residuals + scaled_residuals * _wild_factors(sample.clusters, replicates, rng)
-    theta, converged = refit(fit, log_y, weights, start)
-    return Ensemble(theta[converged], 1 - converged.sum() / replicates)
+        weights = weights[_count_distinct_points(weights, sample.log_x) > len(fit.theta)]
+        return np.repeat(sample.log_y[None], len(weights), axis=0), weights
+    scaled_residuals = fit.residuals * np.sqrt(len(sample.log_y) / max(fit.degrees_of_freedom, 1))
+    log_y = sample.log_y - fit.residuals + scaled_residuals * _wild_factors(sample.clusters, replicates, rng)
+    return log_y, np.ones_like(log_y)
 
 
-def refit(fit: Fit, log_y: Floats, weights: Floats | None, start: Floats) -> tuple[Floats, np.ndarray]:
+def refit(fit: Fit, log_y: Floats, weights: Floats, start: Floats) -> tuple[Floats, np.ndarray]:
     """Return the coordinates [B, P] of refits, and whether each converged [B], in batches of bounded memory."""
     bounds = coordinate_bounds(fit.law, fit.sample)
     start = raise_small_terms(fit.law, fit.sample, start)
     block = single_block(fit.law, fit.sample)
     batch_size = max(1, MAX_BATCH_NUMBERS // (len(block.rows) * len(fit.theta)))
-    optima = []
+    theta, converged = np.empty_like(start), np.empty(len(start), dtype=bool)
     for first in range(0, len(start), batch_size):
         batch = slice(first, first + batch_size)
-        y = log_y if log_y.ndim == 1 else log_y[batch]
-        w = None if weights is None else weights[batch]
-        optima.append(minimise([block], y, start[batch], bounds, loss=fit.loss, weights=w))
-    theta = np.concatenate([optimum.phi for optimum in optima])
-    return theta, np.concatenate([optimum.converged for optimum in optima])
+        optimum = minimise([block], log_y[batch], start[batch], bounds, loss=fit.loss, weights=weights[batch])
+        theta[batch], converged[batch] = optimum.phi, optimum.converged
+    return theta, converged
 
 
 def _cluster_weights(clusters: np.ndarray, replicates: int, rng: np.random.Generator) -> Floats:

@@ -170,7 +170,7 @@ def _likelihood_ratios(
     tests = [(name, "separate") for name in restricted_models]
     tests.append(("one_law", "efficiency" if has_floor else "shared_exponents"))
     compute = partial(_likelihood_ratio, families, models, calibration)
-    return list(map_in_processes(compute, list(zip(tests, rng.spawn(len(tests)), strict=True))))
+    return list(map_in_processes(compute, list(zip(tests, rng.spawn(len(tests)), strict=True)), at_once=True))
 
 
 def _likelihood_ratio(

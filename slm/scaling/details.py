@@ -11,7 +11,7 @@ from slm.scaling.fitting import Fit, fit_sample, refusal
 from slm.scaling.forms import Floats
 from slm.scaling.intervals import MAX_FAILED, Uncertainty
 from slm.scaling.likelihood import Entry, parameter_test
-from slm.scaling.prediction import Doubling, band, needed_bootstrap
+from slm.scaling.prediction import Band, Doubling, band, bands, needed_bootstrap
 from slm.scaling.sample import Sample
 from slm.scaling.settings import Settings
 
@@ -40,8 +40,11 @@ def compute_details(
     entry: Entry = {"points": points, "curve": None, "predictions": [], "doubling": None}
     can_draw_band = needed_bootstrap(fit) is None or ensemble is not None  # no refits are needed, or enough succeeded
     if can_draw_band:
-        entry["curve"] = _curve(fit, ensemble, settings, medians, run_sigma)
-        entry |= _predictions(fit, ensemble, settings, medians, run_sigma)
+        log_x, predicted, point_of_row = _curve_sizes(fit, medians), *_predicted(fit, settings, medians)
+        nodes = _vary_first(medians, np.linspace(log_x[0, 0], log_x[-1, 0], BAND_POINTS))
+        of_curve, of_predictions = bands(fit, [nodes, predicted], ensemble, level=settings.level)
+        entry["curve"] = _curve(fit, log_x, nodes[:, 0], of_curve, run_sigma)
+        entry |= _predictions(fit, settings, predicted, point_of_row, of_predictions.for_run(run_sigma))
         if fit.law.variables[0] == "N":
             entry["doubling"] = _doubling(fit, ensemble, settings, medians)
     profiles = {name: profile for name, profile in uncertainty.profiles.items() if name in fit.law.exponents}
@@ -69,21 +72,24 @@ def _vary_first(medians: Floats, first: Floats) -> Floats:
     return log_x
 
 
-def _curve(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Floats, run_sigma: float) -> Entry:
-    """Compute the law's curve, its confidence band (`low`, `high`) and a new run's prediction band (`run_low`, ...)."""
+def _curve_sizes(fit: Fit, medians: Floats) -> Floats:
+    """Return the log variables of a curve, which reaches beyond the fitted sizes [points, variables]."""
     log_sizes = fit.sample.log_x[:, 0]
-    start, end = log_sizes.min() - 0.3, log_sizes.max() + 1.2
-    log_x = _vary_first(medians, np.linspace(start, end, CURVE_POINTS))
-    nodes = _vary_first(medians, np.linspace(start, end, BAND_POINTS))
+    return _vary_first(medians, np.linspace(log_sizes.min() - 0.3, log_sizes.max() + 1.2, CURVE_POINTS))
+
+
+def _curve(fit: Fit, log_x: Floats, nodes: Floats, law_band: Band, run_sigma: float) -> Entry:
+    """Compute the law's curve, its confidence band (`low`, `high`) and a new run's prediction band (`run_low`, ...).
+
+    `law_band` is the band at the log sizes `nodes`, between which it is interpolated.
+    """
     columns = {"centre": fit.log_value(log_x)}
-    law_band = band(fit, nodes, ensemble, level=settings.level)
     for prefix, limits in (("", law_band), ("run_", law_band.for_run(run_sigma))):
         for name, limit in (("low", limits.low), ("high", limits.high)):
             columns[prefix + name] = np.full(CURVE_POINTS, np.nan)
             offset = limit - limits.centre
             if np.isfinite(offset).all():
-                interpolate_offset = PchipInterpolator(nodes[:, 0], offset)
-                columns[prefix + name] = columns["centre"] + interpolate_offset(log_x[:, 0])
+                columns[prefix + name] = columns["centre"] + PchipInterpolator(nodes, offset)(log_x[:, 0])
     return {
         "variable": fit.law.variables[0],
         "held": dict(zip(fit.law.variables[1:], np.exp(log_x[0, 1:]).tolist(), strict=True)),
@@ -92,8 +98,23 @@ def _curve(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Flo
     }
 
 
-def _predictions(fit: Fit, ensemble: Ensemble | None, settings: Settings, medians: Floats, run_sigma: float) -> Entry:
-    """Predict a new run at multiples of the largest size (other variables at medians), and at the user's points.
+def _predicted(fit: Fit, settings: Settings, medians: Floats) -> tuple[Floats, list[dict[str, float]]]:
+    """Return log variables [points, variables] to predict at, and the user's point of each row ({} for a multiple).
+
+    These are multiples of the largest size (other variables at medians), and the user's points with all variables.
+    """
+    variables = fit.law.variables
+    factors = [item for item in settings.predict if not isinstance(item, Mapping)]
+    points = [dict(item) for item in settings.predict if isinstance(item, Mapping) and set(variables) <= set(item)]
+    log_points = np.log([[point[v] for v in variables] for point in points]).reshape(-1, len(variables))
+    log_multiples = _vary_first(medians, fit.sample.log_x[:, 0].max() + np.log(np.array(factors, float)))
+    return np.concatenate([log_multiples, log_points]), [{}] * len(factors) + points
+
+
+def _predictions(
+    fit: Fit, settings: Settings, log_x: Floats, point_of_row: list[dict[str, float]], interval: Band
+) -> Entry:
+    """Predict a new run at the points of `_predicted`, where it has this prediction interval.
 
     In each row of `predictions`, `stated` is true for the user's points, false for multiples; `beyond` has the factor
     by which each variable is outside the fitted rows (1 if it is inside); `ignored` has the keys of a user's point that
@@ -101,20 +122,13 @@ def _predictions(fit: Fit, ensemble: Ensemble | None, settings: Settings, median
     """
     variables = fit.law.variables
     low, high = fit.sample.log_x.min(axis=0), fit.sample.log_x.max(axis=0)
-    factors = [item for item in settings.predict if not isinstance(item, Mapping)]
-    points = [dict(item) for item in settings.predict if isinstance(item, Mapping)]
-    complete_points = [point for point in points if set(variables) <= set(point)]
-    log_points = np.log([[point[v] for v in variables] for point in complete_points]).reshape(-1, len(variables))
-    log_multiples = _vary_first(medians, high[0] + np.log(np.array(factors, float)))
-    log_x = np.concatenate([log_multiples, log_points])
-    rows = predictions_at(fit, log_x, ensemble, run_sigma, settings.level) if len(log_x) else []
+    rows = _prediction_rows(fit, log_x, interval)
     beyond = np.exp(np.maximum(0, np.maximum(log_x - high, low - log_x))).tolist()
-    point_of_row: list[dict[str, float]] = [{}] * len(factors) + complete_points  # {} for multiples of the largest size
     for row, ratios, point in zip(rows, beyond, point_of_row, strict=True):
         row["beyond"] = dict(zip(variables, ratios, strict=True))
         row |= {"stated": bool(point), "ignored": [name for name in point if name not in variables]}
     not_predicted = []
-    for point in points:
+    for point in (dict(item) for item in settings.predict if isinstance(item, Mapping)):
         if missing := [variable for variable in variables if variable not in point]:
             not_predicted.append({"point": point, "lacks": missing})
     return {"predictions": rows, "not_predicted": not_predicted}
@@ -122,7 +136,10 @@ def _predictions(fit: Fit, ensemble: Ensemble | None, settings: Settings, median
 
 def predictions_at(fit: Fit, log_x: Floats, ensemble: Ensemble | None, run_sigma: float, level: float) -> list[Entry]:
     """Predict the result of a new run at log variables [points, variables], with a prediction interval."""
-    interval = band(fit, log_x, ensemble, level=level).for_run(run_sigma)
+    return _prediction_rows(fit, log_x, band(fit, log_x, ensemble, level=level).for_run(run_sigma))
+
+
+def _prediction_rows(fit: Fit, log_x: Floats, interval: Band) -> list[Entry]:
     values = fit.law.from_scale(np.column_stack([interval.centre, interval.low, interval.high]))
     rows = np.column_stack([np.exp(log_x), values]).tolist()
     return [dict(zip((*fit.law.variables, "value", "low", "high"), row, strict=True)) for row in rows]

@@ -101,7 +101,8 @@ class Fit:
         free = np.ix_(self.is_free, self.is_free)
         _, gradient_RPI, curvature = self.law.derivatives(self.theta[None], self.sample.centred)
         first_order = (gradient_RPI[0] @ gradient_RPI[0].T)[free]
-        hessian = first_order - curvature(self.residuals[None])[0][free]
+        residuals = self.residuals[None]
+        hessian = curvature(-residuals, np.ones_like(residuals))[0][free]
         if len(hessian) and np.linalg.eigvalsh(hessian)[0] <= 0:
             hessian = first_order
         covariance = np.full((len(self.theta), len(self.theta)), np.nan)

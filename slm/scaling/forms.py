@@ -25,8 +25,8 @@ VARIABLES = {
 }  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
-Curvature = Callable[[Floats], Floats]
-"""Weights [R, I] -> the weighted sum over the data of the Hessians of log L [R, P, P]."""
+Curvature = Callable[[Floats, Floats], Floats]
+"""Weights v and w [R, I] -> the sum over the data of v Hessian + w gradient gradient' of log L [R, P, P]."""
 GRIDS = {
     1: (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3, 2.0),
     2: (0.05, 0.12, 0.22, 0.35, 0.55, 0.8, 1.2, 1.8),
@@ -100,7 +100,7 @@ class Law(ABC):
 
     @abstractmethod
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        """log L [R, I], its gradient [R, P, I], and a function that returns weighted sums of its Hessians."""
+        """log L [R, I], its gradient [R, P, I], and weighted sums of its Hessians and squared gradients."""
 
     @abstractmethod
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
@@ -181,32 +181,37 @@ class SumOfPowers(Law):
         K = self.num_coefficients
         z_KRI = np.repeat(theta.T[:K, :, None], len(x_IV), axis=2)
         for v, k in enumerate(self._power_indices):
-            z_KRI[k] -= theta[:, [K + v]] * x_IV[:, v]
+            z_KRI[k] -= theta[:, K + v, None] * x_IV[:, v]
         return z_KRI
 
     def log_value(self, theta: Floats, x_IV: Floats) -> Floats:
         return log_sum(self._log_terms(theta, x_IV))[0]
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        K, power_terms = self.num_coefficients, self._power_indices
+        K, P, S = self.num_coefficients, len(self.parameters), len(self.exponents)
         value, share_KRI = log_sum(self._log_terms(theta, x_IV))
-        gradient = np.empty((*theta.shape, len(x_IV)))
-        gradient[:, :K] = share_KRI.transpose(1, 0, 2)
-        exponent_gradient = gradient[:, K:]  # a view, so the next line fills `gradient`
-        np.multiply(gradient[:, power_terms], -x_IV.T, out=exponent_gradient)
+        moments = np.empty((len(theta), P + S, len(x_IV)))  # the gradient, then share_k x^2 for each exponent
+        moments[:, :K] = share_KRI.transpose(1, 0, 2)
+        np.multiply(moments[:, self._power_indices], -x_IV.T, out=moments[:, K:P])
+        np.multiply(moments[:, K:P], -x_IV.T, out=moments[:, P:])
+        gradient = moments[:, :P]
 
-        def curvature(weights: Floats) -> Floats:
+        def curvature(weights: Floats, square_weights: Floats) -> Floats:
             # sum_k share_k dz_k dz_k' - gradient gradient', where dz_k is 1 for coefficient k and -x for its exponent
-            hessian = -gram(gradient, weights)
-            coefficients, exponents = np.arange(K), K + np.arange(len(power_terms))
-            weighted_gradient = moment(gradient, weights)
-            hessian[:, coefficients, coefficients] += weighted_gradient[:, :K]
-            hessian[:, power_terms, exponents] += weighted_gradient[:, K:]
-            hessian[:, exponents, power_terms] += weighted_gradient[:, K:]
-            hessian[:, exponents, exponents] -= moment(exponent_gradient * x_IV.T, weights)
-            return hessian
+            of_terms = (moment(moments, weights) @ self._places).reshape(len(theta), P, P)
+            return gram(gradient, square_weights - weights) + of_terms
 
         return value, gradient, curvature
+
+    @cached_property
+    def _places(self) -> Floats:
+        """Where sums of share_k dz_k dz_k' [P + S] stand in the Hessian of log L [P P]."""
+        K, P, S = self.num_coefficients, len(self.parameters), len(self.exponents)
+        places = np.zeros((P + S, P, P))
+        places[range(K), range(K), range(K)] = 1
+        for v, k in enumerate(self._power_indices):
+            places[K + v, [k, K + v], [K + v, k]] = places[P + v, K + v, K + v] = 1
+        return places.reshape(P + S, P * P)
 
     def basis(self, exponents: Floats, x_IV: Floats, log_y: Floats) -> tuple[Floats, Floats]:
         theta = np.concatenate([np.zeros((len(exponents), self.num_coefficients)), exponents], axis=1)
@@ -238,3 +243,9 @@ def gram(vectors_RPI: Floats, weights_RI: Floats) -> Floats:
 def moment(vectors_RPI: Floats, weights_RI: Floats) -> Floats:
     """Weighted sums over the data of vectors [R, P]."""
     return np.matmul(vectors_RPI, weights_RI[:, :, None])[:, :, 0]
+
+
+def diagonal(matrices_RPP: Floats) -> Floats:
+    """The diagonals [R, P] of contiguous matrices, as a view that may be changed."""
+    R, P, _ = matrices_RPP.shape
+    return matrices_RPP.reshape(R, P * P)[:, :: P + 1]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import stats
 
-from slm.scaling.clusters import Ensemble, Kind, bootstrap
+from slm.scaling.clusters import Ensemble, Kind, bootstraps
 from slm.scaling.fitting import Fit
 from slm.scaling.forms import Floats
 from slm.scaling.profiles import Profile, profiles
@@ -72,7 +72,7 @@ def uncertainty(
     is_least_squares = fit.loss.name == "least_squares"
     ensembles: dict[str, Ensemble] = {}
     if fit.degrees_of_freedom >= 1 and (replicates or not is_least_squares):
-        ensembles = {kind: bootstrap(fit, kind, replicates or 200, rng) for kind in BOOTSTRAPS}
+        ensembles = bootstraps(fit, BOOTSTRAPS, replicates or 200, rng)
     profile_of: dict[str, Profile] = {}
     method = "cluster_bootstrap"
     ci = _bootstrap_intervals(fit, ensembles.get("cluster"), level)

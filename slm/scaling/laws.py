@@ -56,10 +56,10 @@ class KaplanJoint(Law):
         gradient = g[:, :, None] * dtotal
         gradient[:, 3] += total
 
-        def curvature(weights: Floats) -> Floats:
+        def curvature(weights: Floats, square_weights: Floats) -> Floats:
             # log L = g total has the Hessian g d2total + dg dtotal' + dtotal dg', where the sum over both log terms
             # gives d2total = sum_k share_k (du_k du_k' + d2u_k) - dtotal dtotal'.
-            hessian = gram(du, g * weights * s) - gram(dtotal, g * weights)
+            hessian = gram(du, g * weights * s) - gram(dtotal, g * weights) + gram(gradient, square_weights)
             hessian[:, 1, 1] += (g * weights * (1 - s)).sum(1)
             ws = weights * s
             # row_of_g is added to the row and the column of g, (g, g) twice: so ws u / g is half of ws g d2u/dg2.

@@ -8,6 +8,7 @@ such intervals cover 95 to 97%, even if the data hardly identify a floor; a stud
 Axes: M points, I rows, R refits, S starts of each refit, P coordinates, V variables.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,11 +82,13 @@ class Doubling:
         first, second = self.law.from_scale_derivatives(log_loss)
         doubled_first, doubled_second = self.law.from_scale_derivatives(doubled_log_loss)
 
-        def gain_curvature(weights: Floats) -> Floats:
-            at_x = curvature(weights * first) + gram(slope, weights * second)
-            return at_x - doubled_curvature(weights * doubled_first) - gram(doubled_slope, weights * doubled_second)
-
         gradient = first[:, None] * slope - doubled_first[:, None] * doubled_slope
+
+        def gain_curvature(weights: Floats, square_weights: Floats) -> Floats:
+            at_x = curvature(weights * first, weights * second)
+            at_double = doubled_curvature(weights * doubled_first, weights * doubled_second)
+            return at_x - at_double + gram(gradient, square_weights)
+
         return loss - doubled_loss, gradient, gain_curvature
 
 
@@ -139,6 +142,13 @@ def band(
         return Band(centre, centre - half_width, centre + half_width, t, t_of_run)
     distance_down, distance_up = _profile_distances(fit, curve, x, t * widening)
     return Band(centre, centre - distance_down, centre + distance_up, t, t_of_run)
+
+
+def bands(fit: Fit, points: Sequence[Floats], ensemble: Ensemble | None, *, level: float = 0.95) -> list[Band]:
+    """Return the band of log L at each set of log variables [M, V]. One search for all takes little longer than one."""
+    whole, ends = band(fit, np.concatenate(points), ensemble, level=level), np.cumsum([len(x) for x in points])[:-1]
+    parts = zip(*(np.split(part, ends) for part in (whole.centre, whole.low, whole.high, whole.t)), strict=True)
+    return [Band(centre, low, high, t, whole.t_of_run) for centre, low, high, t in parts]
 
 
 def _variance(fit: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:

@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from slm.scaling.forms import Floats, Law
 from slm.scaling.tables import Table
-from slm.scaling.tables.columns import SIZES, group_numbers
+from slm.scaling.tables.columns import group_numbers
 
 Unit = Literal["run", "cell"]  # what a law is fitted to: single runs, or means of cells over seeds
 COLUMNS = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}
@@ -113,16 +113,14 @@ def take_sample(table: Table, law: Law, target: str, size: str, *, unit: Unit = 
     log_x = np.log(np.stack([frame[column_of(v, size)].to_numpy(float) for v in law.variables], axis=1))
     # Rows of one cell of the table may differ in columns that only a formula uses, so these divide cells further.
     formula_columns = [v for v in law.variables if v != "N" and v not in COLUMNS]
-    cells = group_numbers(frame, ["cell", *formula_columns]).to_numpy()
-    # Models of one shape agree in all counts of parameters, width and depth.
-    shapes = group_numbers(frame, [*SIZES, "width", "depth"]).to_numpy()
-    clusters = np.unique(frame["cluster"].astype(str), return_inverse=True)[1]
-    groupings = [clusters]
+    cells = frame["cell"].to_numpy()
+    if formula_columns:
+        cells = group_numbers(frame, ["cell", *formula_columns]).to_numpy()
+    groupings = [table.cluster_of_row]
     if unit == "cell":
         groupings.append(cells)
-    if shapes.max() > 0:  # the table has several shapes
-        groupings.append(shapes)
-    if len(groupings) > 1:
-        clusters = connected_groups(*groupings)
+    if table.shape_of_row.max() > 0:  # the table has several shapes
+        groupings.append(table.shape_of_row)
+    clusters = connected_groups(*groupings) if len(groupings) > 1 else table.cluster_of_row
     sample = Sample(law.to_scale(frame[target].to_numpy(float)), log_x, clusters, cells, law.is_uncentred)
     return sample.cell_means() if unit == "cell" else sample

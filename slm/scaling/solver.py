@@ -10,14 +10,15 @@ Notable:
 Axes (`x_IV` is [I, V]): R replicates, I rows, V variables, Q free parameters phi, P coordinates of a block.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from slm.scaling.forms import Curvature, Floats, gram, moment
+from slm.scaling.forms import Curvature, Floats, moment
 from slm.scaling.step import Bounds, State, Step, newton_step
 
 FINE_TOLERANCE = 1e-13
@@ -43,7 +44,7 @@ class Loss:
         """The name of the loss in settings and files."""
         if self.is_on_linear_scale:
             return "linear"
-        return "least_squares" if np.isinf(self.delta) else "huber"
+        return "least_squares" if math.isinf(self.delta) else "huber"
 
     def scaled_residuals(self, r: Floats, log_y: Floats) -> Floats:
         """The residuals that the loss squares: y - L on the linear scale, else the log residuals `r`."""
@@ -57,7 +58,7 @@ class Loss:
         """The loss of each log residual, without the factor `weight`."""
         if self.is_on_linear_scale:
             return 0.5 * np.expm1(-r) ** 2
-        if np.isinf(self.delta):
+        if math.isinf(self.delta):
             return 0.5 * r * r
         distance = np.abs(r)
         return np.where(distance <= self.delta, 0.5 * r * r, self.delta * (distance - 0.5 * self.delta))
@@ -66,19 +67,21 @@ class Loss:
         """Derivative of `value`."""
         if self.is_on_linear_scale:
             return np.asarray(-np.exp(-r) * np.expm1(-r))
-        return r if np.isinf(self.delta) else np.clip(r, -self.delta, self.delta)
+        return r if math.isinf(self.delta) else np.clip(r, -self.delta, self.delta)
 
     def second_derivative(self, r: Floats) -> Floats:
         """Second derivative of `value`."""
         if self.is_on_linear_scale:
             return np.asarray(np.exp(-r) * (2 * np.exp(-r) - 1))
+        if math.isinf(self.delta):
+            return np.ones_like(r)
         return (np.abs(r) <= self.delta).astype(np.float64)
 
     def scale(self, r: Floats) -> Floats:
         """The weights of iteratively reweighted least squares (`first_derivative` / r), which scale the damping."""
         if self.is_on_linear_scale:
             return np.exp(-2 * r)
-        if np.isinf(self.delta):
+        if math.isinf(self.delta):
             return np.ones_like(r)
         return np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300))
 
@@ -98,7 +101,7 @@ class Curve(Protocol):
         """The values [R, I] with which rows are compared."""
 
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
-        """The values [R, I], their gradient [R, P, I], and a function that returns weighted sums of Hessians."""
+        """The values [R, I], their gradient [R, P, I], and weighted sums of Hessians and squared gradients."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,16 @@ class Block:
         """Whether the coordinates are the free parameters."""
         return self.matrix.ndim == 2 and np.array_equal(self.matrix, np.eye(len(self.matrix))) and not self.offset.any()
 
-    def matrix_and_theta(self, phi: Floats, replicates: np.ndarray) -> tuple[Floats, Floats]:
-        """The matrix, and coordinates [R, P] for free parameters `phi` [R, Q] of replicates with these indices [R]."""
-        if self.is_plain:
-            return self.matrix, phi
+    def of(self, replicates: np.ndarray) -> "Block":
+        """The block of some replicates."""
+        if self.matrix.ndim == 2 and self.offset.ndim == 1:
+            return self
         matrix = self.matrix if self.matrix.ndim == 2 else self.matrix[replicates]
-        offset = self.offset if self.offset.ndim == 1 else self.offset[replicates]
-        return matrix, offset + _times(matrix, phi)
+        return replace(self, matrix=matrix, offset=self.offset if self.offset.ndim == 1 else self.offset[replicates])
+
+    def theta(self, phi: Floats) -> Floats:
+        """The coordinates [R, P] for free parameters `phi` [R, Q]."""
+        return phi if self.is_plain else self.offset + _times(self.matrix, phi)
 
 
 @dataclass(frozen=True)
@@ -169,16 +175,23 @@ def minimise(
     while deltas[-1] < 0.03:
         deltas.append(4 * deltas[-1])
     for delta in reversed(deltas[1:]):
-        problem = _Problem(blocks, log_y, Loss(delta), weights)
+        problem = _problem(blocks, log_y, Loss(delta), weights)
         start = _newton(problem, start, bounds, 30, 1e-3, rivals, patience).phi
-    return _newton(_Problem(blocks, log_y, loss, weights), start, bounds, max_steps, tolerance, rivals, patience)
+    return _newton(_problem(blocks, log_y, loss, weights), start, bounds, max_steps, tolerance, rivals, patience)
 
 
 class _Problem(NamedTuple):
-    blocks: Sequence[Block]
-    log_y: Floats
     loss: Loss
-    weights: Floats | None
+    blocks: list[Block]
+    log_y: list[Floats]  # of each block, [I] or [R, I]
+    weights: list[Floats]  # of each block, [I] or [R, I]
+
+    def of(self, replicates: np.ndarray) -> "_Problem":
+        """The problem of some replicates."""
+        log_y, weights = (
+            [part if part.ndim == 1 else part[replicates] for part in parts] for parts in (self.log_y, self.weights)
+        )
+        return _Problem(self.loss, [block.of(replicates) for block in self.blocks], log_y, weights)
 
     @property
     def is_log(self) -> np.ndarray:
@@ -189,29 +202,30 @@ class _Problem(NamedTuple):
             is_log.append((M[..., K:, :] == 0).all(axis=-2) & np.isin(M[..., :K, :], (0, 1)).all(axis=-2))
         return np.all(is_log, axis=0)
 
-    def state_at(self, phi: Floats, replicates: np.ndarray) -> State:
-        """The state at points `phi` [R, Q]; `replicates` [R] are indices of targets, weights and offsets."""
-        R, Q = phi.shape
-        state = State(phi, np.zeros(R), np.zeros((R, Q)), np.zeros((R, Q, Q)), np.zeros((R, Q)))
-        for block in self.blocks:
-            y = self.log_y[block.rows] if self.log_y.ndim == 1 else self.log_y[np.ix_(replicates, block.rows)]
-            M, theta = block.matrix_and_theta(phi, replicates)
-            fitted, jacobian, curvature = block.law.derivatives(theta, block.x_IV)
+    def state_at(self, phi: Floats) -> State:
+        """The state at points `phi` [R, Q]."""
+        parts = []
+        for block, y, w in zip(self.blocks, self.log_y, self.weights, strict=True):
+            fitted, jacobian, curvature = block.law.derivatives(block.theta(phi), block.x_IV)
             r = y - fitted
-            w = self.loss.weight(y)
-            if self.weights is not None:
-                w = w * self.weights[np.ix_(replicates, block.rows)]
-            slope = w * self.loss.first_derivative(r)
-            state.value[:] += (w * self.loss.value(r)).sum(1)
+            slope = -w * self.loss.first_derivative(r)  # of the objective, by the fitted value
             gradient, scale = moment(jacobian, slope), moment(jacobian**2, w * self.loss.scale(r))
-            hessian = gram(jacobian, w * self.loss.second_derivative(r)) - curvature(slope)
+            hessian = curvature(slope, w * self.loss.second_derivative(r))
             if not block.is_plain:
+                M = block.matrix
                 gradient, hessian, scale = _times(M.mT, gradient), _in_free(hessian, M), _times(M.mT**2, scale)
-            state.gradient[:] -= gradient
-            state.hessian[:] += hessian
-            state.damping_scale[:] += scale
-        state.value[~np.isfinite(state.value)] = np.inf  # a formula may be 0 or negative, which has no log
-        return state
+            parts.append((np.vecdot(self.loss.value(r), w), gradient, hessian, scale))
+        return State(phi, *(reduce(np.add, of_blocks) for of_blocks in zip(*parts, strict=True)))
+
+
+def _problem(blocks: Sequence[Block], log_y: Floats, loss: Loss, weights: Floats | None) -> _Problem:
+    """Take the rows of each block from targets [I] or [R, I] and weights [R, I]."""
+    targets = [log_y[..., block.rows] for block in blocks]
+    of_rows = [
+        loss.weight(y) if weights is None else weights[:, block.rows] * loss.weight(y)
+        for block, y in zip(blocks, targets, strict=True)
+    ]
+    return _Problem(loss, list(blocks), targets, of_rows)
 
 
 def _times(M: Floats, vectors: Floats) -> Floats:
@@ -232,39 +246,51 @@ def _newton(
 ) -> Optimum:
     """Take damped Newton steps until each replicate has converged, or no step lowers its objective any more."""
     R = len(start)
-    low, high, is_log = (np.broadcast_to(part, start.shape) for part in (*bounds, problem.is_log))
-    phi, objective = np.clip(start, low, high), np.zeros(R)
+    limits, is_log = np.empty((2, *start.shape)), np.broadcast_to(problem.is_log, start.shape)
+    limits[0], limits[1] = bounds
+    phi, objective = np.clip(start, *limits), np.zeros(R)
     decrement, gradient_norm, converged = np.full(R, np.inf), np.full(R, np.inf), np.zeros(R, dtype=bool)
-    replicates = np.arange(R)  # the replicates that still improve; all but the results have only these from here on
-    rounding = 1e-26 * max(1, problem.log_y.shape[-1])  # smaller objectives consist of rounding errors of log_y
+    replicates = np.arange(R)  # those that still improve; all but the results have only these from here on
+    num_rows = sum(y.shape[-1] for y in problem.log_y)
+    rounding = 1e-26 * max(1, num_rows)  # smaller objectives consist of rounding errors of log_y
     with np.errstate(all="ignore"):
-        state = problem.state_at(phi.copy(), replicates)
+        state = problem.state_at(phi.copy())
         damping, growth = np.full(R, 1e-3), np.full(R, DAMPING_GROWTH)
-        last_step = np.full(R // rivals, max_steps)  # of each group of rivals
+        last_step = np.full(R // rivals, max_steps - 1)  # of each group of rivals
+        groups = replicates % len(last_step)
         for i in range(max_steps):
-            step = newton_step(state, damping, (low, high), is_log)
-            decrement[replicates], gradient_norm[replicates] = step.decrement, step.gradient_norm
-            phi[replicates], objective[replicates] = state.phi, state.value
+            step = newton_step(state, damping, limits, is_log)
             is_finite, is_stuck = np.isfinite(state.value), damping >= 1e12
             is_finished = is_finite & (step.decrement <= tolerance * state.value + rounding)
-            # If no step lowers the objective any more, a decrement above `tolerance` may be due to rounding errors.
-            converged[replicates] = is_finished | (is_stuck & (step.decrement <= 1e-9 * state.value))
-            groups = replicates % len(last_step)
-            np.minimum.at(last_step, groups[is_finished], i + patience)
+            if is_finished.any():
+                finished = groups[is_finished]
+                last_step[finished] = np.minimum(last_step[finished], i + patience)
             is_active = is_finite & ~is_finished & ~is_stuck & (last_step[groups] > i)
-            if not is_active.any():
-                break
             if not is_active.all():
-                replicates, damping, growth = replicates[is_active], damping[is_active], growth[is_active]
-                low, high, is_log = low[is_active], high[is_active], is_log[is_active]
-                state = State(*(part[is_active] for part in state))
-                step = Step(*(part[is_active] for part in step))
-            trial = problem.state_at(np.clip(state.phi + step.change, low, high), replicates)
+                ended, kept = np.flatnonzero(~is_active), np.flatnonzero(is_active)
+                rows = replicates[ended]
+                # A formula may be 0 or negative, which has no log.
+                value, phi[rows] = np.where(is_finite, state.value, np.inf)[ended], state.phi[ended]
+                objective[rows], decrement[rows] = value, step.decrement[ended]
+                gradient_norm[rows] = np.abs(step.slope[ended]).max(axis=1) / np.sqrt(2 * value + 1e-300)
+                # If no step lowers the objective any more, a decrement above `tolerance` may be due to rounding errors.
+                converged[rows] = is_finished[ended] | is_stuck[ended] & (step.decrement[ended] <= 1e-9 * value)
+                if not len(kept):
+                    break
+                problem, replicates, groups = problem.of(kept), replicates[kept], groups[kept]
+                damping, growth = damping[kept], growth[kept]
+                limits, is_log = limits[:, kept], is_log[kept]
+                state = State(*(part[kept] for part in state))
+                step = Step(*(part[kept] for part in step))
+            trial = problem.state_at(np.clip(state.phi + step.change, *limits))
             gain = (state.value - trial.value) / step.predicted  # near 1 where the quadratic model holds
             is_better = trial.value < state.value
             factor = np.where(gain > 0.75, 0.1, np.where(gain < 0.25, 2.0, 1.0))
             damping = np.maximum(damping * np.where(is_better, factor, growth), MIN_DAMPING)
             growth = np.where(is_better, DAMPING_GROWTH, 2 * growth)
-            for part, trial_part in zip(state, trial, strict=True):
-                part[is_better] = trial_part[is_better]
+            if is_better.all():
+                state = trial
+            else:
+                for part, trial_part in zip(state, trial, strict=True):
+                    np.copyto(part.T, trial_part.T, where=is_better)  # .T: replicates come last, as in `is_better`
     return Optimum(phi, objective, decrement, gradient_norm, converged)

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slm.scaling.forms import Floats
+from slm.scaling.forms import Floats, diagonal
 
 Bounds = tuple[Floats, Floats]
-MIN_ELIMINATED = 64  # systems; fewer are decomposed into eigenvalues in less time
+MIN_ELIMINATED = 32  # systems; fewer are decomposed into eigenvalues in less time
 MIN_PIVOT = 1e-8  # of a Hessian that counts as positive definite
 
 
@@ -36,32 +36,30 @@ class Step(NamedTuple):
     change: Floats  # of phi [R, Q]
     predicted: Floats  # by the step [R]
     decrement: Floats  # by the step without damping that would be best if no bound were near [R]
-    gradient_norm: Floats  # [R]
+    slope: Floats  # along coordinates that no bound holds, in units of their curvature [R, Q]
 
 
-def newton_step(state: State, damping: Floats, bounds: Bounds, is_log: np.ndarray) -> Step:
-    """Return the damped Newton step that stays within the bounds."""
-    diagonal = np.arange(state.phi.shape[1])
+def newton_step(state: State, damping: Floats, bounds: Floats, is_log: np.ndarray) -> Step:
+    """Return the damped Newton step that stays within the lower and upper `bounds` [2, R, Q]."""
     scale = state.damping_scale
     unit = np.sqrt(np.maximum(scale, 1e-16 * scale.max(axis=1, keepdims=True) + 1e-300))  # of each coordinate
     # Local coordinates are u = phi' - phi, or exp(phi' - phi) - 1 for logs, in units of `unit`.
-    units = unit[:, :, None] * unit[:, None, :]
-    model = _Model(state.gradient / unit, state.hessian / units)
-    model.hessian[:, diagonal, diagonal] -= np.where(is_log, model.gradient / unit, 0.0)
-    for part in model:
-        part[~np.isfinite(part)] = 0.0
-    gradient = model.gradient
-    low, high = (bound - state.phi for bound in bounds)
-    low, high = (np.where(is_log, np.expm1(np.minimum(distance, 500.0)), distance) * unit for distance in (low, high))
-    is_free = ~((low >= 0) & (gradient > 0) | (high <= 0) & (gradient < 0))
-    gradient_norm = np.abs(gradient * is_free).max(axis=1) / np.sqrt(2 * state.value + 1e-300)
-    local, decrement = _step_within(model, damping, (low, high), is_free)
-    predicted = -((gradient + 0.5 * np.matmul(model.hessian, local[:, :, None])[:, :, 0]) * local).sum(axis=1)
+    gradient, hessian = state.gradient / unit, state.hessian / (unit[:, :, None] * unit[:, None, :])
+    diagonal(hessian)[:] -= np.where(is_log, gradient / unit, 0.0)
+    if not np.isfinite(gradient.sum() + hessian.sum()):
+        gradient[~np.isfinite(gradient)] = 0.0
+        hessian[~np.isfinite(hessian)] = 0.0
+    distance = bounds - state.phi
+    low, high = np.where(is_log, np.expm1(np.minimum(distance, 500.0)), distance) * unit
+    is_free = np.where(gradient > 0, -low, high) > 0
+    slope = gradient * is_free
+    local, decrement = _step_within(_Model(gradient, hessian), damping, (low, high), is_free)
+    predicted = -np.vecdot(gradient + 0.5 * np.matmul(hessian, local[:, :, None])[:, :, 0], local)
     # Where the curvature is negative, the quadratic model may predict an increase.
     predicted = np.where(predicted > 0, predicted, np.maximum(decrement, 1e-300))
     local /= unit
     change = np.where(is_log, np.log1p(np.maximum(local, -1 + 1e-12)), local)
-    return Step(change, predicted, decrement, gradient_norm)
+    return Step(change, predicted, decrement, slope)
 
 
 class _Model(NamedTuple):
@@ -70,7 +68,7 @@ class _Model(NamedTuple):
     gradient: Floats
     hessian: Floats
 
-    def of(self, replicates: np.ndarray, is_free: np.ndarray, moved: Floats) -> "_Model":
+    def of(self, replicates: np.ndarray | slice, is_free: np.ndarray, moved: Floats) -> "_Model":
         """The model of the coordinates that are free, of some replicates, after the others were `moved` [R, Q].
 
         A coordinate that is not free gets a gradient of 0 and a row of the identity as Hessian.
@@ -91,19 +89,20 @@ def _step_within(model: _Model, damping: Floats, bounds: Bounds, is_free: np.nda
     low, high = bounds
     step, decrement = np.zeros_like(low), np.zeros(len(low))
     moved = np.zeros_like(low)  # of coordinates that are not free
-    todo = np.arange(len(low))
-    while len(todo):
-        free = is_free[todo]
-        solution, decrement_now = _solve(model.of(todo, free, moved[todo]), damping[todo])
-        step[todo] = np.where(free, -solution, moved[todo])
+    todo: np.ndarray | slice = slice(None)  # at first all, as a slice, which copies nothing: most steps stay inside
+    while True:
+        free, moved_now = is_free[todo], moved[todo]
+        solution, decrement_now = _solve(model.of(todo, free, moved_now), damping[todo])
+        step_now = np.where(free, -solution, moved_now)
+        step[todo] = step_now
         # Moves to bounds that are still some way off are not part of the decrement.
-        stays = (moved[todo] == 0).all(axis=1)
-        decrement[todo[stays]] = decrement_now[stays]
-        leaves = free & ((step[todo] < low[todo]) | (step[todo] > high[todo]))
-        todo, leaves = todo[leaves.any(axis=1)], leaves[leaves.any(axis=1)]
+        decrement[todo] = np.where(moved_now.any(axis=1), decrement[todo], decrement_now)
+        leaves = free & ((step_now < low[todo]) | (step_now > high[todo]))
+        if not leaves.any():
+            return step, decrement
+        todo, leaves = np.arange(len(low))[todo][leaves.any(axis=1)], leaves[leaves.any(axis=1)]
         moved[todo] = np.where(leaves, np.clip(step[todo], low[todo], high[todo]), moved[todo])
         is_free[todo] &= ~leaves
-    return step, decrement
 
 
 def _solve(model: _Model, damping: Floats) -> tuple[Floats, Floats]:
@@ -111,19 +110,24 @@ def _solve(model: _Model, damping: Floats) -> tuple[Floats, Floats]:
 
     |H| is the Hessian with the absolute values of its eigenvalues.
     """
-    R, Q = model.gradient.shape
-    solution, decrement, rest = np.empty((R, Q)), np.empty(R), np.arange(R)
-    if R >= MIN_ELIMINATED:
-        solution, decrement, is_positive = _eliminate(model, damping)
+    if len(damping) < MIN_ELIMINATED:
+        return _decompose(model, damping)
+    solution, decrement, is_positive = _eliminate(model, damping)
+    if not is_positive.all():
         rest = np.flatnonzero(~is_positive)
-    if len(rest):
-        eigenvalues, eigenvectors = np.linalg.eigh(model.hessian[rest])
-        projected = np.matmul(model.gradient[rest, None], eigenvectors)[:, 0]
-        curvatures = np.maximum(np.abs(eigenvalues), 1e-10)
-        shrunken = projected / (curvatures + damping[rest, None])
-        solution[rest] = np.matmul(eigenvectors, shrunken[:, :, None])[:, :, 0]
-        decrement[rest] = 0.5 * (projected**2 / curvatures).sum(axis=1)
+        rest_of_model = _Model(model.gradient[rest], model.hessian[rest])
+        solution[rest], decrement[rest] = _decompose(rest_of_model, damping[rest])
     return solution, decrement
+
+
+def _decompose(model: _Model, damping: Floats) -> tuple[Floats, Floats]:
+    """As `_solve`, from eigenvalues and eigenvectors."""
+    eigenvalues, eigenvectors = np.linalg.eigh(model.hessian)
+    projected = np.matmul(model.gradient[:, None], eigenvectors)[:, 0]
+    curvatures = np.maximum(np.abs(eigenvalues), 1e-10)
+    shrunken = projected / (curvatures + damping[:, None])
+    solution = np.matmul(eigenvectors, shrunken[:, :, None])[:, :, 0]
+    return solution, 0.5 * np.vecdot(projected, projected / curvatures)
 
 
 def _eliminate(model: _Model, damping: Floats) -> tuple[Floats, Floats, np.ndarray]:

@@ -131,8 +131,8 @@ class Formula(Law):
     def derivatives(self, theta: Floats, x_IV: Floats) -> tuple[Floats, Floats, Curvature]:
         value, *gradient_of_value = self._value_and_gradient(theta, x_IV)
 
-        def curvature(weights: Floats) -> Floats:
-            hessian = -gram(slope, weights)
+        def curvature(weights: Floats, square_weights: Floats) -> Floats:
+            hessian = gram(slope, square_weights - weights)
             with np.errstate(all="ignore"):
                 _, compiled_hessian, indices = _compiled(*self._in_coordinates)
                 for (i, j), entry in zip(indices, compiled_hessian(*self._arguments(theta, x_IV)), strict=True):

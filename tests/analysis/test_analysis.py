@@ -30,7 +30,7 @@ ONE = table({"a": 0.1})
 def _no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take a second each time; the tests of figures and report draw them."""
     if "contract" not in request.node.name:
-        monkeypatch.setattr("slm.analysis.run._report", lambda folder: None)
+        monkeypatch.setattr("slm.analysis.run.make_report", lambda folder: None)
 
 
 def analysed(frame: pd.DataFrame, folder: Path, *overrides: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from slm.analysis.report.diagnostics import residuals_figure
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.exponents import exponents_figure
 from slm.analysis.report.isoflop import isoflop_figure
-from slm.analysis.report.page import FIGURES, draw_figures, write_report
+from slm.analysis.report.page import FIGURES, draw_figures, make_report, write_report
 from slm.analysis.report.predictions import doubling_figure
 from slm.analysis.report.selection import extrapolation_figure
 from slm.report.style import colours, log_axis, markers, panels, save, short_name, style, tick_label
@@ -73,6 +73,14 @@ def test_the_same_directory_gives_the_same_bytes_and_stale_figures_go(one: Path,
     assert [(path.name, path.read_bytes()) for path in first] == [(path.name, path.read_bytes()) for path in second]
     assert not stale.exists()
     assert not list(stale.parent.glob(".*"))
+
+
+def test_figures_and_report_made_together_are_those_made_one_after_the_other(one: Path, tmp_path: Path) -> None:
+    made = shutil.copytree(one, tmp_path / "made", ignore=shutil.ignore_patterns("report.*", "figures"))
+    make_report(made)
+    names = [path.relative_to(one) for path in sorted(one.rglob("*")) if path.is_file()]
+    assert names == [path.relative_to(made) for path in sorted(made.rglob("*")) if path.is_file()]
+    assert all((made / name).read_bytes() == (one / name).read_bytes() for name in names)
 
 
 def test_the_isoflop_figure_shows_the_budgets_and_lowest_points_of_the_comparison(iso: Path) -> None:

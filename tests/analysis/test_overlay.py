@@ -94,7 +94,7 @@ def test_an_overlay_is_in_the_report_with_all_that_differs(monkeypatch: pytest.M
     assert all(f"- {caveat}" in report for caveat in found["caveats"])
     assert "1 of 2 lie beyond the sizes of the runs, by a factor of up to 10." in report
     assert "on 1B tokens, the checkpoints on 2T tokens and on a number that the file does not state (sm" in report
-    monkeypatch.setattr("slm.analysis.run._report", lambda folder: None)
+    monkeypatch.setattr("slm.analysis.run.make_report", lambda folder: None)
     analyse_runs(check_settings(composed(*asked)))
     assert not Path("out/overlay.json").exists()
     assert not Path("out/figures/overlay.png").exists()

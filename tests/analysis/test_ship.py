@@ -24,7 +24,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slm.analysis.run.draw_figures", lambda folder: [])
+    monkeypatch.setattr("slm.analysis.report.page.FIGURES", {})
 
 
 def analysed(*overrides: str) -> dict:

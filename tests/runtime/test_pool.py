@@ -62,6 +62,14 @@ def test_little_work_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(map_in_processes(_square_and_process, [])) == []
 
 
+def test_work_known_to_be_long_is_shared_at_once_and_may_be_any_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "PATIENCE", 60.0)
+    square = map_in_processes(lambda number: (number**2, os.getpid()), range(4), at_once=True)
+    results, processes = zip(*square, strict=True)
+    assert results == (0, 1, 4, 9)
+    assert os.getpid() not in processes
+
+
 def test_an_exception_is_raised_here() -> None:
     results = map_in_processes(_refuse_two, range(4))
     assert [next(results), next(results)] == [0, 1]

@@ -11,7 +11,7 @@ from slm.scaling import Fit, Loss, Settings, analyse, get_law, read_table, table
 from slm.scaling.entries import Fitted
 from slm.scaling.fitting import fit_sample
 from slm.scaling.forms import Floats
-from slm.scaling.prediction import Band, Doubling, band, new_run_sigma
+from slm.scaling.prediction import Band, Doubling, band, bands, new_run_sigma
 from slm.scaling.selection import assess_laws, envelopes
 from tests.scaling.samples import FLOOR, POWER, TRUE, grouped, log_law, noisy, plain_law, sample
 from tests.seeds import generator, seeded
@@ -83,6 +83,15 @@ def test_an_end_of_a_profile_band_is_where_a_constrained_fit_is_as_bad_as_t_allo
         through = {"type": "eq", "fun": lambda theta, end=end: value(theta, at) - end}
         fits = [optimize.minimize(squares, start, constraints=[through], **how) for start in starts]
         assert min(fit.fun for fit in fits if fit.success) / 1e5 == pytest.approx(allowed, rel=0.01)
+
+
+def test_the_band_at_several_sets_of_points_is_the_band_at_each() -> None:
+    found = fit_sample(FLOOR, noisy("power_floor", 9, 0.01))
+    sets = [found.sample.log_x[:3], found.sample.log_x[-1:] + np.array([[0.7], [2.3]]), found.sample.log_x[:0]]
+    for log_x, together in zip(sets, bands(found, sets, None), strict=True):
+        alone = band(found, log_x, None)
+        for name in ("centre", "low", "high", "t"):
+            np.testing.assert_allclose(getattr(together, name), getattr(alone, name), rtol=1e-6)
 
 
 def test_a_profile_band_is_close_to_the_linear_formula_when_noise_is_small() -> None:
@@ -176,7 +185,7 @@ def test_the_gain_of_doubling_has_the_derivatives_of_finite_differences(law: str
         ends = [gain.derivatives((theta + sign * step * unit)[None], x) for sign in (1, -1)]
         np.testing.assert_allclose(slope[0, j], (ends[0][0] - ends[1][0])[0] / (2 * step), rtol=1e-5, atol=1e-8)
         second = ((ends[0][1] - ends[1][1])[0] @ weights[0]) / (2 * step)
-        np.testing.assert_allclose(curvature(weights)[0, j], second, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(curvature(weights, 0 * weights)[0, j], second, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -210,8 +210,8 @@ def test_a_step_on_a_quadratic_that_a_bound_stops_is_the_best_of_those_at_that_b
     root, target = rng.normal(size=(6, 3)), np.array([3.0, 0.2, -0.1])
     hessian, gradient, zero = root.T @ root, -(root.T @ root) @ target, np.zeros((1, 3))
     state = State(zero, np.array([1.0]), gradient[None], hessian[None], np.diag(hessian)[None])
-    bounds = (np.array([-10.0, -100.0, -100.0]), np.array([1.0, 100.0, 100.0]))
-    step = newton_step(state, np.zeros(1), bounds, np.zeros(3, dtype=bool))
+    bounds = np.array([[-10.0, -100.0, -100.0], [1.0, 100.0, 100.0]])
+    step = newton_step(state, np.zeros(1), bounds[:, None], np.zeros((1, 3), dtype=bool))
     best = optimize.lsq_linear(root, root @ target, (bounds[0], bounds[1])).x
     np.testing.assert_allclose(step.change[0], best, atol=1e-6)
     assert best[0] == pytest.approx(1.0)

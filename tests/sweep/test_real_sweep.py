@@ -62,7 +62,7 @@ def read_evaluation(cell: Cell) -> Path:
 def _swept(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("sweep"))
-        patch.setattr("slm.analysis.run._report", lambda folder: None)
+        patch.setattr("slm.analysis.run.make_report", lambda folder: None)
         for name in ("text.txt", "other.txt"):
             Path(name).write_text("".join(f"{name} has a line {i} about {i * i}.\n" for i in range(400)))
         for cell in (cell for cell in cells() if cell.width > 32):

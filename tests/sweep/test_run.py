@@ -58,7 +58,7 @@ class Jobs:
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("slm.analysis.run._report", lambda folder: None)
+    monkeypatch.setattr("slm.analysis.run.make_report", lambda folder: None)
 
 
 @pytest.fixture

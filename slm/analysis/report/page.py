@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from slm.analysis.report import (
     accuracy,
@@ -22,12 +23,13 @@ from slm.analysis.report import (
     verdict,
 )
 from slm.analysis.report.directory import Directory
-from slm.analysis.report.interactive import interactive_figures
+from slm.analysis.report.interactive import FIGURE, interactive_figures
 from slm.report.formulas import letters_apart_from
 from slm.report.html import html_page
 from slm.report.markdown import Section, bullets
-from slm.report.style import Figure, draw
+from slm.report.style import Figure, draw, draw_one
 from slm.runtime.files import write_atomically
+from slm.runtime.pool import map_in_processes
 from slm.runtime.words import escape_markdown
 from slm.scaling.describe import fitted_laws
 
@@ -104,16 +106,36 @@ SECTIONS_WITHOUT_LAW = (
 """The sections of a table to which no law was fitted."""
 
 
-def write_report(directory: Path) -> None:
-    """Write report.md and report.html, using only the files in `directory`."""
+def make_report(directory: Path) -> None:
+    """Draw every figure and write the report, using only the files in `directory`."""
     analysis = Directory.read(directory)
+    # The interactive figure is made beside the others, and first because it takes as long as three of them.
+    makers: list[Callable[[], Any]] = [partial(interactive_figures, analysis)]
+    makers += [partial(draw_one, directory, name, partial(make, analysis)) for name, make in FIGURES.items()]
+    interactive, *_ = map_in_processes(_call, makers, at_once=True)
+    _write_report(analysis, lambda: interactive)
+
+
+def _call(make: Callable[[], Any]) -> Any:
+    return make()
+
+
+def write_report(directory: Path) -> None:
+    """Write report.md and report.html, using only the files in `directory`, with the figures that are there."""
+    analysis = Directory.read(directory)
+    _write_report(analysis, partial(interactive_figures, analysis))
+
+
+def _write_report(analysis: Directory, interactive: Callable[[], tuple[str, dict[str, str]]]) -> None:
+    directory = analysis.path
     name = analysis.comparison["table"]
     title = "Scaling analysis" + (f" of {name}" if name else "")
     makers = SECTIONS if analysis.has_law else SECTIONS_WITHOUT_LAW
     sections = [section for make in makers if (section := make(analysis)) and section.blocks]
     text = "\n\n".join([f"# {escape_markdown(title)}", *map(Section.markdown, sections)]) + "\n"
     write_atomically(directory / "report.md", text)
-    head, fragments = interactive_figures(analysis)
+    has_static = (directory / "figures" / f"{FIGURE}.png").exists()
+    head, fragments = interactive() if has_static else ("", {})
     formulas = {entry["equation"] for entry in analysis.fits}
     formulas |= letters_apart_from(analysis.families)
     num_open = 1 if analysis.has_law else 2  # without a law, the losses are the answer

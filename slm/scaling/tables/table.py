@@ -11,14 +11,16 @@ An impossible value is an error that names file, row, column and value.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+import numpy as np
 import pandas as pd
 
 from slm.runtime.words import shortlist
 from slm.scaling.tables import checks, columns, filters, suspicions
-from slm.scaling.tables.columns import SIZES, TARGETS, is_complete
+from slm.scaling.tables.columns import SIZES, TARGETS, group_numbers, is_complete
 from slm.scaling.tables.files import from_records, read_rows
 
 
@@ -51,10 +53,26 @@ class Table:
 
     def family(self, name: str) -> "Table":
         """The rows of one family. The `ValueError` for an unknown name lists the families."""
-        if name not in self.families:
+        if name not in self._by_family:
             raise ValueError(f"{self.name} has no family {name!r}: it has {shortlist(self.families, 12)}")
-        rows = self.frame[self.frame["family"] == name].reset_index(drop=True)
-        return Table(rows, self.notes, self.name)
+        return self._by_family[name]
+
+    # An analysis takes some hundred samples of each family, so these are computed once.
+
+    @cached_property
+    def _by_family(self) -> dict[str, "Table"]:
+        rows = {name: self.frame[self.frame["family"] == name].reset_index(drop=True) for name in self.families}
+        return {name: Table(frame, self.notes, self.name) for name, frame in rows.items()}
+
+    @cached_property
+    def cluster_of_row(self) -> np.ndarray:
+        """The number of each row's `cluster`."""
+        return np.unique(self.frame["cluster"].astype(str), return_inverse=True)[1]
+
+    @cached_property
+    def shape_of_row(self) -> np.ndarray:
+        """The number of each row's shape: models of one shape agree in all counts of parameters, width and depth."""
+        return group_numbers(self.frame, [*SIZES, "width", "depth"]).to_numpy()
 
 
 class Options(TypedDict, total=False):
