@@ -160,7 +160,7 @@ def export_model(
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write a file of safetensors. Raises `OSError` where safetensors raises an error of its own, as if a disk is full."""
+    """Write a file of safetensors. Raises `OSError` for what safetensors raises as its own error, as of a full disk."""
     try:
         save_file(tensors, file, metadata={"format": "pt"})
     except SafetensorError as error:
