@@ -202,6 +202,9 @@ def headline_for_one_family(case: Case) -> str:
     doubled = DOUBLED.get(fit["law"])
     if doubled and not remark:
         change, least, most = (None if x is None else 1 - 2.0**-x for x in (fit["params"][name], low, high))
-        ends = ", ".join("open" if end is None else f"{end:.1%}" for end in (least, most))
-        exponent = f"doubling its {doubled} lowers the {case.target} by {change:.1%} [{ends}] ({exponent})"
+        verb = "lowers"
+        if change < 0:
+            verb, least, most = "raises", most, least
+        ends = ", ".join("open" if end is None else f"{abs(end):.1%}" for end in (least, most))
+        exponent = f"doubling its {doubled} {verb} the {case.target} by {abs(change):.1%} [{ends}] ({exponent})"
     return f"One family, {fit['family']}: {exponent}. A comparison of families needs at least two."
