@@ -8,6 +8,7 @@ of training, writes a decoder unchanged, while `export` may rewrite weights (`as
 import dataclasses
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,7 +29,7 @@ from slm.checkpoints.weights import dtype_name
 from slm.data.chat_template import TEMPLATE_FILE
 from slm.data.tokenizer import Tokenizer
 from slm.model.config import ModelConfig
-from slm.runtime.files import replace
+from slm.runtime.files import check_writable, replace
 
 MODEL_FILES = ("model.safetensors", "model.pte", "model.gguf")
 """The weights of an export, in one of the formats."""
@@ -95,6 +97,7 @@ def export_folder(source: Provenance, folder: str | Path | None, default: str, m
             raise ValueError(f"export={target} holds another model: choose another folder, or remove this one")
     elif target.exists() and not target.is_dir():
         raise ValueError(f"export={target} is a file: choose a folder")
+    check_writable(target, "export")
     return target
 
 
@@ -150,10 +153,21 @@ def export_model(
             name if name.startswith("lm_head.") else f"model.{name}": tensor.detach().cpu().contiguous()
             for name, tensor in state_dict.items()
         }
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        _save(tensors, partial / "model.safetensors")
         # Without this line, only the owner could read the file that safetensors has written.
         shutil.copymode(partial / "config.json", partial / "model.safetensors")
         tokenizer.save(partial)
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a file of safetensors. Raises `OSError` for what safetensors raises as its own error, as of a full disk."""
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Imports no torch. HYDRA_FULL_ERROR=1 or SLM_TRACEBACKS=1 shows where an error came from.
 """
 
+import errno
 import gc
 import io
 import os
@@ -26,6 +27,7 @@ MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 """Exceptions that report a mistake of the user; all others are bugs and keep their traceback."""
 GPU_MEMORY_SHARE = "SLM_GPU_MEMORY_SHARE"
 """Environment variable with the share of a GPU's memory for a job; sweep.py sets it for jobs that share a GPU."""
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 _OVERRIDE = re.compile(r"(\+{0,2}([\w./-]+)=)(.*)", re.DOTALL)
 _QUOTED = re.compile(r"""("([^"\\]|\\.)*"|'([^'\\]|\\.)*')""", re.DOTALL)
 _PLAIN = re.compile(r"[\w.+/:-]*", re.ASCII)
@@ -141,6 +143,11 @@ def report(error: Exception) -> int:
 
 def one_sentence(error: Exception) -> str:
     """Return the message of an error on one line. Long messages of Hydra are cut to the mistake and the options."""
+    if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+        named = f"{error.filename}: " if error.filename else ""  # without it: that of output_dir, cache_dir or /tmp
+        return f"{named}{os.strerror(error.errno)}: free space on that disk, and give the same command again"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
     starts_of_details = ("Config search path", "Key '", "full_key", "See https", "object_type")
     main_lines = takewhile(lambda line: not line.startswith(starts_of_details), lines)

@@ -44,12 +44,21 @@ def sync(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write the file at `path`, replacing an older file, and make its folder. Text is written as UTF-8."""
+    """Write the file at `path`, replacing an older file, and make its folder. Text is written as UTF-8.
+
+    Raises an `OSError` with the name of the file, which that of a full disk lacks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # One temporary name per process, because two processes may write the same file of a shared cache at once.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    replace(partial, path)
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):  # the file system may have become read-only
+            partial.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
@@ -57,22 +66,20 @@ def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
     write_atomically(path, json.dumps(_null_nonfinite(value), indent=indent, allow_nan=False) + "\n")
 
 
-def check_writable(output_dir: Path) -> None:
-    """Raise `ValueError` if files cannot be written to a directory. A directory made for the check is removed."""
-    missing_folders = [path for path in (output_dir, *output_dir.parents) if not path.exists()]
+def check_writable(folder: Path, key: str = "output_dir") -> None:
+    """Raise `ValueError`, which names the `key`, if files cannot be written to a folder, or to where it would be made.
+
+    Makes no folder, so that several processes may check at once.
+    """
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=output_dir).close()
+        existing_folder = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        TemporaryFile(dir=existing_folder).close()
     except OSError as error:
-        raise _not_writable(output_dir, error) from None
-    finally:
-        with suppress(OSError):
-            for path in missing_folders:
-                path.rmdir()
+        raise _not_writable(folder, key, error) from None
 
 
-def _not_writable(output_dir: Path, error: OSError) -> ValueError:
-    return ValueError(f"output_dir={output_dir}: {error.strerror or error}; choose another directory")
+def _not_writable(folder: Path, key: str, error: OSError) -> ValueError:
+    return ValueError(f"{key}={folder}: {error.strerror or error}; choose another directory")
 
 
 @contextmanager
@@ -87,7 +94,7 @@ def locked(folder: Path, user: str) -> Iterator[None]:
         given = f"output_dir={folder} is in use by another {user}"
         raise ValueError(f"{given}: wait until it ends, or choose another directory") from None
     except OSError as error:
-        raise _not_writable(folder, error) from None
+        raise _not_writable(folder, "output_dir", error) from None
     with lock:
         yield
 

@@ -68,7 +68,8 @@ def analyse(
         progress(step, done, num_steps)
 
     entries, fitted = _fit(table, tasks, settings, seed, show, thorough=not verdict_only)
-    has_law = any(entry["fitted"] for entry in entries) or _refuse_unless_too_small(table, size, entries, skipped)
+    of_verdict = [entry for entry in entries if settings.law in ("auto", entry["law"])]  # one of these must be fitted
+    has_law = any(entry["fitted"] for entry in of_verdict) or _refuse_unless_too_small(table, size, of_verdict, skipped)
     assessed = selection.assess_laws(fitted)
     law, why = selection.choose_law(fitted, assessed, settings.law)
     comparison = _overview(table, settings, entries, fitted, law, target, size)

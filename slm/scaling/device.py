@@ -141,7 +141,8 @@ def _one_row_per_shape(frame: pd.DataFrame) -> pd.DataFrame:
         logs = np.log(frame[measure.column]).groupby([frame[key] for key in keys], sort=False, dropna=False)
         merged[measure.column] = np.exp(logs.mean()).to_numpy()
         squares, df = ((logs.std(ddof=1) ** 2) * (logs.count() - 1)).sum(), (logs.count() - 1).clip(lower=0).sum()
-        between = np.sqrt(squares / df / logs.count()).to_numpy() if df > 0 else 0.0  # pooled over all shapes
+        number = logs.count().replace(0, np.nan)  # rows of a shape with this measure; without any, it has no error
+        between = np.sqrt(squares / df / number).to_numpy() if df > 0 else 0.0  # pooled over all shapes
         merged[f"error of {measure.column}"] = np.maximum(between, _spread_error(merged, measure.column))
     return merged
 

@@ -201,7 +201,7 @@ def headline_for_one_family(case: Case) -> str:
     exponent = f"{name} = {format_number(fit['params'][name])} {interval([low, high])} under {case.equation}{remark}"
     doubled = DOUBLED.get(fit["law"])
     if doubled and not remark:
-        change, least, most = (None if x is None else 1 - 2.0**-x for x in (fit["params"][name], low, high))
-        ends = ", ".join("open" if end is None else f"{end:.1%}" for end in (least, most))
-        exponent = f"doubling its {doubled} lowers the {case.target} by {change:.1%} [{ends}] ({exponent})"
+        verb, ends = ("lowers", (low, high)) if fit["params"][name] > 0 else ("raises", (high, low))
+        change, least, most = ("open" if x is None else f"{abs(1 - 2.0**-x):.1%}" for x in (fit["params"][name], *ends))
+        exponent = f"doubling its {doubled} {verb} the {case.target} by {change} [{least}, {most}] ({exponent})"
     return f"One family, {fit['family']}: {exponent}. A comparison of families needs at least two."

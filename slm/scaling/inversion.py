@@ -26,7 +26,10 @@ from slm.scaling.sample import column_of
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 
-NODES, POINTS = 12, 400  # over N: bands of laws are computed at the nodes and interpolated, costs at the points
+NODES, POINTS = (
+    12,
+    400,
+)  # over N: bands of laws are computed at the nodes and interpolated, costs at the points and shapes
 MAX_BEYOND = 4.0  # sizes up to this factor beyond the runs and the measured shapes are searched
 
 
@@ -86,9 +89,10 @@ def _largest(search: Search, family: str, result: Fitted | None) -> tuple[Entry,
     runs = search.table.family(family).frame[search.size]
     smallest, largest = max(runs.min(), rows["N"].min()), min(runs.max(), rows["N"].max())
     nodes = np.linspace(np.log(smallest / MAX_BEYOND), np.log(largest * MAX_BEYOND), NODES)
-    log_N = np.linspace(nodes[0], nodes[-1], POINTS)
+    log_N = np.union1d(np.linspace(nodes[0], nodes[-1], POINTS), np.log(rows["N"]))
     excess = _draw_excess(search, family, path_over_sizes(rows, log_N))
-    log_sizes = crossings(log_N, np.max(list(excess.values()), axis=0))
+    highest = np.max(list(excess.values()), axis=0)
+    log_sizes = crossings(log_N, highest)
     ensemble = band_ensemble(fit, result.uncertainty, settings, rng)
     medians = [np.log(search.table.frame[column_of(v, search.size)].median()) for v in fit.law.variables[1:]]
     x = np.column_stack([nodes, *(np.full(NODES, median) for median in medians)])
@@ -104,7 +108,7 @@ def _largest(search: Search, family: str, result: Fitted | None) -> tuple[Entry,
     new_run = fit.law.from_scale(expected + scatter)[1:]
     low, high = 0.5 - settings.level / 2, 0.5 + settings.level / 2
     entry = size_interval(log_sizes, log_N[-1], settings.level)
-    entry["searched_to"] = float(np.exp(log_N[-1]))
+    entry |= {"every_size": bool((highest[0] <= 0).all()), "searched_to": float(np.exp(log_N[-1]))}
     entry |= {"loss": None, "loss_low": None, "loss_high": None, "beyond": None, "limited_by": None}
     if entry["N"] is not None:
         path = path_over_sizes(rows, log_sizes[:1])
@@ -154,14 +158,17 @@ def draw_curves(curve: Band, df: float, rng: np.random.Generator) -> Floats:
 
 
 def crossings(log_N: Floats, excess: Floats) -> Floats:
-    """The log N up to which each row of `excess` [R, M] stays at most 0: the last if it always does, NaN if never."""
-    fails = excess > 0
-    first = fails.argmax(axis=1)  # 0 also if none fails
-    rows, at = np.arange(len(excess)), np.maximum(first, 1)
-    before, after = excess[rows, at - 1], excess[rows, at]
+    """The largest log N at which each row of `excess` [R, M] is at most 0: the last if it is there, NaN if nowhere.
+
+    A row may rise and fall: in a grid of widths and depths, a wide shape can be larger and faster than a deep one.
+    """
+    meets = excess <= 0
+    last = meets.shape[1] - 1 - meets[:, ::-1].argmax(axis=1)  # also if none meets
+    rows, after_last = np.arange(len(excess)), np.minimum(last + 1, meets.shape[1] - 1)
+    before, after = excess[rows, last], excess[rows, after_last]
     with np.errstate(invalid="ignore", divide="ignore"):
-        crossing = log_N[at - 1] + (log_N[at] - log_N[at - 1]) * before / (before - after)
-    return np.where(~fails.any(axis=1), log_N[-1], np.where(first == 0, np.nan, crossing))
+        crossing = log_N[last] + (log_N[after_last] - log_N[last]) * before / (before - after)
+    return np.where(~meets.any(axis=1), np.nan, np.where(last == after_last, log_N[-1], crossing))
 
 
 def size_interval(log_sizes: Floats, last: float, level: float) -> Entry:
@@ -171,4 +178,4 @@ def size_interval(log_sizes: Floats, last: float, level: float) -> Entry:
     entry: Entry = {"N": None if np.isnan(log_sizes[0]) else float(np.exp(log_sizes[0]))}
     entry["low"] = None if np.isinf(low) else float(np.exp(low))
     entry["high"] = None if np.isinf(high) or high >= last - 1e-9 else float(np.exp(high))
-    return entry | {"every_size": bool(log_sizes[0] >= last - 1e-9)}
+    return entry

@@ -103,8 +103,8 @@ def decisions(
     several = ["Of several cells of a shape, the one with the lowest mean result is compared."]
     from_models = [MEASURES[key].words for key in errors if (errors[key] > _measured_errors(rows, key)).any()]
     once_notes = [
-        f"Some shapes have one measurement of {join_names(from_models)}: its error is the scatter about the model of "
-        "the cost. Rows that repeat a shape show the error itself."
+        f"Some shapes have one measurement of {join_names(from_models)}, or equal ones: its error is the scatter about "
+        "the model of the cost. Rows that repeat a shape and differ show the error itself."
     ]
     notes = [*device.notes, *ERROR_NOTES[errors_from], *(several if (results["cells"] > 1).any() else [])]
     notes += once_notes if from_models else []

@@ -19,7 +19,7 @@ from slm.composition.mixing import conf_folder, expand_sources, searchpath_overr
 from slm.composition.settings import LEGACY_VALUES
 from slm.data.corpus import check_sources
 from slm.data.local import text_files
-from slm.data.questions import read_tasks
+from slm.data.questions import read_records, read_tasks
 from slm.data.sources import MIX
 from slm.data.vocabulary import is_on_hub, plan_tokenizer
 from slm.model.config import ModelConfig
@@ -108,6 +108,8 @@ def check_inputs(config: DictConfig, setting: str) -> None:
                 text_files(paths if isinstance(paths, str) else list(paths), f"data.{key}")
         if tasks := OmegaConf.select(config, "train.eval_tasks"):
             read_tasks(tasks, "train.eval_tasks", OmegaConf.select(config, "train.eval_task_limit"))
+        for name, path in (OmegaConf.select(config, "task_files") or {}).items():  # of an evaluation
+            read_records(str(name), path, "task_files")
         if teacher := OmegaConf.select(config, "distill.teacher", throw_on_missing=False):
             with named("distill.teacher"):
                 local_folder(*split_revision(str(teacher)))

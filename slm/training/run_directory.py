@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from slm.composition.budget import BUDGETS, IDENTITY_KEYS
 from slm.composition.settings import LEGACY_VALUES
-from slm.runtime.files import locked, read_json_object, write_atomically, write_json
+from slm.runtime.files import check_writable, locked, read_json_object, write_atomically, write_json
 from slm.runtime.settings import RENAMED_KEYS, flatten
 
 CONTENTS = ("checkpoints", "model", "metrics.csv", "corpus.json", "result.json", "wandb", "tensorboard", "mlflow")
@@ -52,7 +52,7 @@ class RunDirectory:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Raise `ValueError` if the path is a file, or if the directory belongs to another run than `config`."""
+        """Raise `ValueError` if the path is a file, or the directory belongs to another run or cannot be made."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output_dir={self.path} is a file; it must be a folder, or not exist yet")
         settings = self.settings()
@@ -63,6 +63,8 @@ class RunDirectory:
                 f"output_dir={self.path} holds {foreign[0]} but no config.yaml, so it may belong to another run: "
                 "choose another output_dir"
             )
+        else:
+            check_writable(self.path)  # now, because it may take hours to build the corpus
 
     @contextmanager
     def lock(self, config: Mapping[str, Any], corpus: Mapping[str, Any]) -> Iterator[None]:

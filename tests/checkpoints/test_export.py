@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -104,6 +105,27 @@ def test_an_export_replaces_the_one_before_it_and_leaves_nothing_else(tmp_path: 
     exported(tmp_path / "model", num_layers=1)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["num_hidden_layers"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_weights_that_the_system_does_not_let_be_written_are_an_error_with_the_name_of_the_file(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # bytes: config.json fits, the weights do not
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            exported(tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.errno == errno.EFBIG
+    assert refused.value.filename.endswith("model.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_weights_are_read(tmp_path: Path) -> None:
+    exported(tmp_path / "model")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"export=.*file.inner: Not a directory; choose another directory"):
+        export(tmp_path / "model", tmp_path / "file" / "inner")
 
 
 @pytest.mark.parametrize(("sharing", "repeats"), SHARINGS)

@@ -1,6 +1,7 @@
 """Texts of a command line reach the settings as they were typed."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 
 from slm.composition import settings as training
 from slm.evaluation.config import KINDS
-from slm.runtime.command_line import quote_texts
+from slm.runtime.command_line import one_sentence, quote_texts
 from tests.evaluation.asked import asked
 
 TRAIN_KINDS = {**training.KINDS, **training.OPTIONAL_KINDS}
@@ -80,3 +81,22 @@ def test_commas_separate_runs_of_a_multirun_and_nothing_else() -> None:
 def test_the_composed_config_of_evaluate_has_the_prompt() -> None:
     text = 'He said: "a, b" = {c: [d]} ${e}\nand \\more'
     assert asked(*quote_texts(["checkpoint=x", f"prompt={text}"], KINDS))["prompt"] == text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+@pytest.mark.parametrize("name", ["/dev/full", None])
+def test_a_full_disk_is_one_sentence_that_says_what_to_do(name: str | None) -> None:
+    with pytest.raises(OSError, match="No space") as refused, Path("/dev/full").open("w") as file:
+        file.write("x")
+    refused.value.filename = name
+    said = one_sentence(refused.value)
+    assert said.removeprefix("/dev/full: ") == (
+        "No space left on device: free space on that disk, and give the same command again"
+    )
+    assert said.startswith("/dev/full: ") == (name is not None)
+
+
+def test_an_error_of_a_file_begins_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as refused:
+        (tmp_path / "missing").read_text()
+    assert one_sentence(refused.value) == f"{tmp_path / 'missing'}: No such file or directory"

@@ -32,6 +32,16 @@ def test_units_and_other_names_are_read_and_rows_of_one_shape_are_merged(tmp_pat
     assert errors.tolist() == pytest.approx([pooled / np.sqrt(2), pooled])
 
 
+def test_a_shape_without_one_of_the_measures_has_no_error_of_it(tmp_path: Path) -> None:
+    text = "width,depth,tok/s,peak memory MB\n64,4,40,2\n64,4,10,2\n128,8,,8\n128,8,,9\n"
+    found = device(tmp_path, text)
+    errors = found.frame["error of decode_tokens_per_second"]
+    assert errors.tolist() == pytest.approx([np.log(4) / 2, np.nan], nan_ok=True)
+    assert [note for note in found.notes if "%" in note] == [
+        "Speeds of one shape scatter: their standard error is up to 69%. Measure on an idle device."
+    ]
+
+
 def test_an_own_name_wins_over_an_alias(tmp_path: Path) -> None:
     found = device(tmp_path, "tokens_per_second,decode_tokens_per_second,params_total\n7,9,1e5\n")
     assert found.frame["decode_tokens_per_second"].tolist() == pytest.approx([9])

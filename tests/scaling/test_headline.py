@@ -147,6 +147,9 @@ def test_one_family_is_told_what_a_doubling_does() -> None:
     alone.fits[:] = [fit | {"ci95": {"alpha": [0.08, None]}, "variable_of": {"alpha": "N"}}]
     text = headline_for_one_family(alone)
     assert f"doubling its parameters lowers the loss by {1 - 2**-0.1:.1%} [{1 - 2**-0.08:.1%}, open] (alpha" in text
+    alone.fits[0] |= {"params": {"alpha": -0.1}, "ci95": {"alpha": [-0.12, -0.08]}}  # the loss rises with size
+    rises = f"raises the loss by {2**0.1 - 1:.1%} [{2**0.08 - 1:.1%}, {2**0.12 - 1:.1%}] (alpha"
+    assert f"doubling its parameters {rises}" in headline_for_one_family(alone)
     alone.fits[0] |= {"law": "mine"}  # a formula, such as A*(N+3e6)**-alpha
     assert "doubling" not in headline_for_one_family(alone)
 

@@ -63,6 +63,30 @@ def test_crossings_are_those_of_a_fine_search() -> None:
             assert value == pytest.approx(exact, abs=1e-4)
 
 
+def test_a_curve_that_falls_again_has_its_largest_size_after_the_fall() -> None:
+    log_N = np.linspace(0, 20, 4000)
+    excess = np.stack([np.sin(log_N), np.sin(log_N) + 2, np.sin(log_N) - 2, np.sin(log_N + np.pi)])
+    found = crossings(log_N, excess)
+    assert found[0] == pytest.approx(6 * np.pi, abs=1e-4)  # sin is at most 0 in [5 pi, 6 pi], and above to 20
+    assert np.isnan(found[1])
+    assert found[2:].tolist() == [20, 20]
+
+
+def test_the_largest_size_of_a_grid_of_widths_and_depths_is_found_behind_slower_smaller_shapes(tmp_path: Path) -> None:
+    rng = generator()
+    depths = np.tile([20.0, 80.0], 4)
+    table = runs(rng, {"deep": 0.1})
+    table["depth"] = table["params_total"].map(dict(zip(SIZES, depths, strict=True)))
+    made = shipping(tmp_path, rng, table, sigma=1e-6, decode_tokens_per_second=170.0)
+    (row,) = analyse(table_from_frame(table), QUICK, shipping=made).decisions["largest"]
+    fine = np.linspace(np.log(SIZES[0]), np.log(SIZES[-1]), 1_000_000)
+    path = np.exp(np.interp(fine, np.log(SIZES), np.log(depths)))
+    allowed = np.exp(fine)[seconds(np.exp(fine), path) <= 1 / 170]
+    assert row["N"] == pytest.approx(allowed.max(), rel=1e-3)
+    assert row["N"] > SIZES[4] > SIZES[1]  # SIZES[1] is deep, and needs 8 ms of 5.9
+    assert not row["every_size"]
+
+
 def test_an_interval_is_open_where_the_draws_leave_the_searched_sizes() -> None:
     sizes = np.r_[2.0, np.linspace(1, 3, 1001)]
     entry = size_interval(sizes, 9.0, 0.9)

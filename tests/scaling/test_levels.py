@@ -132,3 +132,5 @@ def test_a_law_that_was_asked_for_and_cannot_be_fitted_to_enough_sizes_is_refuse
         analyse(found, Settings(laws=("chinchilla",)))
     with pytest.raises(ValueError, match="no law can be fitted to table: width_depth: the table has no"):
         analyse(found, Settings(laws=("width_depth",)))
+    with pytest.raises(ValueError, match=r"no law can be fitted to table: chinchilla not fitted: D has one value"):
+        analyse(found, Settings(law="chinchilla"))  # though the other laws of the settings can be fitted

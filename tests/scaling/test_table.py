@@ -152,6 +152,11 @@ def test_seeds_share_a_cell_and_checkpoints_of_a_run_a_cluster() -> None:
     assert list(table.family("b").frame["cluster"]) == ["r4"]
 
 
+def test_a_missing_column_is_answered_with_the_headers_of_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "a,1e8,3.1", head="Family,Params Total,Val Loss")
+    assert refusal(path).endswith("as in columns.loss=NAME; it has Family, Params Total, Val Loss")
+
+
 def test_a_size_that_is_empty_throughout_is_as_if_it_were_not_there(tmp_path: Path) -> None:
     path = written(tmp_path, "1e6,,3.99", "2e6,,3.98", "4e6,,3.96", head="params_total,params_non_embedding,loss")
     assert read_table(path).sizes == ["params_total"]
@@ -174,7 +179,8 @@ BAD_ROWS = {
     "size of zero": ("a,0,1e9,3.1", ["row 4", "column N", "0"]),
     "no tokens": ("a,1e8,,3.1", ["row 4", "column tokens"]),
     "negative tokens": ("a,1e8,-1,3.1", ["row 4", "column tokens", "-1"]),
-    "no family": (",1e8,1e9,3.1", ["row 4", "column family"]),
+    "no family": (",1e8,1e9,3.1", ["row 4", "column family: the cell is empty"]),
+    "a family called none": ("None,1e8,1e9,3.1", ["row 4", "column family: None counts as an empty cell"]),
     "ragged": ("a,1e8,1e9", ["row 4", "3 fields"]),
     "a perplexity": ("a,2e8,1e9,12", ["row 4", "column loss", "12", "perplexity"]),
     "a low perplexity": ("a,2e8,1e9,22.2", ["row 4", "column loss", "22.2", "perplexity"]),

@@ -251,6 +251,7 @@ def test_budgets_off_one_trunk_are_one_cluster_of_the_table(rule: str, sweep: Sw
         ("sweep.name=../x", "sweep.name"),
         ("sweep.also=['data=local','data.paths=/nowhere/*.txt']", r"data.paths='/nowhere/\*.txt' matches no file"),
         ("sweep.evaluation={w: ['data=local','data.paths=no.txt']}", "sweep.evaluation.w: data.paths='no.txt' matches"),
+        ("sweep.evaluation={w: ['task_files={piqa: no.jsonl}']}", "w: task_files.piqa='no.jsonl' matches no file"),
         ("columns.loss=wiki_loss", "columns.loss=wiki_loss: the runs of a sweep have no column wiki_loss"),
         ("columns.tokens='stepps*batch_tokens'", "the runs of a sweep have no column stepps; did you mean steps"),
         ("best_of=[lr,wd]", "best_of=wd: the runs of a sweep have no column wd"),

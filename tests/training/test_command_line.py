@@ -154,6 +154,8 @@ BAD_INPUT = {
     "logger mode": (["logger=wandb", "logger.mode=bogus"], ["logger.mode=bogus"], False),
     "cache that cannot be written": (["cache_dir=/proc/nowhere"], ["/proc/nowhere"], True),
     "output_dir is a file": (["output_dir=empty.txt"], ["output_dir=empty.txt", "file"], False),
+    "output_dir is in a file": (["output_dir=empty.txt/run"], ["output_dir=empty.txt/run", "another directory"], False),
+    "cache_dir is a file": (["cache_dir=empty.txt"], ["empty.txt", "Not a directory"], True),
 }
 
 

@@ -39,7 +39,7 @@ def check_columns(raw: pd.DataFrame, columns: Columns, target: str | None = None
         if not is_given and not any(name in raw for name in names):
             raise ValueError(
                 f"{columns.table} has no column of the {kind} ({', '.join(names)}): name one of its columns, as in "
-                f"columns.{names[0]}=NAME; it has {shortlist(raw.columns, 12)}"
+                f"columns.{names[0]}=NAME; it has {shortlist(raw.columns.drop(list(columns.original)), 12)}"
             )
 
 
@@ -55,6 +55,9 @@ def check_values(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> No
                 raise columns.error(row, name, value, problem)
     if "family" in frame:
         for row in frame.index[frame["family"].isna()]:
+            written = raw.at[row, "family"]
+            if isinstance(written, str) and written.strip():
+                raise columns.error(row, "family", written, "counts as an empty cell: give the family another name")
             raise columns.error(row, "family", "the cell", "is empty: name the family of the run")
     _check_gaps(frame, columns)
     _check_results(frame, columns)
