@@ -130,6 +130,15 @@ def test_a_law_of_ones_own_recovers_the_parameters_that_made_the_table(tmp_path:
             r"ValueError: register_mixer\('F', Mine\): give one letter, none of F, S, P, L, G$",
         ),
         (
+            "from slm.model.mixers import register_mixer\nregister_mixer('X', dict)",
+            r"register_mixer\('X', dict\): a mixer is a subclass of slm\.model\.mixers\.base\.Mixer$",
+        ),
+        (
+            "from slm.model.mixers import register_mixer\nfrom slm.model.mixers.base import Mixer\n"
+            "class Mine(Mixer):\n    def forward(self, x): return x\nregister_mixer('X', Mine)",
+            r"has no step, num_params, mixing_flops, state_shapes or make_memory of its own; docs/extending\.md says",
+        ),
+        (
             "from slm.data.sources import register_source\nregister_source('hub', None)",
             r"register_source\('hub'\): give another name than those of slm, pydocs, local, hub, chat$",
         ),

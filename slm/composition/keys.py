@@ -57,13 +57,14 @@ def unknown_keys(config: Mapping[str, Any], allowed: Tree, prefix: str = "") -> 
 
 def did_you_mean(key: str, candidates: Iterable[str]) -> str:
     """`; did you mean KEY?` with the most similar dotted key among `candidates`, or "" if none is similar."""
+    group, _, name = key.rpartition(".")
 
     def similarity(other: str) -> float:
-        last_parts = SequenceMatcher(None, key.rpartition(".")[2], other.rpartition(".")[2]).ratio()
+        other_group, _, other_name = other.rpartition(".")
         # The factor makes a name in the same group win over an equally similar name in another group.
-        return max(SequenceMatcher(None, key, other).ratio(), 0.9 * last_parts)
+        return SequenceMatcher(None, name, other_name).ratio() * (1 if group == other_group else 0.9)
 
-    nearest = max(candidates, key=similarity, default="")
+    nearest = max((other for other in candidates if not key.startswith(f"{other}.")), key=similarity, default="")
     return f"; did you mean {nearest}?" if nearest and similarity(nearest) >= MIN_SIMILARITY else ""
 
 

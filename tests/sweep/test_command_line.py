@@ -71,6 +71,7 @@ def test_a_value_that_is_wrong_is_named(override: str) -> None:
         ("train.tokens=5", r"train.tokens=5 is a setting of train.py"),
         ("+dryrun=true", r"dryrun is not a setting of sweep.py; did you mean dry_run\?"),
         ("+launcher.slot=1", r"launcher.slot is not a setting of sweep.py; did you mean launcher.slots\?"),
+        ("analysis.foo=1", r"^analysis.foo is not a setting of sweep.py: python sweep.py --help lists all settings$"),
         ("launcher.slot=1", r"launcher.slot is not a setting of sweep.py; did you mean launcher.slots\?"),
         ("+launcher.partition=day", r"partition has no effect with launcher.name=local: it needs launcher=slurm"),
         ("checkpoint=a", r"checkpoint=a is a setting of train.py"),

@@ -42,14 +42,34 @@ MIXERS = {
 }
 
 
-def register_mixer(letter: str, mixer: type[Any], *, has_scores: bool = False, has_qk_norm: bool = False) -> None:
-    """Make `letter` stand for `mixer` in `model.mixer_pattern`. Raises `ValueError` if another mixer has the letter.
+REQUIRED = ("forward", "step", "num_params", "mixing_flops")
+"""Methods that each mixer has, besides those of its memory."""
 
-    `has_scores` and `has_qk_norm` say whether the fields `position` and `qk_norm` have an effect on the mixer.
+
+def register_mixer(letter: str, mixer: type[Any], *, has_scores: bool = False, has_qk_norm: bool = False) -> None:
+    """Make `letter` stand for `mixer` in `model.mixer_pattern`.
+
+    `has_scores` and `has_qk_norm` say whether the fields `position` and `qk_norm` have an effect on the mixer. Raises
+    `ValueError` if another mixer has the letter, and for a class that is no mixer or lacks a method that all need.
     """
     other = MIXERS[letter].mixer if letter in MIXERS else None
     # The same class is registered twice if a cell of a notebook is run again.
     is_same = isinstance(other, type) and other.__qualname__ == mixer.__qualname__
     if len(letter) != 1 or not letter.isalpha() or (other and not is_same):
         raise ValueError(f"register_mixer({letter!r}, {mixer.__name__}): give one letter, none of {', '.join(MIXERS)}")
+    from slm.model.mixers.base import Mixer
+
+    if not issubclass(mixer, Mixer):
+        raise ValueError(
+            f"register_mixer({letter!r}, {mixer.__name__}): a mixer is a subclass of {Mixer.__module__}.Mixer"
+        )
+    own = {name for cls in mixer.__mro__[: mixer.__mro__.index(Mixer)] for name in vars(cls)}
+    missing = [name for name in REQUIRED if name not in own]
+    if own.isdisjoint(("state_shapes", "make_memory")):
+        missing.append("state_shapes or make_memory")
+    if missing:
+        raise ValueError(
+            f"register_mixer({letter!r}, {mixer.__name__}): the class has no {', '.join(missing)} of its own; "
+            "docs/extending.md says what they return"
+        )
     MIXERS[letter] = RegisteredMixer(mixer, has_scores, has_qk_norm)
