@@ -64,6 +64,17 @@ def lower_first(row: Entry) -> tuple[str, str]:
     return (row["a"], row["b"]) if row["level_log_ratio"] < 0 else (row["b"], row["a"])
 
 
+def lower_mean_first(pair: Entry) -> tuple[str, str]:
+    """The families of a pair of `levels`: first the one with the lower target on average over the common sizes."""
+    return (pair["a"], pair["b"]) if pair["mean"]["difference"] <= 0 else (pair["b"], pair["a"])
+
+
+def common_sizes(pair: Entry) -> str:
+    """How many sizes, or sizes and budgets, both families of a pair of `levels` have: `6 sizes`."""
+    rows = pair["sizes"]
+    return f"{len(rows)} {'sizes' if len({row['N_a'] for row in rows}) == len(rows) else 'sizes and budgets'}"
+
+
 def worth(row: Entry) -> list[float] | None:
     """How many times as large the other family must be to match the lower one, as [low, factor, high], if known."""
     factors = [row["worth"][key] for key in ("low", "factor", "high")]

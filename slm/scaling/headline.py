@@ -7,18 +7,20 @@ difference significant.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from slm.runtime.words import format_number, interval, is_number, join_names, shortlist
+from slm.runtime.words import count, format_number, interval, is_number, join_names, shortlist, with_article
 from slm.scaling.caveats import (
     Case,
     Entry,
+    common_sizes,
     condition,
     detectable_differences,
     difference_text,
     family_pairs,
     lower_first,
+    lower_mean_first,
     steeper_first,
     worth,
 )
@@ -39,25 +41,33 @@ class HeadlinePair(NamedTuple):
 def headline_pair(case: Case) -> HeadlinePair:
     """Choose the pair of families that the headline is about."""
     families: list[str] = case.comparison["families"]
-    rows = case.comparison["paired"]["pairs"]
-    if not rows:
-        return HeadlinePair(*_pair_without_equal_sizes(case), None)
-    times_lower = Counter(lower_first(row)[0] for row in rows)
-    leader = max(times_lower, key=lambda name: (times_lower[name], -families.index(name)))
-    of_leader = [row for row in rows if leader in (row["a"], row["b"])]
-    row = min(of_leader, key=lambda row: (families[0] not in (row["a"], row["b"]), abs(row["level_log_ratio"])))
-    return HeadlinePair(*lower_first(row), row)
+    rows = {lower_first(row): row for row in case.comparison["paired"]["pairs"]}
+    if rows:
+        pair = _choose(families, {pair: abs(row["level_log_ratio"]) for pair, row in rows.items()})
+        return HeadlinePair(*pair, rows[pair])
+    factors = {row["family"]: row["factor"] for row in _factors(case)}  # the fewer parameters a loss needs, the higher
+    if factors:
+        best = max(factors, key=lambda name: factors[name])
+        leader, other = (best, families[0]) if factors[best] > 1 else (families[0], best)
+        return HeadlinePair(leader, other, None)
+    gaps = {lower_mean_first(pair): abs(pair["mean"]["difference"]) for pair in _mean_differences(case)}
+    leader, other = _choose(families, gaps) if gaps else families[:2]
+    return HeadlinePair(leader, other, None)
 
 
-def _pair_without_equal_sizes(case: Case) -> tuple[str, str]:
-    """Leader and other: the family that needs the fewest parameters for a loss, and the first family.
+def _choose(families: Sequence[str], gaps: Mapping[tuple[str, str], float]) -> tuple[str, str]:
+    """The pair of the family that is lower most often and the first family, else the family closest to it.
 
-    If the first family leads, the other is the one closest to it.
+    `gaps` has the absolute difference of each pair, whose first family is the lower one.
     """
-    first, second = case.comparison["families"][:2]
-    factors = {row["family"]: row["factor"] for row in _factors(case)}
-    best = max(factors, key=lambda name: factors[name], default=second)
-    return (best, first) if factors.get(best, 0.0) > 1 else (first, best)
+    times_lower = Counter(lower for lower, _ in gaps)
+    leader = max(times_lower, key=lambda name: (times_lower[name], -families.index(name)))
+    return min((pair for pair in gaps if leader in pair), key=lambda pair: (families[0] not in pair, gaps[pair]))
+
+
+def _mean_differences(case: Case) -> list[Entry]:
+    """The rows of `levels` of the pairs with sizes in common, and a scatter from which to judge the difference."""
+    return [pair for pair in case.comparison["levels"]["pairs"] if pair["mean"] and pair["mean"]["p"] is not None]
 
 
 def _factors(case: Case) -> list[Entry]:
@@ -115,7 +125,7 @@ def _level_under_law(case: Case, chosen: HeadlinePair) -> str:
     leader, other, _ = chosen
     row = next((row for row in _factors(case) if row["family"] in (leader, other)), None)
     if row is None:
-        return f"At equal size {leader} and {other} could not be compared in {case.target}"
+        return _level_on_average(case, leader, other)
     factors = [row["low"], row["factor"], row["high"]]
     if row["family"] == other:
         factors = [1 / factor if factor else None for factor in reversed(factors)]
@@ -126,6 +136,22 @@ def _level_under_law(case: Case, chosen: HeadlinePair) -> str:
         return start + answer + _like([low, factor, high])
     answer = f"{_runs(case)} show no clear difference in {case.target} at equal size between {leader} and {other}"
     return f"{start}{answer} ({leader} is {_like([low, factor, high])})"
+
+
+def _level_on_average(case: Case, leader: str, other: str) -> str:
+    """The same by the mean difference over the sizes that both have, which needs no law."""
+    pair = next((pair for pair in _mean_differences(case) if {pair["a"], pair["b"]} == {leader, other}), None)
+    if pair is None:
+        return f"At equal size {leader} and {other} could not be compared in {case.target}"
+    where = f"At the size of N = {count(pair['sizes'][0]['N_a'])}"
+    if len(pair["sizes"]) > 1:
+        where = f"On average over the {common_sizes(pair)} that both have,"
+    mean = pair["mean"]
+    if not case.is_significant(mean["p_adjusted"]):
+        return f"{where} {_runs(case)} show no clear difference in {case.target} between {leader} and {other}"
+    ends = sorted(abs(mean[end]) for end in ("low", "high"))  # of one sign, since the difference is significant
+    gap = f"{format_number(abs(mean['difference']), 3)} {interval(ends, 3)}"
+    return f"{where} {leader} reaches {with_article(case.target)} {gap} lower than {other}"
 
 
 def _like(factors: Sequence[Any] | None) -> str:

@@ -17,7 +17,14 @@ import pandas as pd
 from scipy import stats
 
 from slm.runtime.words import count, format_number, interval, p_text, plural, target_name, with_article
-from slm.scaling.caveats import FEW_SIZES, MAX_LEVEL_SENTENCES, NARROW_SPAN, NOT_CONTROLLED
+from slm.scaling.caveats import (
+    FEW_SIZES,
+    MAX_LEVEL_SENTENCES,
+    NARROW_SPAN,
+    NOT_CONTROLLED,
+    common_sizes,
+    lower_mean_first,
+)
 from slm.scaling.entries import Entry
 from slm.scaling.forms import Floats
 from slm.scaling.matching import SAME_SIZE, Points, nearest, points_of
@@ -163,15 +170,13 @@ def _finding(means: Sequence[Entry], levels: Entry) -> str:
 
 def _sentence(pair: Entry, levels: Entry) -> str:
     mean, target = pair["mean"], target_name(levels["target"])
-    is_a_lower = mean["difference"] <= 0
-    lower, higher = (pair["a"], pair["b"]) if is_a_lower else (pair["b"], pair["a"])
+    lower, higher = lower_mean_first(pair)
     where = f"At N = {count(pair['sizes'][0]['N_a'])}"
     if len(pair["sizes"]) > 1:
-        nouns = "sizes" if len({row["N_a"] for row in pair["sizes"]}) == len(pair["sizes"]) else "sizes and budgets"
-        where = f"On average over {len(pair['sizes'])} {nouns}"
+        where = f"On average over {common_sizes(pair)}"
     text = f"{where} {lower} reaches {with_article(target)} {format_number(abs(mean['difference']), 3)}"
     if mean["se"] is None:
         return f"{text} lower than {higher}; a second seed would show how much of this is chance."
-    ends = [-mean["high"], -mean["low"]] if is_a_lower else [mean["low"], mean["high"]]
+    ends = [-mean["high"], -mean["low"]] if lower == pair["a"] else [mean["low"], mean["high"]]
     source = "scatter between seeds" if mean["error"] != "sizes" else "scatter between sizes"
     return f"{text} {interval(ends, 3)} lower than {higher} ({p_text(mean['p_adjusted'])}, from the {source})."

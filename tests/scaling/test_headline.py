@@ -31,6 +31,7 @@ def compared(a: str, b: str, delta: float = 0.001, differs: bool | None = False,
 def case(families: list[str], rows: list[dict[str, Any]], **law: Any) -> Case:
     paired = {"pairs": rows, "curved": False, "power": 0.8, "advice": None}
     comparison = {"families": families, "n_runs": 48, "primary": {"level": 0.95}, "paired": paired, "weighed": {}}
+    comparison["levels"] = {"pairs": law.pop("levels", [])}
     fits = [{"family": name, "identified": True} for name in families]
     return Case(comparison, fits, law_name="power", law_comparison=law, target="loss", equation=EQUATION)
 
@@ -121,6 +122,28 @@ def test_without_common_sizes_one_law_says_who_needs_fewer_parameters_unless_the
     assert text.endswith("no difference of exponents could have been detected.")
     tests[0]["p"] = 0.01
     text = said(["a", "b"], [], [compared("a", "b", paired=False)], efficiency=efficiency, tests=tests)
+    assert text.startswith("At equal size a and b could not be compared in loss; ")
+
+
+def test_without_pairs_or_one_law_the_mean_difference_at_common_sizes_says_who_is_lower() -> None:
+    """Runs at equal sizes and tokens are evidence, whatever law their tokens would need."""
+
+    def mean(a: str, b: str, difference: float, p: float | None = 0.001) -> dict[str, Any]:
+        sizes = [{"N_a": 1e7, "N_b": 1e7, "tokens": 1e9}, {"N_a": 2e7, "N_b": 2e7, "tokens": 5e9}]
+        ends = {"low": difference - 0.004, "high": difference + 0.004}
+        return {"a": a, "b": b, "sizes": sizes, "mean": {"difference": difference, "p": p, "p_adjusted": p} | ends}
+
+    levels = [mean("a", "b", 0.01), mean("a", "c", 0.05), mean("b", "c", 0.04)]
+    text = said(["a", "b", "c"], [], [compared("a", "c", paired=False)], levels=levels)
+    assert text.startswith(
+        "On average over the 2 sizes that both have, c reaches a loss 0.0500 [0.0460, 0.0540] lower than a; "
+    )
+    levels[1] = mean("a", "c", 0.003, p=0.2)
+    text = said(["a", "b", "c"], [], [compared("a", "c", paired=False)], levels=levels)
+    assert text.startswith(
+        "On average over the 2 sizes that both have, these 48 runs show no clear difference in loss between c and a; "
+    )
+    text = said(["a", "b"], [], [compared("a", "b", paired=False)], levels=[mean("a", "b", 0.01, p=None)])
     assert text.startswith("At equal size a and b could not be compared in loss; ")
 
 
