@@ -6,7 +6,8 @@ Each step has the law with the lowest AICc of those that the runs do not reject,
 
 Notable: an interval of the chain combines two distances on each side: how far the error moves if T moves to the end of
 its interval for a new run, and how far step 2 lets the error move at the predicted T. They add up like independent
-errors (Zou & Donner 2008), since step 2 is fitted given the measured T. Least squares: of log T, and of the accuracy.
+errors (Zou & Donner 2008), since step 2 is fitted given the measured T. Least squares are of log T, and of arcsin
+sqrt(error).
 """
 
 from collections.abc import Mapping, Sequence
