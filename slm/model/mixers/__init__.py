@@ -57,13 +57,11 @@ def register_mixer(letter: str, mixer: type[Any], *, has_scores: bool = False, h
     is_same = isinstance(other, type) and other.__qualname__ == mixer.__qualname__
     if len(letter) != 1 or not letter.isalpha() or (other and not is_same):
         raise ValueError(f"register_mixer({letter!r}, {mixer.__name__}): give one letter, none of {', '.join(MIXERS)}")
-    from slm.model.mixers.base import Mixer
-
-    if not issubclass(mixer, Mixer):
-        raise ValueError(
-            f"register_mixer({letter!r}, {mixer.__name__}): a mixer is a subclass of {Mixer.__module__}.Mixer"
-        )
-    own = {name for cls in mixer.__mro__[: mixer.__mro__.index(Mixer)] for name in vars(cls)}
+    ancestors = [f"{cls.__module__}.{cls.__name__}" for cls in mixer.__mro__]
+    base = f"{__name__}.base.Mixer"  # by name, because that module imports this one
+    if base not in ancestors:
+        raise ValueError(f"register_mixer({letter!r}, {mixer.__name__}): a mixer is a subclass of {base}")
+    own = {name for cls in mixer.__mro__[: ancestors.index(base)] for name in vars(cls)}
     missing = [name for name in REQUIRED if name not in own]
     if own.isdisjoint(("state_shapes", "make_memory")):
         missing.append("state_shapes or make_memory")

@@ -26,7 +26,6 @@ from slm.model.mixers.blocked import (
     visible_keys,
 )
 from slm.model.positions import Rotary, alibi_slopes
-from slm.runtime.machine import native_bfloat16
 
 # Up to this many tokens, compiled training on a CPU uses `blocked_attention`, because SDPA's flash kernel loses more
 # time in its backward pass than it gains by saving memory. Without gradients, or uncompiled, SDPA is up to ten times as
@@ -81,7 +80,8 @@ def _infers_in_bfloat16(q_BHTC: Tensor) -> bool:
     """Whether this is uncompiled, without gradients, on a CPU that has products of bfloat16."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return False
-    return q_BHTC.device.type == "cpu" and q_BHTC.dtype == torch.bfloat16 and native_bfloat16("cpu")
+    is_bfloat16_on_cpu = q_BHTC.device.type == "cpu" and q_BHTC.dtype == torch.bfloat16
+    return is_bfloat16_on_cpu and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _sdpa(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
