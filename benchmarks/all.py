@@ -179,7 +179,7 @@ ROWS = {
     "memory": Row(
         f"{TRAIN} mobilellm_125m:2048:8 --memory",
         f"{TRAIN} tiny:64:1 --memory",
-        7,
+        6,
         (
             Figure(
                 "memory of a step, mobilellm_125m, 8x2048, over transformers",
