@@ -1,5 +1,6 @@
 """The two-step law, against separate fits by scipy, simulated tables, and OLMo's models that its ladder predicts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ import pytest
 from scipy import optimize
 
 from slm.scaling import Settings, Table, read_table, table_from_frame
-from slm.scaling.targets import with_target
-from slm.scaling.two_step import two_step
+from slm.scaling.bounded import Bounded, TaskLossLaw
+from slm.scaling.fitting import fit_sample
+from slm.scaling.prediction import new_run_sigma
+from slm.scaling.sample import take_sample
+from slm.scaling.targets import fitted_column, with_target
+from slm.scaling.two_step import _scatter_at_own_loss, two_step
 from tests.running import ROOT
 from tests.seeds import generator
 
@@ -124,3 +129,18 @@ def test_the_ladder_predicts_olmos_7b_and_13b(task: str, chance: float, measured
         assert row["accuracy"]["low"] < truth < row["accuracy"]["high"]
         assert row["beyond"] > 1.05  # no run of the ladder had so low a task loss
     assert all(row["inside"] for row in family["held_out"]["rows"])
+
+
+def test_the_scatter_of_seeds_in_task_loss_is_not_one_of_accuracies_too() -> None:
+    """Accuracies follow from their own task losses without error, so only the means of cells are off the sigmoid."""
+    rows = frame(7, seeds=3)
+    settings = Settings(target="acc", target_kind="accuracy", chance=CHANCE, task_loss="task_bpb")
+    table = with_target(table_from_frame(rows.assign(acc=accuracy(rows["task_bpb"])), target="acc"), settings)
+    mean_T = table.frame.groupby("cell")["task_bpb"].transform("mean")
+    table = replace(table, frame=table.frame.assign(p=np.exp(-mean_T)))
+    law = Bounded(TaskLossLaw("p", has_floor=False), "logistic", CHANCE)
+    runs = take_sample(table, law, fitted_column(settings), "", unit="run")
+    fit = fit_sample(law.prepared_for(runs.log_x), runs.cell_means())
+    of_seeds = runs.log_y - runs.cell_means().log_y[np.unique(runs.cells, return_inverse=True)[1]]
+    assert new_run_sigma(fit, runs) > 0.8 * np.std(of_seeds)
+    assert _scatter_at_own_loss(table, fit, settings) < 0.05 * np.std(of_seeds)
