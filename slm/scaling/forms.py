@@ -74,10 +74,11 @@ class Law(ABC):
 
     def from_scale_derivatives(self, value: Floats) -> tuple[Floats, Floats]:
         """First and second derivative of `from_scale`."""
-        return self.from_scale(value), self.from_scale(value)
+        target = self.from_scale(value)
+        return target, target
 
     def difference(self, value: Floats, other: Floats) -> Floats:
-        """How far `value` is above `other`, both on the scale of residuals: the ratio in logs, for an error its own."""
+        """How far `value` is above `other`, both on the scale of residuals: in logs, for errors as they are."""
         return value - other
 
     def log_target(self, log_y: Floats) -> Floats:

@@ -26,10 +26,8 @@ from slm.scaling.sample import column_of
 from slm.scaling.settings import Settings
 from slm.scaling.tables import Table
 
-NODES, POINTS = (
-    12,
-    400,
-)  # over N: bands of laws are computed at the nodes and interpolated, costs at the points and shapes
+NODES = 12  # over N, at which bands of laws are computed; between them they are interpolated
+POINTS = 400  # over N, at which costs are computed, besides the measured shapes
 MAX_BEYOND = 4.0  # sizes up to this factor beyond the runs and the measured shapes are searched
 
 

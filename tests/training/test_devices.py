@@ -50,12 +50,18 @@ L.Trainer.fit = counted
 def test_two_processes_train_as_one_does_and_reduce_gradients_once_a_step(
     optim: list[str], strategy: str, result_of: Result, train_command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """Of four passes a step, with a block called twice, and one used twice in a call.
+    """Of three passes a step, with a block called twice, and one used twice in a call.
 
     FSDP reduces each block and the rest, DDP all.
     """
     (tmp_path / "count.py").write_text(COUNT_COLLECTIVES)
-    same = ["trainer.precision=32-true", "train.tokens=2560", "model.layer_sharing=reverse", "model.num_repeats=2"]
+    same = [
+        "trainer.precision=32-true",
+        "train.tokens=1920",
+        "train.batch_tokens=192",
+        "model.layer_sharing=reverse",
+        "model.num_repeats=2",
+    ]
     same += ["trainer.micro_batch_tokens=32", "train.log_every=2", "train.eval_every=5", "train.val_tokens=512", *optim]
     questions = [{"query": "so " * n, "choices": ["a b", "c"], "gold": 0} for n in range(1, 8)]
     (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
