@@ -33,6 +33,9 @@ from slm.model.positions import FLEX_BLOCK, Rotary, document_block_mask, documen
 COMPILATIONS_PER_KIND = 8
 """Torch's default limit. It allows for blocks of one kind with and without gradients, and for several lengths."""
 
+KERNEL_FILES_RELEASE = "2.13."
+"""The release of torch whose private parts `kernel_files.py` replaces. Another release compiles as it always does."""
+
 
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + mlp(norm(x)), unless `norm_position` or `parallel_block` says otherwise."""
@@ -313,14 +316,16 @@ def block_kinds(config: ModelConfig) -> list[tuple[str, str, int | None]]:
 def configure_compiler(config: ModelConfig) -> None:
     """Let torch compile all kinds of blocks. Beyond its limit, torch runs blocks uncompiled or raises an error.
 
-    Two more settings save seconds until the first step, and leave the compiled code as it is.
+    The other settings save seconds until the first step, and leave the compiled code as it is.
     """
     compiler: Any = torch._dynamo.config
     num_kinds = len(set(block_kinds(config)))
     compiler.recompile_limit = max(compiler.recompile_limit, COMPILATIONS_PER_KIND * num_kinds)
     # Torch does not store the traced gradients of blocks with custom autograd functions (`blocked.py`) by default.
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
-    # Torch compiles and loads a test program for each vector instruction set of a CPU, to find a compiler or a torch
-    # that lacks one. A compiler that knows C++20, which torch needs, has all of them, and so has torch's Linux build.
-    if sys.platform == "linux" and torch._inductor.config.cpp.vec_isa_ok is None:
-        torch._inductor.config.cpp.vec_isa_ok = True
+    if sys.platform == "linux" and torch.__version__.startswith(KERNEL_FILES_RELEASE):
+        from slm.model.kernel_files import share_files  # imported here, because it imports the compiler (1.4 s)
+
+        share_files()
+        # Gradients are traced with their function, so that g++ compiles its kernels meanwhile.
+        torch._functorch.config.force_non_lazy_backward_lowering = True
