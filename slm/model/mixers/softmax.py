@@ -213,9 +213,8 @@ class SoftmaxAttention(Projections):
         past_weights = (past_scores_BKGS - highest).exp()
         own_weight = (own_score_BKG1 - highest).exp()
         total = past_weights.sum(-1, keepdim=True) + own_weight
-        mixed = ((past_weights / total).type_as(v_BK1C)[..., None] * past_v_BKSC[:, :, None]).sum(-2)
-        mixed = mixed + (own_weight / total).type_as(v_BK1C) * v_BK1C
-        return self.o_proj(mixed.flatten(1)[:, None]), k_BK1C, v_BK1C
+        mixed = (past_weights[..., None] * past_v_BKSC[:, :, None]).sum(-2) + own_weight * v_BK1C
+        return self.o_proj((mixed / total).type_as(v_BK1C).flatten(1)[:, None]), k_BK1C, v_BK1C
 
     def forward_static(
         self, x_1TD: Tensor, rotary: Rotary | None, start_1: Tensor, bias: Any, *memory: Tensor
