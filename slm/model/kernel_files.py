@@ -43,9 +43,9 @@ def share_files() -> None:
 def _check_build(isa: VecISA, code: str) -> bool:
     """Whether the compiler knows a vector instruction set that this CPU has.
 
-    Torch compiles a test program for each set. A compiler that knows C++20, which torch needs, knows all but one.
+    Torch compiles a test program for each set. A compiler that knows C++20, which torch needs, knows all but AMX.
     """
-    return _compiles(isa, code) if code == VecAMX._amx_fp16_code else True
+    return _compiles(isa, code) if code in (VecAMX._amx_code, VecAMX._amx_fp16_code) else True
 
 
 class _AsyncCompile(async_compile.AsyncCompile):

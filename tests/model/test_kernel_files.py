@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._inductor import async_compile
-from torch._inductor.cpu_vec_isa import VecAMX, VecAVX512, VecAVX512VNNI, VecISA, valid_vec_isa_list
+from torch._inductor.cpu_vec_isa import VecAVX512, VecAVX512VNNI, VecISA, valid_vec_isa_list
 from torch._inductor.utils import clear_caches
 
 from slm.model import kernel_files
@@ -116,6 +116,5 @@ def test_instruction_sets_of_this_cpu_that_are_no_longer_tested_compile(tmp_path
                 [VecAVX512._avx512_bf16_code] if isinstance(isa, VecAVX512) and isa._is_avx512_bf16_supported else []
             )
             codes += [VecAVX512VNNI._avx512_vnni_code] if isinstance(isa, VecAVX512VNNI) else []
-            codes += [VecAMX._amx_code] if isinstance(isa, VecAMX) else []
             for code in codes:
                 assert kernel_files._compiles(isa, code), (isa, code)
