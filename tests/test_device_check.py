@@ -46,6 +46,12 @@ def test_host_syncs_are_counted_in_steps_5_to_10_with_their_place(
 ) -> None:
     modes, passes = [], 0
 
+    def set_sync_debug_mode(mode: str) -> None:
+        if not modes:  # what torch says once
+            notice = "Synchronization debug mode is a prototype feature and does not yet detect all "
+            warnings.warn(notice + "synchronizing operations", stacklevel=1)
+        modes.append(mode)
+
     def training_step(module: object, tokens: object, index: int) -> torch.Tensor:
         nonlocal passes
         passes += 1
@@ -57,7 +63,7 @@ def test_host_syncs_are_counted_in_steps_5_to_10_with_their_place(
     programs = importlib.import_module("device_checks.programs")
     monkeypatch.setattr(LanguageModel, "training_step", training_step)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_sync_debug_mode)
     counter = programs._SyncCounter(passes_a_step=2)
     with counter, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -71,7 +71,8 @@ class _SyncCounter:
         if self.passes == self.last:
             _set_sync_debug_mode("default")
             self.recording.__exit__(None, None, None)
-            syncs = [each for each in self.caught or [] if "synchron" in str(each.message)]
+            # Torch also warns, when the mode is set for the first time, that the mode is a prototype.
+            syncs = [each for each in self.caught or [] if "called a synchronizing" in str(each.message)]
             self.places = ["/".join(Path(each.filename).parts[-2:]) + f":{each.lineno}" for each in syncs]
         self.passes += 1
 

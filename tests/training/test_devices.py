@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slm.data import train_loader
+from slm.model.mixers import base
 from slm.training import run
 from slm.training.module import LanguageModel
 from slm.training.plan import make_plan
 from tests.running import MUON, TWO_PROCESSES, run_two
 from tests.seeds import seeded
-from tests.training.small import CPU, assert_same_run, config, losses
+from tests.training.small import CPU, assert_same_run, config, losses, random_decoder
 
 Result = Callable[..., dict[str, Any]]
 
@@ -143,3 +146,42 @@ def test_deterministic_forbids_other_operations_for_the_run(tmp_path: Path, monk
         plan = make_plan(config() | {"dry_run": True}, replace(CPU, deterministic=is_on))
         run.train(plan)
         assert torch.are_deterministic_algorithms_enabled() == is_on
+
+
+class RefuseNondeterministic(TorchDispatchMode):
+    """Raises what torch raises for a GPU if operations must be deterministic, of those that a model might use."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, made = func.overloadpacket.__name__, func(*args, **(kwargs or {}))
+        is_float_sum = name == "cumsum" and made.is_floating_point()
+        if is_float_sum or name in ("put", "put_", "histc", "median", "nll_loss_forward"):
+            raise RuntimeError(f"{name} does not have a deterministic implementation")
+        return made
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("pattern", "FSPLG")
+def test_no_mixer_needs_an_operation_that_a_deterministic_gpu_refuses(
+    pattern: str, documents: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU that takes the sums of a GPU."""
+    with FakeTensorMode():
+        assert [base.refuses_cumsum(torch.empty(3, device=device)) for device in ("cpu", "cuda")] == [False, True]
+    monkeypatch.setattr(base, "refuses_cumsum", lambda x: True)
+    decoder = random_decoder(mixer_pattern=pattern, sliding_window=8)
+    tokens = torch.arange(48).view(2, 24) % 20
+    with RefuseNondeterministic():
+        decoder.loss(tokens, tokens, (tokens == 7).cumsum(1) if documents else None).backward()
+
+
+def test_sums_are_those_of_cumsum_unless_a_run_is_deterministic() -> None:
+    with FakeTensorMode():
+        assert not base.refuses_cumsum(torch.empty(3, device="cuda"))
