@@ -132,10 +132,16 @@ def test_compiled_bfloat16_on_a_gpu_learns_and_reports_its_memory(result_of: Res
     assert result["peak_memory_bytes"] > result["params_total"] * 16
 
 
-@pytest.mark.parametrize("trainer", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
-def test_two_deterministic_runs_are_equal_to_the_bit(trainer: str, result_of: Result, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("trainer", "pattern"),
+    [("cpu", "F"), *(pytest.param("gpu", letters, marks=pytest.mark.gpu) for letters in ("F", "LG"))],
+)
+def test_two_deterministic_runs_are_equal_to_the_bit(
+    trainer: str, pattern: str, result_of: Result, tmp_path: Path
+) -> None:
     for name in ("one", "two"):
         more = ["trainer.deterministic=true", "trainer.micro_batch_tokens=128", "train.tokens=2560"]
+        more.append(f"model.mixer_pattern={pattern}")
         result_of(*more, f"trainer={trainer}", folder=name, timeout=280)
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
