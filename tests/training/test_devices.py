@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,6 +19,8 @@ from slm.model.mixers import base
 from slm.training import run
 from slm.training.module import LanguageModel
 from slm.training.plan import make_plan
+from slm.training.process import RUN_DIR
+from slm.training.trainer import make_trainer
 from tests.running import MUON, TWO_PROCESSES, run_two
 from tests.seeds import seeded
 from tests.training.small import CPU, assert_same_run, config, losses, random_decoder
@@ -88,6 +91,31 @@ def test_two_processes_train_as_one_does_and_reduce_gradients_once_a_step(
         assert sum(reductions.values()) == {"ddp": 1, "fsdp": 3}[strategy]
         assert sum(count for (name, _), count in found.items() if name == "broadcast_") < steps
     assert (tmp_path / "two" / "model" / "model.safetensors").exists()
+
+
+def test_ddp_cuts_no_graph_of_a_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By default it would, where its buckets end; the first process, which compiled before, would run other code."""
+    monkeypatch.setenv(RUN_DIR, "")
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    two = make_plan(config() | {"output_dir": str(tmp_path)}, replace(CPU, devices=2, strategy="ddp"))
+    make_trainer(two, [])
+    graphs: list[torch.fx.GraphModule] = []
+
+    def record(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    decoder, tokens = random_decoder(hidden_size=256, intermediate_size=512), torch.zeros(1, 8, dtype=torch.long)
+    for block in decoder.layers:
+        block.compile(dynamic=False, backend=record)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(decoder, bucket_cap_mb=1)
+        model(tokens).sum().backward()
+    finally:
+        dist.destroy_process_group()
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("devices", [3, 11])
