@@ -67,17 +67,18 @@ def main() -> None:
         return
     if args.size == "gpu" and not has_gpu():
         parser.error("torch sees no GPU here; --size cpu runs all checks at small sizes on the CPU")
-    start, failed = time.monotonic(), []
+    start = time.monotonic()
+    failed, skipped = [], []
     end = start + (args.seconds or SECONDS[args.size])
     if args.out:
         args.out.write_text("")
     for name in args.only:
         line = run_check(name, args.size, end - time.monotonic())
         failed += [name] * ("error" in line)
+        skipped += [name] * ("skipped" in line)
         report(line, args.out)
-    report(
-        {"check": "all", "size": args.size, "failed": failed, "seconds": round(time.monotonic() - start, 1)}, args.out
-    )
+    ends = {"failed": failed, "skipped": skipped, "seconds": round(time.monotonic() - start, 1)}
+    report({"check": "all", "size": args.size, **ends}, args.out)
     sys.exit(1 if failed else 0)
 
 
@@ -101,7 +102,7 @@ def run_check(name: str, size: str, seconds_left: float) -> dict[str, Any]:
         return {"check": name, "size": size, "skipped": "no time left"}
     limit = min(CHECKS[name][1] * (1 if size == "gpu" else CPU_PATIENCE), seconds_left)
     start = time.monotonic()
-    environment = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", **os.environ}
+    environment = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", **os.environ, "DEVICE_CHECK_SECONDS": f"{limit:.0f}"}
     root = str(Path(__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, __file__, "--here", "--size", size, "--only", name]

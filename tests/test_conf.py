@@ -57,3 +57,4 @@ def test_the_papers_recipe_is_the_papers() -> None:
     assert config["schedule"]["name"] == "cosine"
     assert config["train"]["batch_tokens"] == 2_097_152
     assert config["train"]["tokens"] / config["train"]["batch_tokens"] == 480_000
+    assert config["train"]["val_tokens"] < 1e-4 * config["train"]["tokens"]  # a part of the validation set

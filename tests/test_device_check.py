@@ -3,7 +3,8 @@
 import importlib
 import subprocess
 import warnings
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -46,6 +47,12 @@ def test_host_syncs_are_counted_in_steps_5_to_10_with_their_place(
 ) -> None:
     modes, passes = [], 0
 
+    def set_sync_debug_mode(mode: str) -> None:
+        if not modes:  # what torch says once
+            notice = "Synchronization debug mode is a prototype feature and does not yet detect all "
+            warnings.warn(notice + "synchronizing operations", stacklevel=1)
+        modes.append(mode)
+
     def training_step(module: object, tokens: object, index: int) -> torch.Tensor:
         nonlocal passes
         passes += 1
@@ -57,7 +64,7 @@ def test_host_syncs_are_counted_in_steps_5_to_10_with_their_place(
     programs = importlib.import_module("device_checks.programs")
     monkeypatch.setattr(LanguageModel, "training_step", training_step)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_sync_debug_mode)
     counter = programs._SyncCounter(passes_a_step=2)
     with counter, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -67,3 +74,23 @@ def test_host_syncs_are_counted_in_steps_5_to_10_with_their_place(
     assert len(counter.places) == 5
     assert set(counter.places) == {counter.places[0]}
     assert counter.places[0].startswith("tests/test_device_check.py:")
+
+
+def test_only_files_with_tests_of_a_gpu_are_collected_and_the_session_ends_before_the_check_does(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is not installed. A file that cannot be imported would end pytest before its first test."""
+    programs, commands = importlib.import_module("device_checks.programs"), []
+
+    def run(command: list[str], **how: object) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode=0, stdout="FAILED a\n12 passed, 1 failed in 60 s")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("DEVICE_CHECK_SECONDS", "120")
+    found = programs.gpu_tests("gpu")
+    assert (found["tests"], found["failed"]) == ("12 passed, 1 failed in 60 s", ["FAILED a"])
+    files = [Path(argument) for argument in commands[0] if argument.endswith(".py")]
+    assert ROOT / "tests/training/test_devices.py" in files
+    assert 0 < len(files) < 10
+    assert commands[0][-1] == "--session-timeout=72"

@@ -206,6 +206,7 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    pin_memory: bool = False,
     order: MixedOrder | None = None,
 ) -> DataLoader[Tensor | Batch]:
     """Return a loader of the micro-batches of one rank: int64, shape (micro_batch_size, sequence_length + 1).
@@ -213,8 +214,9 @@ def train_loader(
     The loader yields the micro-batches of the steps `start_step` to `end_step` - 1. The `batch_size` sequences of a
     step are divided evenly among the ranks, and the sequences of a rank among its micro-batches. All ranks have the
     same number of micro-batches; a micro-batch with fewer sequences is padded with rows of -100. Micro-batches of
-    conversations are `Batch`es, padded with targets of -100. The `stream` of a mix has an `order`, in place of that of
-    `window_ids`. Raises ValueError if the stream has no window.
+    conversations are `Batch`es, padded with targets of -100. With `pin_memory`, they are in memory from which a GPU
+    copies without the host. The `stream` of a mix has an `order`, in place of that of `window_ids`. Raises ValueError
+    if the stream has no window.
     """
     if stream.num_windows(sequence_length) == 0:
         raise ValueError(
@@ -228,7 +230,7 @@ def train_loader(
         sampler=range(start_step * micro_batches_per_step, end_step * micro_batches_per_step),
         batch_size=None,  # an item of the data set is a micro-batch
         num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         worker_init_fn=_ignore_signals,
         # Without this generator, each new iterator would draw from torch's global one, and a resumed run would differ.
         generator=torch.Generator(),
@@ -242,7 +244,7 @@ def num_micro_batches_per_step(batch_size: int, world_size: int, micro_batch_siz
 
 def _ignore_signals(worker: int) -> None:
     """Ignore signals in a worker. They also reach the main process, which saves and then ends its workers."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK"):  # SIGBREAK: of Windows
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 

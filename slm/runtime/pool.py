@@ -31,10 +31,11 @@ def map_in_processes(
     Raises `ChildProcessError` if one of them was killed.
     """
     start = time.monotonic()
+    may_fork = sys.platform == "linux" and hasattr(os, "fork") and num_cores() > 1
     for index, argument in enumerate(arguments):
         rest = arguments[index:]
         is_worth_it = at_once or time.monotonic() - start > PATIENCE
-        if is_worth_it and len(rest) > 1 and num_cores() > 1 and sys.platform == "linux":
+        if is_worth_it and len(rest) > 1 and may_fork:
             yield from _map_forked(function, rest)
             return
         yield function(argument)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slm.model.decoder import Decoder
 from slm.runtime.files import read_json_object, write_json
-from slm.runtime.machine import peak_memory_bytes, synchronize
+from slm.runtime.machine import peak_memory_bytes, reset_peak_memory, synchronize
 from slm.runtime.words import duration
 from slm.training.distillation import Teacher
 from slm.training.hardware import Hardware, autocast
@@ -71,7 +71,8 @@ def measure_run(
     if not (should_measure or should_test_memory):
         return plan, peak
     say("speed        measuring ...")
-    plan, (speed, memory) = _measure_fitting(decoder, plan, teacher)  # tokens per second and bytes of one device
+    # Tokens per second and bytes of one device.
+    plan, (speed, memory) = _measure_fitting(decoder, plan, teacher, strategy)
     if strategy is None:
         peak = matmul_peak(hardware, plan.cache_dir, above=speed * plan.token_flops)
     # Speeds of GPUs, or of processes that measure at the same time, add up. A lone process on a CPU uses all cores, so
@@ -141,12 +142,12 @@ def _mean_peak(plan: Plan, strategy: Strategy) -> float:
 
 
 def _measure_fitting(
-    decoder: Decoder, plan: Plan, teacher: Teacher | None = None
+    decoder: Decoder, plan: Plan, teacher: Teacher | None = None, strategy: Strategy | None = None
 ) -> tuple[Plan, tuple[float, int | None]]:
     """Call `measure_speed` with smaller passes until they fit. Returns the plan with these passes, and the result."""
     while True:
         try:
-            return plan, measure_speed(decoder, plan, teacher)
+            return plan, measure_speed(decoder, plan, teacher, strategy)
         except torch.OutOfMemoryError:
             smaller = with_smaller_passes(plan)
             if smaller is None:
@@ -155,15 +156,19 @@ def _measure_fitting(
         decoder.activation_checkpointing = plan.passes.activation_checkpointing
         decoder.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
+        reset_peak_memory()  # the pass that did not fit is no part of the run
         say(f"memory       out of memory: trying {plan.passes.text(plan.sequence_length)}")
 
 
-def measure_speed(decoder: Decoder, plan: Plan, teacher: Teacher | None = None) -> tuple[float, int | None]:
+def measure_speed(
+    decoder: Decoder, plan: Plan, teacher: Teacher | None = None, strategy: Strategy | None = None
+) -> tuple[float, int | None]:
     """Measure forward and backward passes on random tokens; returns tokens per second of one device and peak memory.
 
     Memory is in bytes, or None if the system does not report it. On a GPU it includes the optimizer's moments. If the
-    run is compiled, the first pass compiles the blocks. Weights, gradients and random state stay unchanged. Raises
-    `torch.OutOfMemoryError` if the device has too little memory.
+    run is compiled, the first pass compiles the blocks. Weights, gradients and random state stay unchanged. The
+    processes of a `strategy` take equally many passes, as sharded weights require. Raises `torch.OutOfMemoryError` if
+    the device has too little memory.
     """
     hardware = plan.hardware
     device = torch.device(hardware.accelerator)
@@ -190,10 +195,16 @@ def measure_speed(decoder: Decoder, plan: Plan, teacher: Teacher | None = None) 
         synchronize(device.type)
         return time.perf_counter() - start
 
+    def slowest(seconds: float) -> float:
+        if strategy is None:
+            return seconds
+        own_seconds = torch.tensor(seconds, dtype=torch.float64, device=strategy.root_device)
+        return float(strategy.reduce(own_seconds, reduce_op="max"))
+
     seconds = time_pass()
-    if seconds < MAX_FIRST_PASS_SECONDS:
+    if slowest(seconds) < MAX_FIRST_PASS_SECONDS:
         seconds = time_pass()
-        if seconds < SHORT_PASS_SECONDS:
+        if slowest(seconds) < SHORT_PASS_SECONDS:
             seconds = min(seconds, time_pass())
     del moments_placeholder
     decoder.zero_grad(set_to_none=True)

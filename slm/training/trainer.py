@@ -225,6 +225,7 @@ class Batches:
             rank=rank,
             world_size=plan.hardware.world_size,
             num_workers=plan.hardware.num_workers,
+            pin_memory=plan.hardware.accelerator == "cuda",  # elsewhere it would take memory of a GPU that is not used
             order=mixed_order(plan, corpus),
         )
 

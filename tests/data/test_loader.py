@@ -127,11 +127,12 @@ def test_workers_do_not_change_the_batches(stream):
     assert torch.equal(alone, helped)
 
 
-def test_a_worker_leaves_signals_to_the_main_process(stream):
+def test_a_worker_leaves_signals_to_the_main_process(stream, monkeypatch):
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR2, raising=False)  # of Windows
     loader = train_loader(stream, **COMMON, num_workers=1)
     batches = iter(loader)
     next(batches)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGBREAK):
         os.kill(batches._workers[0].pid, number)
     assert len(list(batches)) == len(loader) - 1
 

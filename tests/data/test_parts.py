@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slm.data import local, parts, prepare
+from slm.data import local, parts, prepare, train_loader
+from slm.data.cache import cached
 from slm.data.documents import write_documents
 from slm.data.parts import Part, build_parts
 from slm.data.stream import MAX_OPEN_SHARDS, TokenStream, split_facts
@@ -92,10 +93,17 @@ def test_memory_and_descriptors_do_not_grow_with_the_number_of_shards(tmp_path):
     last = np.memmap(tmp_path / shards[-1]["file"], dtype="<u2", mode="r+")
     last[-5:] = [1, 2, 3, 4, 5]
     del last
-    facts = json.dumps(split_facts(shards, 32_000, {"documents": 10**9, "bytes": 5 * 10**12}))
+    facts = split_facts(shards, 32_000, {"documents": 10**9, "bytes": 5 * 10**12})
+    files = {shard["file"]: {"bytes": 200_000_000, "sha256": ""} for shard in shards}
+    (tmp_path / "manifest.json").write_text(json.dumps({"splits": {"train": facts}, "files": files}))
     start = time.process_time()
-    stream = TokenStream(tmp_path, json.loads(facts))
+    manifest = cached(tmp_path, lambda partial: pytest.fail("built again"), what="5 TB")
+    stream = TokenStream(tmp_path, manifest["splits"]["train"])
     assert stream.read(stream.num_tokens - 3, stream.num_tokens).tolist() == [3, 4, 5]
+    last_step = stream.num_windows(2048) // 8 - 1
+    steps = {"start_step": last_step, "end_step": last_step + 1, "seed": 1}
+    (batch,) = train_loader(stream, sequence_length=2048, batch_size=8, micro_batch_size=8, **steps)
+    assert batch.shape == (8, 2049)
     assert time.process_time() - start < 1
     for i in range(0, 12_500, 25):
         stream.read(i * 100_000_000, i * 100_000_000 + 10)

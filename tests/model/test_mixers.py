@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from slm.model import Decoder
-from slm.model.mixers import linear, softmax, ssd
+from slm.model.mixers import base, linear, softmax, ssd
 from slm.model.mixers.blocked import blocked_attention, inference_attention
 from slm.model.mixers.linear import EPSILON, feature
 from slm.model.mixers.sliding import sliding_attention
@@ -258,3 +258,14 @@ def test_the_chunk_size_does_not_change_the_function() -> None:
     tokens = tokens_of(config, 23)
     with torch.no_grad():
         torch.testing.assert_close(decoder(tokens), other(tokens), **EXACT)
+
+
+@pytest.mark.parametrize("dim", [-1, 2])
+def test_sums_in_order_are_those_of_cumsum_and_so_are_their_gradients(dim: int) -> None:
+    found = []
+    for refuses in (True, False):
+        x = normal(2, 3, 5, 7).requires_grad_()
+        with patch.object(base, "refuses_cumsum", lambda x, refuses=refuses: refuses):
+            sums = base.running_sum(x, dim)
+        found.append((sums, *torch.autograd.grad(sums, x, normal(2, 3, 5, 7, seed=1))))
+    torch.testing.assert_close(*found, **EXACT)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,6 +187,35 @@ def test_the_largest_cell_is_measured_as_its_jobs_would_run(
     assert launcher["jobs_per_gpu"] == 2
     # Six cells on two GPUs of 16 cores: three on a GPU at most, each with its share of the cores.
     assert asked == [(1, (128, 6), "0", "8"), (2, (128, 6), "0", "4"), (3, (128, 6), "0", "2")]
+
+
+HANGING = """
+import subprocess
+child = subprocess.Popen(["sleep", "100"])
+print(child.pid, file=open("child", "w"), flush=True)
+child.wait()
+"""
+
+
+def test_a_measurement_that_does_not_end_is_ended_with_the_processes_that_it_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would keep memory of the GPU during the sweep."""
+    together = tmp_path / "slm" / "training" / "together.py"
+    together.parent.mkdir(parents=True)
+    for folder in (together.parent, together.parent.parent):
+        (folder / "__init__.py").touch()
+    together.write_text(HANGING)
+    monkeypatch.setattr(gpus, "ROOT", tmp_path)
+    monkeypatch.setattr(gpus, "PROBE_SECONDS", 2)
+    monkeypatch.chdir(tmp_path)
+    assert gpus.measure_shared_gpu({}, os.environ, 2) is None
+    assert "2 at a time: not measured within 2 s" in capsys.readouterr().err
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "cmdline")
+    deadline = time.monotonic() + 10
+    while child.exists() and child.read_bytes():  # a zombie has no command line
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 TINY = ("model.num_layers=1", "train.sequence_length=32", "train.batch_tokens=256", "trainer.compile=false")

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slm.data import train_loader
+from slm.model.mixers import base
 from slm.training import run
 from slm.training.module import LanguageModel
 from slm.training.plan import make_plan
+from slm.training.process import RUN_DIR
+from slm.training.trainer import make_trainer
 from tests.running import MUON, TWO_PROCESSES, run_two
 from tests.seeds import seeded
-from tests.training.small import CPU, assert_same_run, config, losses
+from tests.training.small import CPU, assert_same_run, config, losses, random_decoder
 
 Result = Callable[..., dict[str, Any]]
 
@@ -87,6 +93,31 @@ def test_two_processes_train_as_one_does_and_reduce_gradients_once_a_step(
     assert (tmp_path / "two" / "model" / "model.safetensors").exists()
 
 
+def test_ddp_cuts_no_graph_of_a_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By default it would, where its buckets end; the first process, which compiled before, would run other code."""
+    monkeypatch.setenv(RUN_DIR, "")
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    two = make_plan(config() | {"output_dir": str(tmp_path)}, replace(CPU, devices=2, strategy="ddp"))
+    make_trainer(two, [])
+    graphs: list[torch.fx.GraphModule] = []
+
+    def record(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    decoder, tokens = random_decoder(hidden_size=256, intermediate_size=512), torch.zeros(1, 8, dtype=torch.long)
+    for block in decoder.layers:
+        block.compile(dynamic=False, backend=record)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(decoder, bucket_cap_mb=1)
+        model(tokens).sum().backward()
+    finally:
+        dist.destroy_process_group()
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize("devices", [3, 11])
 def test_devices_with_unequal_shares_have_the_loss_and_the_gradient_of_the_whole_batch(devices: int) -> None:
     """Which is computed in one pass, without the plan. The mean over devices is what DDP and FSDP reduce to."""
@@ -129,10 +160,16 @@ def test_compiled_bfloat16_on_a_gpu_learns_and_reports_its_memory(result_of: Res
     assert result["peak_memory_bytes"] > result["params_total"] * 16
 
 
-@pytest.mark.parametrize("trainer", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
-def test_two_deterministic_runs_are_equal_to_the_bit(trainer: str, result_of: Result, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("trainer", "pattern"),
+    [("cpu", "F"), *(pytest.param("gpu", letters, marks=pytest.mark.gpu) for letters in ("F", "LG"))],
+)
+def test_two_deterministic_runs_are_equal_to_the_bit(
+    trainer: str, pattern: str, result_of: Result, tmp_path: Path
+) -> None:
     for name in ("one", "two"):
         more = ["trainer.deterministic=true", "trainer.micro_batch_tokens=128", "train.tokens=2560"]
+        more.append(f"model.mixer_pattern={pattern}")
         result_of(*more, f"trainer={trainer}", folder=name, timeout=280)
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
@@ -143,3 +180,42 @@ def test_deterministic_forbids_other_operations_for_the_run(tmp_path: Path, monk
         plan = make_plan(config() | {"dry_run": True}, replace(CPU, deterministic=is_on))
         run.train(plan)
         assert torch.are_deterministic_algorithms_enabled() == is_on
+
+
+class RefuseNondeterministic(TorchDispatchMode):
+    """Raises what torch raises for a GPU if operations must be deterministic, of those that a model might use."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, made = func.overloadpacket.__name__, func(*args, **(kwargs or {}))
+        is_float_sum = name == "cumsum" and made.is_floating_point()
+        if is_float_sum or name in ("put", "put_", "histc", "median", "nll_loss_forward"):
+            raise RuntimeError(f"{name} does not have a deterministic implementation")
+        return made
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("pattern", "FSPLG")
+def test_no_mixer_needs_an_operation_that_a_deterministic_gpu_refuses(
+    pattern: str, documents: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU that takes the sums of a GPU."""
+    with FakeTensorMode():
+        assert [base.refuses_cumsum(torch.empty(3, device=device)) for device in ("cpu", "cuda")] == [False, True]
+    monkeypatch.setattr(base, "refuses_cumsum", lambda x: True)
+    decoder = random_decoder(mixer_pattern=pattern, sliding_window=8)
+    tokens = torch.arange(48).view(2, 24) % 20
+    with RefuseNondeterministic():
+        decoder.loss(tokens, tokens, (tokens == 7).cumsum(1) if documents else None).backward()
+
+
+def test_sums_are_those_of_cumsum_unless_a_run_is_deterministic() -> None:
+    with FakeTensorMode():
+        assert not base.refuses_cumsum(torch.empty(3, device="cuda"))

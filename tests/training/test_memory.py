@@ -156,9 +156,11 @@ def test_a_plan_fits_the_memory_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_passes_that_do_not_fit_after_all_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = []
+    tried: list[tuple[int, bool]] = []
+    resets: list[int] = []
+    monkeypatch.setattr(speed, "reset_peak_memory", lambda: resets.append(len(tried)))
 
-    def measure(decoder: Decoder, plan: Any, teacher: Any) -> tuple[float, int]:
+    def measure(decoder: Decoder, plan: Any, teacher: Any, strategy: Any) -> tuple[float, int]:
         tried.append((plan.micro_batch_size, decoder.activation_checkpointing))
         if len(tried) < 4:
             raise torch.OutOfMemoryError
@@ -168,6 +170,7 @@ def test_passes_that_do_not_fit_after_all_are_halved(monkeypatch: pytest.MonkeyP
     plan = make_plan(config(batch_tokens=32768, sequence_length=1024, tokens=65536), CPU)
     found, _ = speed._measure_fitting(random_decoder(), plan)
     assert tried == [(8, False), (4, False), (4, True), (2, True)]  # 4 sequences are MIN_TOKENS
+    assert resets == [1, 2, 3]  # or the memory of the run would be that of passes that did not fit
     assert (found.micro_batch_size, found.accumulation, found.batch_size) == (2, 16, 32)
     given = replace(plan, hardware=replace(CPU, micro_batch_tokens=8192, activation_checkpointing=False))
     tried.clear()

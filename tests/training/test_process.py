@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from slm.training.run import train
 from slm.training.setup import checked_settings, set_up
 from tests.composing import composed
 from tests.running import make_command
+from tests.training.small import CPU
 
 Train = Callable[..., dict[str, Any]]
 SRUN = {"SLURM_JOB_ID": "7", "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "1", "SLURM_NNODES": "1"}
@@ -78,6 +80,21 @@ def test_tasks_of_two_nodes_are_one_world() -> None:
 def test_a_world_that_would_never_form_is_refused(environment: dict, devices: int, nodes: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         find_world(environment, devices=devices, num_nodes=nodes)
+
+
+def test_a_process_plans_and_measures_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chosen before the plan asks for free memory, since that takes memory of the GPU that is asked."""
+    order: list[object] = []
+    two_gpus = replace(CPU, accelerator="cuda", devices=2, strategy="ddp")
+    monkeypatch.setattr("slm.training.hardware.resolve_hardware", lambda trainer: two_gpus)
+    monkeypatch.setattr("slm.training.plan.make_plan", lambda settings, hardware: order.append("plan"))
+    monkeypatch.setattr("slm.training.plan.plan_lines", lambda plan: [])
+    monkeypatch.setattr(torch.cuda, "set_device", order.append)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    set_up({"trainer": {}, "dry_run": False})
+    assert order == [1, "plan"]
 
 
 @pytest.fixture

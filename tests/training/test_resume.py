@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import time
@@ -155,8 +154,8 @@ def test_a_signal_is_answered_in_the_middle_of_a_pass_and_the_step_is_repeated(
 def test_slurms_warning_to_one_of_two_processes_ends_both_in_the_middle_of_a_step(
     strategy: str, train_command: Command, tmp_path: Path
 ) -> None:
-    """A step takes 6 seconds, a row 100 steps, and the processes vote after each pass."""
-    (tmp_path / "slow.py").write_text(SLOW_PASSES.format(seconds=1.5, slow_after=1, signalled_after=1))
+    """A row takes 100 steps. After the first slow step, of 4.5 seconds, the processes vote after each pass."""
+    (tmp_path / "slow.py").write_text(SLOW_PASSES.format(seconds=1.5, slow_after=1, signalled_after=2))
     same = ["train.tokens=3072", "trainer.precision=32-true", "trainer.micro_batch_tokens=32"]
     two = [*same, f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", f"output_dir={tmp_path}/run"]
     slow = ["train.log_every=100", "train.eval_every=100", f"extensions=[{tmp_path}/slow.py]"]
@@ -169,7 +168,7 @@ def test_slurms_warning_to_one_of_two_processes_ends_both_in_the_middle_of_a_ste
     assert (result["status"], result["signal"]) == ("interrupted", signal.SIGTERM)
     again = start_two_tasks(train_command(*two, *slow[:2]))
     assert [process.wait(240) for process in again] == [0, 0], again[0].printed()
-    assert re.search("from step [12] of 12 ", again[0].printed()[0])
+    assert "from step 2 of 12 " in again[0].printed()[0]  # the third was given up
     assert losses(tmp_path / "run", "val/loss")[-1] == pytest.approx(losses(tmp_path / "one", "val/loss")[-1], abs=1e-5)
 
 

@@ -5,14 +5,18 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from slm.training import hardware, speed
+from slm.training.plan import make_plan
+from slm.training.trainer import Batches
 from tests.composing import composed
 from tests.running import run_two
-from tests.training.small import CPU
+from tests.training.small import CPU, config
 
 
 def test_peak_of_a_machine_too_slow_for_the_time_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,16 +90,37 @@ def test_a_gpu_has_two_to_four_loader_processes_and_a_cpu_none(monkeypatch: pyte
     assert hardware._num_workers(0, "cuda", 1) == 0
 
 
+def test_only_a_run_on_a_gpu_pins_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinning takes memory of the first GPU, which another program may need or have filled."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    corpus: Any = SimpleNamespace(mixture=None, train=SimpleNamespace(num_windows=lambda length: 64))
+    for accelerator in ("cpu", "cuda"):
+        plan = replace(make_plan(config(), CPU), hardware=replace(CPU, accelerator=accelerator))
+        assert Batches(plan, corpus, 0, rank=0).loader.pin_memory == (accelerator == "cuda")
+
+
 UNEQUAL_DEVICES = """
 import os
+import time
 from slm.training import speed
 
 rank = int(os.environ.get("LOCAL_RANK", 0))
 
-def measure(decoder, plan, teacher, measure_speed=speed.measure_speed):
+def synchronize_late(device, synchronize=speed.synchronize):
+    # The second process is slow at its second pass, so that on its own it would take one pass less.
+    calls.append(device)
+    if rank == 1 and len(calls) == 2:
+        time.sleep(1)
+    synchronize(device)
+
+calls = []
+speed.synchronize = synchronize_late
+
+def measure(decoder, plan, teacher, strategy, measure_speed=speed.measure_speed):
     is_sharded = all(hasattr(parameter, "full_tensor") for parameter in decoder.parameters())
     assert is_sharded == (plan.hardware.strategy == "fsdp")
-    assert measure_speed(decoder, plan)[0] > 0
+    assert measure_speed(decoder, plan, None, strategy)[0] > 0
+    assert len(calls) == 2
     assert all(parameter.grad is None for parameter in decoder.parameters())
     return (100.0, 50.0)[rank], (10**9, 2 * 10**9)[rank]
 
@@ -103,7 +128,7 @@ speed.MIN_PASSES = 0
 speed.matmul_peak = lambda *_: (1e9, 3e9)[rank]
 speed.measure_speed = measure
 """
-"""An extension by which the second process has a device of half the speed."""
+"""An extension by which the second process has a device of half the speed. It takes as many passes as the first."""
 
 
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
@@ -113,7 +138,7 @@ def test_each_process_measures_its_part_of_the_model_and_the_slowest_sets_the_sp
     (tmp_path / "unequal.py").write_text(UNEQUAL_DEVICES)
     two = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", f"output_dir={tmp_path}/run"]
     two += ["train.tokens=1280", "train.val_tokens=512", f"extensions=[{tmp_path}/unequal.py]"]
-    done = run_two(train_command(*two))
+    done = run_two(train_command(*two), timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "100 tokens/s measured here" in done.stdout
     assert "of 4 GFLOP/s, 2.00 GB of memory held" in done.stdout

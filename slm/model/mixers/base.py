@@ -4,6 +4,7 @@ Legend: B batch, T tokens, D hidden, H query heads, K key/value heads, C head_di
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -162,6 +163,16 @@ class Mixer(nn.Module):
 def restarted(memory: Sequence[Tensor], start_1: Tensor) -> list[Tensor]:
     """Return the recurrent state in `memory`, or zeros if `start_1` is 0."""
     return [torch.where(start_1 > 0, tensor, 0.0) for tensor in memory]
+
+
+def running_sum(x: Tensor, dim: int) -> Tensor:
+    """Return `x.cumsum(dim)`, by separate additions where torch would refuse it (`trainer.deterministic` on a GPU)."""
+    return torch.stack([*accumulate(x.unbind(dim))], dim) if refuses_cumsum(x) else x.cumsum(dim)
+
+
+def refuses_cumsum(x: Tensor) -> bool:
+    """Whether operations must be deterministic and torch's kernel of `cumsum` is not: on a GPU, uncompiled."""
+    return not torch.compiler.is_compiling() and torch.are_deterministic_algorithms_enabled() and x.is_cuda
 
 
 def num_causal_pairs(n: int) -> float:

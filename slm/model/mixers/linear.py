@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slm.model.config import ModelConfig
-from slm.model.mixers.base import Projections, causal_pairs_in_blocks, restarted
+from slm.model.mixers.base import Projections, causal_pairs_in_blocks, restarted, running_sum
 from slm.model.positions import Rotary, documents_in_chunks
 
 EPSILON = 1e-6  # added to the normaliser, as in the authors' code
@@ -129,7 +129,7 @@ def _states_before(written: Tensor, first_state: Tensor | None, carries_Bn: Tens
     """
     initial = torch.zeros_like(written[:, :, :1]) if first_state is None else first_state[:, :, None]
     if carries_Bn is None:
-        return torch.cat([initial, initial + written.cumsum(2)], dim=2)
+        return torch.cat([initial, initial + running_sum(written, 2)], dim=2)
     states = [initial]
     for addition, carries_B in zip(written.split(1, dim=2), carries_Bn.unbind(1), strict=True):
         states.append(states[-1] * carries_B.view(-1, *[1] * (addition.ndim - 1)) + addition)

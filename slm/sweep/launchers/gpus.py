@@ -9,7 +9,6 @@ the same time, until memory is used up or more processes add little speed. Nothi
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 from slm.runtime.files import read_json_object, write_json
 from slm.runtime.progress import say
 from slm.runtime.system import num_cores
+from slm.sweep.job import stop
 
 CHOICE_FILE = "jobs_per_gpu.json"
 """File in the folder of the runs that keeps the choice and its measurements. A sweep that is started again must use the
@@ -56,11 +56,11 @@ def visible_gpus() -> list[str]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
-    if not shutil.which("nvidia-smi"):
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=60).stdout
-    num_gpus = sum(line.startswith("GPU ") for line in listed.splitlines())
-    return [str(number) for number in range(num_gpus)]
+    with suppress(OSError, subprocess.SubprocessError):  # there is no nvidia-smi, or it does not answer
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=60).stdout
+        num_gpus = sum(line.startswith("GPU ") for line in listed.splitlines())
+        return [str(number) for number in range(num_gpus)]
+    return []
 
 
 def gpu_memory(name: str) -> tuple[int, int] | None:
@@ -143,20 +143,20 @@ def measure_shared_gpu(
 ) -> SharedGpuMeasurement | None:
     """Measure `num_jobs` processes that train with the config `settings`, on the GPUs visible in `environment`."""
     path = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
-    try:
-        ended = subprocess.run(
-            [sys.executable, "-m", "slm.training.together", str(num_jobs)],
-            input=json.dumps(settings),
-            env={**environment, "PYTHONPATH": path},
-            capture_output=True,
-            encoding="utf-8",
-            timeout=PROBE_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        say(f"  {num_jobs} at a time: not measured within {PROBE_SECONDS} s")
-        return None
-    if ended.returncode != 0:
-        error = ended.stderr.strip().splitlines() or ["no answer"]
+    command = [sys.executable, "-m", "slm.training.together", str(num_jobs)]
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    environment = {**environment, "PYTHONPATH": path}
+    with subprocess.Popen(command, env=environment, encoding="utf-8", start_new_session=True, **pipes) as process:
+        try:
+            output, errors = process.communicate(json.dumps(settings), timeout=PROBE_SECONDS)
+        except subprocess.TimeoutExpired:
+            say(f"  {num_jobs} at a time: not measured within {PROBE_SECONDS} s")
+            return None
+        finally:
+            if process.returncode != 0:
+                stop(process.pid, force=True)  # and the processes that it started, which would keep memory of the GPU
+    if process.returncode != 0:
+        error = errors.strip().splitlines() or ["no answer"]
         say(f"  {num_jobs} at a time: {error[-1]}")
         return None
-    return SharedGpuMeasurement(jobs=num_jobs, **json.loads(ended.stdout.splitlines()[-1]))
+    return SharedGpuMeasurement(jobs=num_jobs, **json.loads(output.splitlines()[-1]))
