@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 
 from slm.runtime.pool import map_in_processes
+from slm.runtime.words import shortlist
 from slm.scaling import selection
 from slm.scaling.bounded import LINKS, Bounded, unbounded_name
 from slm.scaling.compare import compare_law
@@ -126,9 +127,11 @@ def _refuse_unless_too_small(table: Table, size: str, entries: Sequence[Entry], 
     """Return False for a table too small for any law; raise `ValueError` if no law was fitted for another reason."""
     if entries and is_too_small(table, size):
         return False
-    reasons = [f"{entry['law']} {note}" for entry in entries for note in entry["notes"]]
-    reasons += [f"{row['law']}: {row['reason']}" for row in skipped]
-    raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(dict.fromkeys(reasons))[:4]))
+    reasons = [(f" {note}", entry["law"]) for entry in entries for note in entry["notes"]]
+    reasons += [(f": {row['reason']}", row["law"]) for row in skipped]
+    laws = {reason: dict.fromkeys(law for other, law in reasons if other == reason) for reason, _ in reasons}
+    texts = [shortlist(names) + reason for reason, names in laws.items()][:4]
+    raise ValueError(f"no law can be fitted to {table.name}: {'; '.join(texts)}")
 
 
 def _fit_job(table: Table, settings: Settings, job: tuple[Task, str, np.random.Generator], *, thorough: bool) -> Fitted:

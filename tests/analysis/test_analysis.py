@@ -128,6 +128,23 @@ def test_one_family_is_analysed_and_compared_with_nothing(tmp_path: Path) -> Non
     assert comparison["laws"] == {}
 
 
+def test_columns_that_nothing_reads_are_named_and_misspelt_ones_first(tmp_path: Path) -> None:
+    read = {
+        "data": "x",
+        "epochs": 1,
+        "eval_set": "x",
+        "weight_decay": 0.1,
+        "step": 9,
+        "tokens_per_second": 5.0,
+        "q": "z",
+    }
+    frame = table({"a": 0.1, "b": 0.1}).drop(columns="family").assign(famly="a", vendor="v", **read)
+    notes = analysed(frame, tmp_path, "where='q == \"z\"'")["notes"]
+    assert notes[0] == f"Nothing reads the column famly of {tmp_path}/runs.csv: did you mean family?"
+    assert notes[-1] == f"Nothing reads the column vendor of {tmp_path}/runs.csv."
+    assert sum("Nothing reads" in note for note in notes) == 2
+
+
 def changed(row: int, column: str, value: float) -> pd.DataFrame:
     frame = table({"a": 0.1, "b": 0.1}).astype({"params_total": float})
     frame.loc[row, column] = value
@@ -144,6 +161,11 @@ def changed(row: int, column: str, value: float) -> pd.DataFrame:
         (changed(3, "params_total", 12.5), [], "row 4, column params_total: 12.5 is in other units"),
         (ONE.drop(columns="params_total"), [], "params_total"),
         (ONE.iloc[:0], [], "empty|no rows"),
+        (
+            ONE.assign(loss=3.2),
+            ["analysis.laws=[power,chinchilla]"],
+            "power not fitted: all results are equal, .* a law needs runs whose results differ; chinchilla not",
+        ),
         (ONE, ["analysis.law=cubic"], "analysis.law=cubic must be one of auto, power"),
         (ONE, ["analysis.bootstrap=3"], "analysis.bootstrap=3"),
         (ONE, ["+analysis.lawz=all"], "did you mean law"),
