@@ -44,7 +44,7 @@ def similar_names(names: Iterable[str]) -> list[list[str]]:
 
 
 def note_unread_columns(raw: pd.DataFrame, read: Collection[str] | None, source: str) -> tuple[list[str], list[str]]:
-    """`unread_columns` of a table of runs whose other readers read `read`; empty if that is None or slm ships the table."""
+    """`unread_columns` of a table of runs whose other readers read `read`; empty if that is None or slm ships it."""
     if read is None or source == published.NAME:
         return [], []
     names = (*CANONICAL_NAMES, *COUNTS, *TUNED_SETTINGS, "name", "diverged", "cluster", "cell")
