@@ -85,7 +85,14 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         def show(task: str, done: int, total: int) -> None:
             progress.update(done, task=task, total=total)
 
-        options = {"controlled": audit_result["controlled"], "seed": config["seed"], "shipping": shipping}
+        values = [row["families"].values() for row in audit_result["violations"] if row["what"] == "tokenizer"]
+        tokenizers_differ = any(len({str(of_family) for of_family in families}) > 1 for families in values)
+        options = {
+            "tokenizers_differ": tokenizers_differ,
+            "controlled": audit_result["controlled"],
+            "seed": config["seed"],
+            "shipping": shipping,
+        }
         analysis = analyse(table, settings, progress=show, **options)
         law = analysis.comparison["primary"]["law"]
         overlay_result = overlay_entry(overlay, table, law, settings, config["seed"]) if overlay else None

@@ -44,6 +44,7 @@ def analyse(
     settings: Settings | None = None,
     *,
     controlled: bool | None = None,
+    tokenizers_differ: bool = False,
     seed: int = 1,
     progress: Callable[[str, int, int], None] = lambda step, done, total: None,
     verdict_only: bool = False,
@@ -52,7 +53,8 @@ def analyse(
     """Fit every law that the table allows, compare the families, and state the verdict: which families differ.
 
     `controlled` says whether an audit found that the families differ in nothing else (None: not audited). It changes
-    only the wording of the verdict; all numbers follow from the table, the settings and `seed`. `verdict_only` leaves
+    only the wording of the verdict; all numbers follow from the table, the settings and `seed`. If `tokenizers_differ`
+    between families, the verdict ranks none by a loss per token. `verdict_only` leaves
     out what the verdict does not use: bands, predictions, other targets, a second loss, references, allocation.
     A table too small for any law has a verdict on losses at equal sizes (`levels`). With `shipping`, the measurements
     on its device are joined to the results and the laws. `progress` is called before each
@@ -90,6 +92,7 @@ def analyse(
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
         comparison["two_step"] = two_step(table, settings, size, np.random.default_rng([seed, 2000]))
+    comparison["incomparable"] = tokenizers_differ and target in ("loss", "perplexity")
     stated = verdict(comparison, entries, controlled) if has_law else verdict_without_law(comparison, controlled)
     comparison["verdict"] = stated
     shipped = None
