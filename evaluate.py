@@ -1,5 +1,10 @@
 """Measure checkpoints: `python evaluate.py checkpoint=RUN`. `--help` shows every option; the README explains them."""
 
+if __name__ == "__main__":  # before the imports below, which take half a second
+    from slm.runtime.interrupts import end_at_interrupt
+
+    end_at_interrupt()
+
 import sys
 from typing import Any, cast
 

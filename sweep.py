@@ -1,5 +1,10 @@
 """Train a grid of families and analyse it: `python sweep.py`. `--help` lists the settings; the README explains them."""
 
+if __name__ == "__main__":  # before the imports below, which take half a second
+    from slm.runtime.interrupts import end_at_interrupt
+
+    end_at_interrupt()
+
 import sys
 from typing import Any, cast
 

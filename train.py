@@ -1,5 +1,11 @@
 """Train a small language model from scratch: `python train.py`. `--help` lists every choice; the README explains."""
 
+if __name__ == "__main__":  # before the imports below, which take half a second
+    from slm.runtime.interrupts import end_at_interrupt, end_at_warning
+
+    end_at_interrupt()
+    end_at_warning()
+
 import sys
 
 import hydra

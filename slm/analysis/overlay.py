@@ -19,6 +19,7 @@ from slm.scaling.settings import Settings
 from slm.scaling.tables import Table, table_from_frame
 from slm.scaling.tables.columns import SIZES, TARGETS
 from slm.scaling.tables.files import read_rows
+from slm.scaling.tables.suspicions import unread_columns
 from slm.tracking import Rows
 
 FILE = "overlay.json"
@@ -155,7 +156,9 @@ def _usable_rows(overlay: Overlay, target: str, size: str) -> tuple[pd.DataFrame
         raise ValueError(f"overlay={source} has no row with both {size} and {target}: fill them in")
     left_out = [_name(row) for row in frame[~is_usable].to_dict("records")]
     note = f"Not overlaid because {target} or {size} is missing: {shortlist(left_out)}."
-    return frame[is_usable], [note] if left_out else []
+    absent = [name for name in (*SIZES, *TARGETS, "tokens", *TOKENIZER, *WINDOW_COLUMNS) if name not in frame]
+    misspelt, _ = unread_columns([str(name) for name in frame if name not in absent], absent, source)
+    return frame[is_usable], [note, *misspelt] if left_out else misspelt
 
 
 def _point(row: Mapping[str, Any], overlay: Overlay, target: str, size: str) -> Entry:

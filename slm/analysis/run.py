@@ -1,6 +1,7 @@
 """Turn a table of runs into an analysis directory: read, audit, fit and compare; then draw, report and log."""
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -12,14 +13,14 @@ from typing import Any
 
 import pandas as pd
 
-from slm.analysis.audit import audit
+from slm.analysis.audit import DATA, EVALUATION, RATES_TRIED, SETTINGS, TOKENIZER, audit
 from slm.analysis.overlay import FILE as OVERLAY
 from slm.analysis.overlay import check_overlay, check_overlay_of_sweep, overlay_entry, read_overlay
 from slm.analysis.record import record
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.page import FIGURES, make_report
 from slm.analysis.report.verdict import print_summary
-from slm.analysis.runs import collect_runs
+from slm.analysis.runs import COLUMNS, collect_runs
 from slm.runtime.files import check_writable, write_atomically, write_json
 from slm.runtime.progress import Progress
 from slm.runtime.system import git_commit
@@ -84,7 +85,14 @@ def analyse_table(table: Table, config: Mapping[str, Any], *, design: pd.DataFra
         def show(task: str, done: int, total: int) -> None:
             progress.update(done, task=task, total=total)
 
-        options = {"controlled": audit_result["controlled"], "seed": config["seed"], "shipping": shipping}
+        values = [row["families"].values() for row in audit_result["violations"] if row["what"] == "tokenizer"]
+        tokenizers_differ = any(len({str(of_family) for of_family in families}) > 1 for families in values)
+        options = {
+            "tokenizers_differ": tokenizers_differ,
+            "controlled": audit_result["controlled"],
+            "seed": config["seed"],
+            "shipping": shipping,
+        }
         analysis = analyse(table, settings, progress=show, **options)
         law = analysis.comparison["primary"]["law"]
         overlay_result = overlay_entry(overlay, table, law, settings, config["seed"]) if overlay else None
@@ -117,8 +125,18 @@ def _read_runs(config: Mapping[str, Any]) -> Table:
     source = Path(config["runs"])
     if source.is_dir():
         return table_from_frame(collect_runs(source), name=config["name"] or source.name, **options)
-    table = read_table(config["runs"], **options)
+    table = read_table(config["runs"], read=_columns_read(config), **options)
     return Table(table.frame, table.notes, config["name"]) if config["name"] else table
+
+
+def _columns_read(config: Mapping[str, Any]) -> set[str]:
+    """The columns that an analysis or its settings read, and those that a sweep writes."""
+    audited = (*DATA, *TOKENIZER, *EVALUATION, *RATES_TRIED, *sum(SETTINGS.values(), ()))
+    settings = [str(config[key]) for key in ROW_KEYS] + [
+        str(config["analysis"].get(key)) for key in ("formulas", "laws")
+    ]
+    of_target = {str(config["analysis"].get(key)) for key in ("target", "task_loss")}
+    return {*COLUMNS, *audited, *re.findall(r"\w+", " ".join(settings)), *of_target}
 
 
 def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:

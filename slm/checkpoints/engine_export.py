@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from slm.checkpoints.card import model_card, training_config
+from slm.checkpoints.engine import import_extra, quiet
 from slm.checkpoints.engine_folder import file_digest, open_engine
 from slm.checkpoints.executorch import MAX_CALL_TOKENS, write_program
 from slm.checkpoints.export import as_llama, export_folder, hf_config, replaced_folder, unroll
@@ -90,6 +91,12 @@ def export_for_engine(
     dtype = {"executorch": "float32", "gguf": "float16"}[engine] if dtype == "auto" else dtype
     if engine == "gguf":
         unroll(source.config, {}, **_GGUF)  # refuses the shape before weights are read
+    with quiet():  # missing packages too are refused before anything is said or read
+        import_extra(
+            *{"executorch": ("executorch.exir", "device"), "gguf": ("gguf", "gguf")}[engine], f"format={engine}"
+        )
+        if quantize is not None:
+            import_extra("torchao.quantization", "device", f"quantize={quantize}")
     decoder, tokenizer, provenance = load(checkpoint, revision=source.revision)
     original, notes = decoder, tuple[str, ...]()
     if quantize is not None:

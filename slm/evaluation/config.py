@@ -14,6 +14,7 @@ from slm.model.config import QUANTISATIONS
 from slm.runtime import settings as kinds
 from slm.runtime.address import local_folder, split_revision
 from slm.runtime.command_line import cache_home, new_folder_path
+from slm.runtime.files import check_folders
 from slm.runtime.words import is_number
 from slm.scaling.measures import SHIP_KINDS
 
@@ -149,8 +150,7 @@ def check_settings(config: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"perplexity.{key}={perplexity[key]} needs data=...: a run's own text is always encoded as in training"
             )
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir={folder} is a file: give the name of a directory")
+    check_folders(config, "output_dir", "cache_dir", "export")
     has_measurement = bool(perplexity["protocols"] or config["speed"]["enabled"] or settings["tasks"])
     if not has_measurement and not actions:
         raise ValueError("nothing to measure: perplexity.protocols=[], speed.enabled=false and there are no tasks")

@@ -21,6 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from slm.runtime.interrupts import INTERRUPTED, end_at_interrupt, raise_at_interrupt
 from slm.runtime.settings import Kind
 
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
@@ -39,6 +40,7 @@ def run_script(main: Callable[[], object], exit_codes: list[int], kinds: Mapping
 
     `kinds` are the kinds of values of the script's keys, for `quote_texts`.
     """
+    is_program = raise_at_interrupt()
     sys.argv[1:] = quote_texts(sys.argv[1:], kinds)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a pipe's encoding on Windows may lack characters of a generated text
@@ -52,12 +54,13 @@ def run_script(main: Callable[[], object], exit_codes: list[int], kinds: Mapping
         sys.stdout.flush()
     except MISTAKES as error:
         exit_codes.append(report(error))
-    except (KeyboardInterrupt, RuntimeError) as error:
-        # A library that Ctrl-C interrupts while it is imported may raise RuntimeError from the KeyboardInterrupt.
+    except (KeyboardInterrupt, Exception) as error:
+        # A library that Ctrl-C interrupts while it is imported may raise another error from the KeyboardInterrupt.
         if not _was_interrupted(error):
             raise
-        print("\ninterrupted", file=sys.stderr)
-        exit_codes.append(130)
+        exit_codes.append(report(error))
+    if is_program:
+        end_at_interrupt()  # while Python shuts down
     sys.exit(next((code for code in exit_codes if code), 0))
 
 
@@ -126,12 +129,15 @@ def _was_interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def report(error: Exception) -> int:
+def report(error: BaseException) -> int:
     """Print a user's mistake in one sentence; returns the exit code of the script.
 
     If the reader of the output has closed the pipe (`| head`), nothing is printed and the exit code is 141, as for a
-    program that SIGPIPE ends. With SLM_TRACEBACKS=1 the error is raised again.
+    program that SIGPIPE ends. With SLM_TRACEBACKS=1 the error is raised again. An error that Ctrl-C caused is none.
     """
+    if _was_interrupted(error):
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         return 141
@@ -141,7 +147,7 @@ def report(error: Exception) -> int:
     return 1
 
 
-def one_sentence(error: Exception) -> str:
+def one_sentence(error: BaseException) -> str:
     """Return the message of an error on one line. Long messages of Hydra are cut to the mistake and the options."""
     if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
         named = f"{error.filename}: " if error.filename else ""  # without it: that of output_dir, cache_dir or /tmp

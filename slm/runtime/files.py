@@ -66,6 +66,23 @@ def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
     write_atomically(path, json.dumps(_null_nonfinite(value), indent=indent, allow_nan=False) + "\n")
 
 
+def check_folders(settings: Mapping[str, Any], *keys: str) -> None:
+    """Raise `ValueError` if a setting names a folder that cannot be one, because it or one above it is a file.
+
+    Whether files can be written there is for `check_writable`: a cache that is complete may be read-only.
+    """
+    for key in keys:
+        if settings[key]:
+            folder = Path(os.path.expanduser(settings[key]))
+            try:
+                existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            except OSError as error:  # such as a name that is too long
+                raise _not_writable(folder, key, error) from None
+            if not existing.is_dir():
+                where = "" if existing == folder else f" cannot be made: {existing}"
+                raise ValueError(f"{key}={folder}{where} is a file; give the name of a directory")
+
+
 def check_writable(folder: Path, key: str = "output_dir") -> None:
     """Raise `ValueError`, which names the `key`, if files cannot be written to a folder, or to where it would be made.
 

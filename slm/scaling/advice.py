@@ -46,7 +46,7 @@ class Advice:
         if self.seeds is not None:
             return text
         if self.noise is None:
-            return f"{text}; whether more seeds would help is unknown, because no size has more than one seed"
+            return f"{text}; whether more seeds would help is unknown, because both families have two seeds at no size"
         return (
             f"{text}; more seeds do not suffice, because even the mean over many seeds deviates from a smooth law "
             f"by {self.misfit:.2g} in log loss (the seeds of one size differ by {self.noise:.2g})"

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 
 from slm.runtime.pool import map_in_processes
+from slm.runtime.words import shortlist
 from slm.scaling import selection
 from slm.scaling.bounded import LINKS, Bounded, unbounded_name
 from slm.scaling.compare import compare_law
@@ -43,6 +44,7 @@ def analyse(
     settings: Settings | None = None,
     *,
     controlled: bool | None = None,
+    tokenizers_differ: bool = False,
     seed: int = 1,
     progress: Callable[[str, int, int], None] = lambda step, done, total: None,
     verdict_only: bool = False,
@@ -51,7 +53,8 @@ def analyse(
     """Fit every law that the table allows, compare the families, and state the verdict: which families differ.
 
     `controlled` says whether an audit found that the families differ in nothing else (None: not audited). It changes
-    only the wording of the verdict; all numbers follow from the table, the settings and `seed`. `verdict_only` leaves
+    only the wording of the verdict; all numbers follow from the table, the settings and `seed`. If `tokenizers_differ`
+    between families, the verdict ranks none by a loss per token. `verdict_only` leaves
     out what the verdict does not use: bands, predictions, other targets, a second loss, references, allocation.
     A table too small for any law has a verdict on losses at equal sizes (`levels`). With `shipping`, the measurements
     on its device are joined to the results and the laws. `progress` is called before each
@@ -89,6 +92,7 @@ def analyse(
     if not verdict_only:
         comparison |= context(table, fitted, settings, target, size, entries)
         comparison["two_step"] = two_step(table, settings, size, np.random.default_rng([seed, 2000]))
+    comparison["incomparable"] = tokenizers_differ and target in ("loss", "perplexity")
     stated = verdict(comparison, entries, controlled) if has_law else verdict_without_law(comparison, controlled)
     comparison["verdict"] = stated
     shipped = None
@@ -126,9 +130,11 @@ def _refuse_unless_too_small(table: Table, size: str, entries: Sequence[Entry], 
     """Return False for a table too small for any law; raise `ValueError` if no law was fitted for another reason."""
     if entries and is_too_small(table, size):
         return False
-    reasons = [f"{entry['law']} {note}" for entry in entries for note in entry["notes"]]
-    reasons += [f"{row['law']}: {row['reason']}" for row in skipped]
-    raise ValueError(f"no law can be fitted to {table.name}: " + "; ".join(list(dict.fromkeys(reasons))[:4]))
+    reasons = [(f" {note}", entry["law"]) for entry in entries for note in entry["notes"]]
+    reasons += [(f": {row['reason']}", row["law"]) for row in skipped]
+    laws = {reason: dict.fromkeys(law for other, law in reasons if other == reason) for reason, _ in reasons}
+    texts = [shortlist(names) + reason for reason, names in laws.items()][:4]
+    raise ValueError(f"no law can be fitted to {table.name}: {'; '.join(texts)}")
 
 
 def _fit_job(table: Table, settings: Settings, job: tuple[Task, str, np.random.Generator], *, thorough: bool) -> Fitted:

@@ -25,6 +25,10 @@ FEW_SIZES, NARROW_SPAN = 5, 10
 """With fewer sizes, or over a smaller factor, a family's exponent is hardly bounded."""
 REPEATED_EPOCHS, FADING_EPOCHS = 1.05, 4
 """Text counts as repeated if it was seen more often than the first; from the second on, repeats are worth ever less."""
+INCOMPARABLE = (
+    "which family is lower at equal size is unknown, since loss per token does not compare across their tokenizers "
+    "(bits_per_byte would)"
+)
 NOT_CONTROLLED = "The comparison is NOT CONTROLLED: the audit names what differs or is not recorded."
 
 
@@ -106,6 +110,8 @@ def condition(case: Case, pairs: Sequence[Entry]) -> str:
 
 def levels(case: Case) -> list[str]:
     """Sentences on which family of a pair has the lower target at equal size, and how many parameters this is worth."""
+    if case.comparison.get("incomparable"):
+        return []
     if pairs := case.comparison["paired"]["pairs"]:
         rows = [row for row in pairs if case.is_significant(row["level_p_adjusted"])]
         rows.sort(key=lambda row: -abs(row["level_log_ratio"]))
@@ -114,6 +120,8 @@ def levels(case: Case) -> list[str]:
         if num_more > 0:
             sentences.append(f"{plural(num_more, 'more pair')} {'differs' if num_more == 1 else 'differ'} in level.")
         return sentences or [f"No two families differ significantly in {case.target} at the middle size."]
+    if any(pair["mean"] and pair["mean"]["p"] is not None for pair in case.comparison["levels"]["pairs"]):
+        return []  # the headline has the mean over common sizes, which a law could contradict
     # Without pairs at the same sizes: does the law fit better if each family has a factor on size of its own?
     nested_tests = [test for test in case.law_comparison.get("tests", []) if test["restricted"] == "one_law"]
     test = next((test for test in nested_tests if test["wider"] != "separate"), None)

@@ -3,7 +3,6 @@
 The table is the results.csv of evaluate.py, or a user's own, measured on a phone: one row for each measured shape.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +13,10 @@ import pandas as pd
 from slm.runtime.words import format_number, join_names, plural, shortlist
 from slm.scaling.measures import MEASURES, SPEEDS
 from slm.scaling.tables import Table
-from slm.scaling.tables.columns import SIZES, Columns
+from slm.scaling.tables.columns import SIZES, Columns, normalised_header
 from slm.scaling.tables.files import read_rows
+from slm.scaling.tables.numbers import plain_numbers
+from slm.scaling.tables.suspicions import unread_columns
 from slm.scaling.tables.values import is_blank, parse_number
 
 SHAPE = ("family", "width", "depth")
@@ -23,6 +24,8 @@ NUMBERS = (*SIZES[:2], *SHAPE[1:], "vocab_size", "block_uses", "kv_bytes_per_tok
 SPREADS = {"decode_tokens_per_second": ("decode_low", "decode_high"),
            "prefill_tokens_per_second": ("prefill_low", "prefill_high")}  # fmt: skip
 CONDITIONS = ("device_name", "speed_dtype", "cache", "compiled", "prompt_tokens", "new_tokens")
+TEXTS = ("family", "quantize", *CONDITIONS)  # all other columns hold numbers
+OF_EVALUATE = {"checkpoint", "fingerprint", "evaluated_at"}  # columns of the results.csv of evaluate.py
 UNSTEADY = 0.1  # standard error of the log of a speed that has a note
 USUAL_REPETITIONS = 5  # of a speed, if the table does not say: the default of evaluate.py
 SAME_SIZE = 1e-3  # sizes that differ by at most this share are the same, when rows are matched by size
@@ -62,9 +65,18 @@ def _checked(rows: pd.DataFrame, source: str, notes: list[str]) -> Device:
     if rows.empty:
         raise ValueError(f"{source} has no rows: it needs one for each measured shape")
     columns, factors = _find_columns(rows, source)
+    if OF_EVALUATE - {*rows}:  # its results.csv has many columns for other purposes
+        absent = [name for name in _accepted() if _accepted()[name][0] not in columns]
+        headers = [str(header) for header in rows if normalised_header(header) not in _accepted()]
+        misspelt, other = unread_columns(headers, absent, source)
+        notes += misspelt + other
+    numbers = {columns[name] for name in columns if name not in TEXTS}
+    counts = {columns[name] for name in columns if (name in NUMBERS or name.endswith("bytes")) and factors[name] == 1}
+    sizes = {columns[name] for name in SIZES[:2] if name in columns}
+    rows = plain_numbers(rows, source, notes, amounts=numbers, counts=counts, with_suffix=sizes)
     frame = pd.DataFrame(index=rows.index)
     for column, header in columns.items():
-        if column in ("family", "quantize", *CONDITIONS):
+        if column in TEXTS:
             frame[column] = [None if is_blank(value) else str(value).strip() for value in rows[header]]
         else:
             frame[column] = _positive(rows[header], Columns(source, {column: header}), column) * factors[column]
@@ -90,16 +102,19 @@ def _checked(rows: pd.DataFrame, source: str, notes: list[str]) -> Device:
     return Device(source, merged, (*notes, *_unsteady(merged)))
 
 
-def _find_columns(rows: pd.DataFrame, source: str) -> tuple[dict[str, str], dict[str, float]]:
-    """Column -> its header in the file, and the factor of its unit. Raises `ValueError` if a needed one is missing."""
-    accepted = {
-        name: (name, 1.0)
-        for name in (*SHAPE, *NUMBERS, "quantize", *CONDITIONS, "repetitions", *sum(SPREADS.values(), ()))
-    }
+def _accepted() -> dict[str, tuple[str, float]]:
+    """Accepted header -> the column that it names, and the factor of its unit."""
+    names = (*SHAPE, *NUMBERS, *TEXTS, "repetitions", *sum(SPREADS.values(), ()))
+    accepted = {name: (name, 1.0) for name in names}
     for measure in MEASURES.values():
         accepted[measure.column] = (measure.column, 1.0)
         accepted |= {alias: (measure.column, factor) for alias, factor in measure.aliases}
-    normalised = {str(header): re.sub(r"[\s-]+", "_", str(header).strip().lower()) for header in rows}
+    return accepted
+
+
+def _find_columns(rows: pd.DataFrame, source: str) -> tuple[dict[str, str], dict[str, float]]:
+    """Column -> its header in the file, and the factor of its unit. Raises `ValueError` if a needed one is missing."""
+    accepted, normalised = _accepted(), {str(header): normalised_header(header) for header in rows}
     columns: dict[str, str] = {}
     factors: dict[str, float] = {}
     # An exact name wins over an alias: results.csv has both decode_tokens_per_second and tokens_per_second.

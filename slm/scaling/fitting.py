@@ -15,6 +15,7 @@ from slm.scaling.tables import Table
 PATIENCE_OF_FITS = 60
 """A fit from many starts is given up for starts that take this many steps more than another: they follow a valley."""
 ROUNDING = 1e-9  # a smaller scatter of log targets is rounding error, not noise of runs
+SAME_RESULT = 1e-4  # results that differ by less, in logs, show rounding or one run: seeds of a run differ by over 0.1%
 AGREEMENT = 1e-6  # a start reaches the best objective if the relative difference is at most this
 BOUND_MARGIN = 1e-6  # a coordinate ended at a bound if its distance from the bound is at most this
 
@@ -170,6 +171,8 @@ def refusal(law: Law, sample: Sample) -> str | None:
     if sample.num_points <= len(law.parameters):
         counts = f"{sample.num_points} distinct sizes for {len(law.parameters)} parameters"
         return f"not fitted: {counts} leave nothing to estimate the scatter from"
+    if np.ptp(sample.log_y) < SAME_RESULT:
+        return "not fitted: all results are equal, to within 0.01%; a law needs runs whose results differ"
     if len(law.variables) > 1:
         design = np.column_stack([np.ones(len(sample.log_x)), sample.centred / sample.centred.std(axis=0)])
         smallest_singular_value = np.linalg.svd(design, compute_uv=False)[-1]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from slm.runtime.words import count, format_number, interval, is_number, join_names, shortlist, with_article
 from slm.scaling.caveats import (
+    INCOMPARABLE,
     Case,
     Entry,
     common_sizes,
@@ -89,7 +90,7 @@ def headline(case: Case, pairs: Sequence[Entry], is_controlled: bool | None) -> 
     answers = [pair["differs"] for pair in pairs]
     distinguishable = True if True in answers else None if None in answers or not pairs else False
     chosen = headline_pair(case)
-    level = _level(case, chosen)
+    level = INCOMPARABLE.capitalize() if case.comparison.get("incomparable") else _level(case, chosen)
     start = f"{NOT_COMPARABLE}: {level[0].lower()}{level[1:]}" if is_controlled is False else level
     return f"{start}; {_scaling(case, chosen, pairs)}.", distinguishable
 

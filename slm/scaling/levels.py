@@ -19,6 +19,7 @@ from scipy import stats
 from slm.runtime.words import count, format_number, interval, p_text, plural, target_name, with_article
 from slm.scaling.caveats import (
     FEW_SIZES,
+    INCOMPARABLE,
     MAX_LEVEL_SENTENCES,
     NARROW_SPAN,
     NOT_CONTROLLED,
@@ -137,7 +138,9 @@ def verdict_without_law(comparison: Entry, is_controlled: bool | None) -> Entry:
     means = [pair for pair in levels["pairs"] if pair["mean"]]
     headline = f"The table is too small for a law, so how {_subject(comparison)} with size is unknown"
     if len(comparison["families"]) > 1:
-        headline += f"; {_finding(means, levels)}"
+        headline += f"; {INCOMPARABLE if comparison['incomparable'] else _finding(means, levels)}"
+    if comparison["incomparable"]:
+        means = []
     means.sort(key=lambda pair: -abs(pair["mean"]["difference"]))
     sentences = [_sentence(pair, levels) for pair in means[:MAX_LEVEL_SENTENCES]]
     if len(means) > MAX_LEVEL_SENTENCES:

@@ -10,6 +10,7 @@ from typing import Any
 
 from slm.runtime import settings as kinds
 from slm.runtime.command_line import new_folder_path
+from slm.runtime.files import check_folders
 from slm.scaling.measures import HERE, SHIP_KINDS
 from slm.scaling.published import NAME as SHIPPED_TABLE
 
@@ -62,8 +63,7 @@ def check_settings(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
         _check_exists(runs)
         output_dir = output_dir or new_folder_path("analysis")
         config = {key: value for key, value in config.items() if key not in (*SWEEP_GROUPS, *SWEEP_DEFAULTS)}
-    if output_dir is not None and os.path.isfile(output_dir):
-        raise ValueError(f"output_dir={output_dir} is a file: give the name of a directory")
+    check_folders(config, "output_dir")
     return {
         **config,
         "columns": {str(name): column for name, column in config["columns"].items() if column is not None},

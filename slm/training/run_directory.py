@@ -52,9 +52,7 @@ class RunDirectory:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Raise `ValueError` if the path is a file, or the directory belongs to another run or cannot be made."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"output_dir={self.path} is a file; it must be a folder, or not exist yet")
+        """Raise `ValueError` if the directory belongs to another run or cannot be made."""
         settings = self.settings()
         if settings is not None:
             self._refuse_if_different(differences(settings, config, IDENTITY_KEYS))

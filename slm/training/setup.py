@@ -6,6 +6,7 @@ mistake within a second.
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -19,6 +20,7 @@ from slm.data.mixture import check_phases
 from slm.data.questions import read_tasks
 from slm.runtime.address import local_folder, named, split_revision
 from slm.runtime.extensions import load_extensions
+from slm.runtime.files import check_folders, check_writable
 from slm.runtime.settings import plain_settings
 from slm.tracking import check_logger
 from slm.training.process import find_world, say, set_rank
@@ -40,6 +42,10 @@ def checked_settings(config: DictConfig, overrides: Sequence[str] = ()) -> dict[
     settings["extensions"] = load_extensions(settings)
     settings = expand_sources(settings)
     check_settings(settings)
+    check_folders(settings, "output_dir", "cache_dir")
+    cache_dir = Path(os.path.expanduser(settings["cache_dir"]))
+    if settings["dry_run"] != "plan" and not cache_dir.exists():
+        check_writable(cache_dir, "cache_dir")
     _check_addresses(settings)
     tokenizer = settings["tokenizer"]
     if settings.get("init_from") is not None:  # older configs lack the key

@@ -1,6 +1,8 @@
 """`sweep.py runs=TABLE` from table to analysis directory, and the tables that it must refuse or mark."""
 
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,50 @@ def test_one_family_is_analysed_and_compared_with_nothing(tmp_path: Path) -> Non
     assert comparison["laws"] == {}
 
 
+def test_columns_that_nothing_reads_are_named_and_misspelt_ones_first(tmp_path: Path) -> None:
+    read = {
+        "data": "x",
+        "epochs": 1,
+        "eval_set": "x",
+        "weight_decay": 0.1,
+        "step": 9,
+        "tokens_per_second": 5.0,
+        "q": "z",
+    }
+    frame = table({"a": 0.1, "b": 0.1}).drop(columns="family").assign(famly="a", vendor="v", **read)
+    notes = analysed(frame, tmp_path, "where='q == \"z\"'")["notes"]
+    assert notes[0] == f"Nothing reads the column famly of {tmp_path}/runs.csv: did you mean family?"
+    assert notes[-1] == f"Nothing reads the column vendor of {tmp_path}/runs.csv."
+    assert sum("Nothing reads" in note for note in notes) == 2
+
+
+@pytest.mark.parametrize("sizes", [2, 7])
+def test_no_family_is_ranked_by_loss_per_token_of_another_tokenizer(sizes: int, tmp_path: Path) -> None:
+    """One text of 3.3 and 4 bytes a token: per byte `b` is lower, per token it looks worse."""
+    frame = table({"a": 0.1, "b": 0.1}).groupby("family").head(sizes).reset_index(drop=True)
+    bytes_per_token = frame["family"].map({"a": 3.3, "b": 4.0})
+    frame["loss"] = frame["loss"] / frame["loss"].mean() * bytes_per_token * frame["family"].map({"a": 0.8, "b": 0.75})
+    frame["bits_per_byte"] = frame["loss"] / np.log(2) / bytes_per_token
+    frame["tokenizer"] = frame["family"].map({"a": "x", "b": "y"})
+    per_token = analysed(frame, tmp_path, "analysis.target=loss")["verdict"]
+    assert "which family is lower at equal size is unknown, since loss per token does not" in per_token["headline"]
+    said = " ".join([per_token["headline"], *per_token["sentences"]])
+    assert not re.search("reaches a|like a model|differ in loss", said)
+    shutil.rmtree(tmp_path / "analysis")
+    per_byte = analysed(frame, tmp_path, "analysis.target=bits_per_byte")["verdict"]
+    said = " ".join([per_byte["headline"], *per_byte["sentences"]])
+    assert "unknown, since" not in said
+    assert re.search("b reaches a", said)
+
+
+def test_a_law_does_not_contradict_the_mean_over_three_sizes(tmp_path: Path) -> None:
+    frame = table({"a": 0.1, "b": 0.1}, sizes=3, seeds=1)
+    frame["loss"] = [3.01, 2.79, 2.62, 3.05, 2.88, 2.66]
+    verdict = analysed(frame, tmp_path)["verdict"]
+    assert "no clear difference" in verdict["headline"]
+    assert not any("In level" in sentence for sentence in verdict["sentences"])
+
+
 def changed(row: int, column: str, value: float) -> pd.DataFrame:
     frame = table({"a": 0.1, "b": 0.1}).astype({"params_total": float})
     frame.loc[row, column] = value
@@ -144,6 +190,11 @@ def changed(row: int, column: str, value: float) -> pd.DataFrame:
         (changed(3, "params_total", 12.5), [], "row 4, column params_total: 12.5 is in other units"),
         (ONE.drop(columns="params_total"), [], "params_total"),
         (ONE.iloc[:0], [], "empty|no rows"),
+        (
+            ONE.assign(loss=3.2),
+            ["analysis.laws=[power,chinchilla]"],
+            "power not fitted: all results are equal, .* a law needs runs whose results differ; chinchilla not",
+        ),
         (ONE, ["analysis.law=cubic"], "analysis.law=cubic must be one of auto, power"),
         (ONE, ["analysis.bootstrap=3"], "analysis.bootstrap=3"),
         (ONE, ["+analysis.lawz=all"], "did you mean law"),
@@ -256,7 +307,7 @@ def test_an_impossible_directory_is_refused_at_once(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slm.analysis.run.analyse", lambda *_, **__: pytest.fail("analysed"))
-    with pytest.raises(ValueError, match=f"^output_dir={place}: ") as caught:
+    with pytest.raises(ValueError, match=f"^output_dir={place}(:| cannot be made:) ") as caught:
         analysed(table({"a": 0.1}), tmp_path, f"output_dir={place}")
     assert "\n" not in str(caught.value)
 

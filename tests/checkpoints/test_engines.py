@@ -168,12 +168,19 @@ def test_what_an_engine_cannot_have_is_refused_before_weights_are_read(
     ("engine", "module", "extra"), [("gguf", "gguf", "gguf"), ("executorch", "executorch.exir", "device")]
 )
 def test_a_missing_extra_is_named(
-    engine: str, module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str,
+    module: str,
+    extra: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     checkpoint(tmp_path / "model", byte_tokenizer())
     monkeypatch.setitem(sys.modules, module, None)
+    capsys.readouterr()
     with pytest.raises(ValueError, match=rf"needs the package {engine}: pip install 'slm\[{extra}\]'"):
         export_for_engine(tmp_path / "model", tmp_path / "out", engine=engine)
+    assert capsys.readouterr().out == ""  # not that it compiles
 
 
 def test_a_file_without_its_folder_or_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -63,6 +63,9 @@ def test_the_papers_eight_tasks_go_by_one_name_and_files_are_run_without_being_n
         (["checkpoint=a", "quantize=[int8]", "export=b", "format=executorch"], "takes quantize=int8_dynamic"),
         (["checkpoints=a"], "checkpoints=a must be a list"),
         (["checkpoint=a", f"output_dir={ROOT}/README.md"], "is a file"),
+        (["checkpoint=a", f"cache_dir={ROOT}/README.md/x"], "cannot be made: .*README.md is a file"),
+        (["checkpoint=a", f"export={ROOT}/README.md"], "export=.* is a file"),
+        (["checkpoint=a", f"output_dir={'a' * 300}"], "File name too long"),
     ],
 )
 def test_settings_that_are_wrong_are_named(overrides: list[str], said: str) -> None:

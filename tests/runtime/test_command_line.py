@@ -1,6 +1,10 @@
 """Texts of a command line reach the settings as they were typed."""
 
+import os
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +15,9 @@ from omegaconf import OmegaConf
 
 from slm.composition import settings as training
 from slm.evaluation.config import KINDS
-from slm.runtime.command_line import one_sentence, quote_texts
+from slm.runtime.command_line import one_sentence, quote_texts, run_script
 from tests.evaluation.asked import asked
+from tests.running import ROOT
 
 TRAIN_KINDS = {**training.KINDS, **training.OPTIONAL_KINDS}
 WITH_MEANING = st.text(alphabet="ab \\\"'${}[](),=:\n\t#*é.@-~", max_size=12)  # in Hydra, OmegaConf or YAML
@@ -100,3 +105,33 @@ def test_an_error_of_a_file_begins_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as refused:
         (tmp_path / "missing").read_text()
     assert one_sentence(refused.value) == f"{tmp_path / 'missing'}: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("script", "number", "code", "line"),
+    [
+        *((script, signal.SIGINT, 130, "interrupted") for script in ("train", "sweep", "evaluate")),
+        ("train", signal.SIGUSR1, 143, "SIGUSR1: stopped while nothing was trained; the same command continues"),
+    ],
+)
+def test_a_signal_during_the_first_import_is_one_line(
+    script: str, number: int, code: int, line: str, tmp_path: Path
+) -> None:
+    (tmp_path / "hydra.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(20)\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, str(ROOT / f"{script}.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", f"\n{line}\n")
+
+
+def test_an_error_that_ctrl_c_caused_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    def half_imported() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ImportError("cannot import name x from partially initialized module") from None
+
+    with pytest.raises(SystemExit) as ended:
+        run_script(half_imported, [], {})
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"

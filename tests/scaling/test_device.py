@@ -42,6 +42,19 @@ def test_a_shape_without_one_of_the_measures_has_no_error_of_it(tmp_path: Path) 
     ]
 
 
+def test_a_european_table_is_read_and_misspelt_columns_are_named(tmp_path: Path) -> None:
+    found = device(
+        tmp_path, "params_total;model bytes;tok/s;wdth;battery\n125M;1.048.576;38,5;64;9\n2B;2.000;7,25;64;9\n"
+    )
+    assert found.frame["params_total"].tolist() == [125e6, 2e9]
+    assert found.frame["model_bytes"].tolist() == pytest.approx([1048576, 2000])
+    assert found.frame["decode_tokens_per_second"].tolist() == pytest.approx([38.5, 7.25])
+    notes = " ".join(found.notes)
+    assert "Nothing reads the column wdth of" in notes
+    assert "did you mean width?" in notes
+    assert "Nothing reads the column battery of" in notes
+
+
 def test_an_own_name_wins_over_an_alias(tmp_path: Path) -> None:
     found = device(tmp_path, "tokens_per_second,decode_tokens_per_second,params_total\n7,9,1e5\n")
     assert found.frame["decode_tokens_per_second"].tolist() == pytest.approx([9])
@@ -96,7 +109,7 @@ def test_speed_that_only_measures_depth_is_recognised() -> None:
         ("family,tok/s\na,4\n", "does not say which shapes were measured: give it width and depth"),
         ("width,depth,tok/s\n64,4,-3\n", "row 1, column tok/s: -3 must be a number above 0"),
         ("width,depth,tok/s\n64,4,fast\n", "row 1, column tok/s: fast must be a number above 0"),
-        ('width,depth,tok/s\n64,4,"38,5"\n', "38,5 must be a number above 0, written as 1234.5"),
+        ('width,depth,tok/s\n64,4,"38,567"\n', "row 1, column tok/s: 38,567 may be 38567 or 38.567"),
         ("width,depth,tok/s\n", "has no rows"),
         ("width,depth,tok/s\n64,4,\n", "has no measurement"),
     ],

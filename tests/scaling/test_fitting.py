@@ -121,6 +121,13 @@ def test_what_cannot_be_fitted_is_refused_in_words(law: str, columns: list, word
     assert refusal(CHINCHILLA, noisy("chinchilla", 12, 0.01)) is None
 
 
+def test_equal_results_have_no_exponent() -> None:
+    """Seeds scatter by more than the 0.01% by which these differ at most."""
+    flat = sample(np.log(3.2) + np.array([0, 9e-5, 0, 0, 2e-5, 0]), design(("N",), 6, 0))
+    assert "all results are equal, to within 0.01%" in (refusal(POWER, flat) or "")
+    assert refusal(POWER, sample(flat.log_y * 1.5, flat.log_x)) is None
+
+
 def replicated(seed: int = 2, wobble: float = 0.0) -> Sample:
     """Three seeds of each of six sizes; `wobble` moves a whole size off the law."""
     y, x, cell = grouped(generator(seed), groups=6, each=3, shared=wobble, own=0.01)

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -169,8 +170,14 @@ def test_a_size_with_gaps_is_carried_but_not_offered() -> None:
 
 
 BAD_ROWS = {
-    "no number": ("a,125M,1e9,3.1", ["row 4", "column N", "125M", "not a number"]),
-    "thousands": ('a,"125,000,000",1e9,3.1', ["row 4", "column N", "125,000,000"]),
+    "no number": (
+        "a,big,1e9,3.1",
+        ["row 4", "column N", "big", "not a number: write it as in 124635456, 1.2e8 or 125M"],
+    ),
+    "suffix of a loss": ("a,1e8,1e9,3M", ["row 4", "column loss", "3M", "not a number: write it as in 3.25"]),
+    "unit": ("a,1e8,10BT,3.1", ["row 4", "column tokens", "10BT", "not a number"]),
+    "wrong groups": ('a,"12,50,000",1e9,3.1', ["row 4", "column N", "12,50,000", "not a number"]),
+    "comma": ('a,1e8,1e9,"3,125"', ["row 4", "column loss", "3,125 may be 3125 or 3.125: write the numbers"]),
     "missing loss": ("a,1e8,1e9,", ["row 4", "column loss", "the cell is empty"]),
     "NaN loss": ("a,1e8,1e9,nan", ["row 4", "column loss"]),
     "infinite loss": ("a,1e8,1e9,inf", ["row 4", "column loss", "inf"]),
@@ -247,7 +254,8 @@ def test_tables_that_cannot_be_are_refused(columns: dict, said: str) -> None:
     ("name", "content", "said"),
     [
         ("runs.csv", b"", "is empty"),
-        ("runs.csv", b"family;N;loss\na;1e8;3\n", "separate columns by commas"),
+        ("runs.csv", b"family;N;loss\n1\n", "separate columns by commas, semicolons or tabs"),
+        ("runs.csv", b"family;N;loss\na;1e8\n", "has one column"),
         ("runs.csv", b"N,loss,loss\n1e8,3,3\n", "column loss 2 times"),
         ("runs.csv", b"\xff\xfe\x00\x01", "not UTF-8"),
         ("runs.json", b"{", "not JSON"),
@@ -265,6 +273,58 @@ def test_a_file_that_is_not_a_table_is_refused(name: str, content: bytes | None,
     if content is not None:
         (tmp_path / name).write_bytes(content)
     assert said in refusal(tmp_path / name)
+
+
+WRITTEN = {  # header and rows -> N, tokens and loss; None: refused
+    "European": (";", ["1.000.000;300.000;3,251", "2.000.000;1.300.000;3,1"], [[1e6, 2e6], [3e5, 1.3e6], [3.251, 3.1]]),
+    "three decimals": (";", ["1000000;300000;3,251", "2000000;300000;3,111"], [[1e6, 2e6], [3e5] * 2, [3.251, 3.111]]),
+    "points": (";", ["1e6;300,000;3.25", "2e6;1,300,000;3.111"], [[1e6, 2e6], [3e5, 1.3e6], [3.25, 3.111]]),
+    "suffixes": (",", ["125M,1.5B,3.25", "300 m,0.3T,3.1"], [[125e6, 3e8], [1.5e9, 3e11], [3.25, 3.1]]),
+    "comma suffixes": ("\t", ["125M\t1,5B\t3,25", "1,1b\t2,25B\t3,1"], [[125e6, 1.1e9], [1.5e9, 2.25e9], [3.25, 3.1]]),
+    "spaces": (
+        "|",
+        ["1 234 567|3\u202f000\u202f000|3.25", "2'000'000|3e6|3.1"],
+        [[1234567, 2e6], [3e6] * 2, [3.25, 3.1]],
+    ),
+    "American": (",", ['"1,000,000","300,000",3.251', "2e6,3e5,3.1"], [[1e6, 2e6], [3e5] * 2, [3.251, 3.1]]),
+    "decimals of a count": (";", ["1000000;300.000;3,251", "2000000;300.000;3,111"], None),
+    "comma in a column of points": (",", ['1e6,3e5,"3,251"', "2e6,3e5,3.1"], None),
+    "point in a column of commas": (";", ["1000000;3e5;3,25", "2000000;3e5;3.111"], None),
+    "comma between a count's commas": ("\t", ["1,5e6\t3e5\t3,25", "2,125\t3e5\t3,1"], None),
+    "suffix of unknown mark": ("\t", ["1,125M\t3e5\t3", "2e6\t3e5\t2"], None),
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_numbers_are_read_as_people_write_them_or_refused(case: str, tmp_path: Path) -> None:
+    mark, lines, values = WRITTEN[case]
+    path = written(tmp_path, *lines, head=mark.join(("N", "tokens", "loss")))
+    if values is None:
+        assert re.search(r"row [12], column \w+: \S+ may be [\d.]+ or [\d.]+: write the numbers", refusal(path))
+        return
+    table = read_table(path)
+    np.testing.assert_allclose(table.frame[["N", "tokens", "loss"]].to_numpy().T, values)
+    assert sum("were converted in the columns" in note for note in table.notes) == 1
+    assert sum("are separated by" in note for note in table.notes) == (mark != ",")
+
+
+def test_only_columns_of_numbers_are_rewritten(tmp_path: Path) -> None:
+    lines = ["125M;125M;2,5B;3,25;0,45;64,4;2.13.0", "300M;300M;2,5B;3,1;0,5;128,8;2.13.0"]
+    head = "run_id;size;tokens;loss;acc;shape;torch"
+    frame = read_table(written(tmp_path, *lines, head=head), columns={"N": "size/2"}, target="acc").frame
+    assert frame["run_id"].tolist() == ["125M", "300M"]
+    assert frame["N"].tolist() == [62.5e6, 150e6]
+    assert frame["acc"].tolist() == [0.45, 0.5]
+    assert frame["torch"].tolist() == ["2.13.0"] * 2
+    names = read_table(written(tmp_path, "125M,125M,3.25", "300M,300M,3.1", head="model,N,loss")).frame["model"]
+    assert names.tolist() == ["125M", "300M"]
+
+
+def test_the_line_by_which_a_spreadsheet_names_its_delimiter_is_skipped(tmp_path: Path) -> None:
+    frame = read_table(
+        written(tmp_path, "N;loss, nats", "1e8;3,25", head="sep=;"), columns={"loss": "loss, nats"}
+    ).frame
+    assert frame[["N", "loss"]].to_numpy().tolist() == [[1e8, 3.25]]
 
 
 REAL = {

@@ -152,10 +152,15 @@ BAD_INPUT = {
     "negative seed": (["seed=-1"], ["seed=-1"], False),
     "dry run": (["dry_run=maybe"], ["dry_run=maybe must be true, false or plan"], False),
     "logger mode": (["logger=wandb", "logger.mode=bogus"], ["logger.mode=bogus"], False),
-    "cache that cannot be written": (["cache_dir=/proc/nowhere"], ["/proc/nowhere"], True),
+    "cache that cannot be written": (["cache_dir=/proc/nowhere"], ["cache_dir=/proc/nowhere"], False),
     "output_dir is a file": (["output_dir=empty.txt"], ["output_dir=empty.txt", "file"], False),
-    "output_dir is in a file": (["output_dir=empty.txt/run"], ["output_dir=empty.txt/run", "another directory"], False),
-    "cache_dir is a file": (["cache_dir=empty.txt"], ["empty.txt", "Not a directory"], True),
+    "output_dir is in a file": (["output_dir=empty.txt/run"], ["output_dir=empty.txt/run cannot be made"], False),
+    "cache_dir is a file": (["cache_dir=empty.txt"], ["cache_dir=empty.txt is a file"], False),
+    "cache_dir is in a file": (
+        ["cache_dir=empty.txt/c", "dry_run=plan"],
+        ["cache_dir=empty.txt/c cannot be made"],
+        False,
+    ),
 }
 
 

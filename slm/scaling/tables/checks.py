@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from slm.runtime.words import shortlist
-from slm.scaling.tables.columns import QUANTITIES, SIZES, TARGETS, Columns, first_complete, is_complete
+from slm.scaling.tables.columns import QUANTITIES, SIZES, TARGETS, WITH_SUFFIX, Columns, first_complete, is_complete
 from slm.scaling.tables.values import as_operand, format_value, is_blank, parse_number
 
 MAX_LOSS = 11.5  # without `vocab_size`: a uniform guess among 100,000 tokens has ln 100,000
@@ -49,7 +49,8 @@ def check_values(raw: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> No
         for row, value in raw[name].items():
             parsed = parse_number(value)
             if parsed is None:
-                raise columns.error(row, name, value, "is not a number: write it as in 124635456 or 1.2e8")
+                examples = "124635456, 1.2e8 or 125M" if name in WITH_SUFFIX else "3.25"
+                raise columns.error(row, name, value, f"is not a number: write it as in {examples}")
             if math.isinf(parsed) or parsed <= 0:
                 problem = "must be a finite number above 0: correct the row or leave it out"
                 raise columns.error(row, name, value, problem)

@@ -9,11 +9,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slm.scaling.tables.values import compute_column, format_value, has_statuses, is_blank, parse_booleans, parse_number
+from slm.scaling.tables.numbers import plain_numbers
+from slm.scaling.tables.values import (
+    compute_column,
+    format_value,
+    has_statuses,
+    is_blank,
+    parse_booleans,
+    parse_number,
+    source_columns,
+)
 
 SIZES = ("params_total", "params_non_embedding", "N")
 TARGETS = ("loss", "perplexity", "bits_per_byte")
 QUANTITIES = (*SIZES, "tokens", *TARGETS, "flops", "width", "depth", "lr")  # numbers above 0
+WITH_SUFFIX = (*SIZES, "tokens", "flops")  # counts that people write as 125M or 1.5B
+COUNTS = (*WITH_SUFFIX, "width", "depth", "vocab_size", "steps", "batch_tokens", "sequence_length", "context_length")
 ALIASES = {"tokens": "D", "flops": "C", "perplexity": "ppl", "bits_per_byte": "bpb"}  # canonical name -> other header
 CELL = (
     "family", *SIZES, "tokens", "width", "depth", "lr", "budget", "isoflop", "vocab_size", "steps", "schedule",
@@ -78,17 +89,21 @@ def add_canonical_columns(
     - A column of the table with the name of an added column is renamed to `table_NAME`.
     """
     source_of = {name: source for name, source in columns.items() if name != source}
-    computed = {}
-    for name, source in columns.items():
-        if source not in raw.columns:
-            computed[name] = compute_column(raw, name, source, table)
-            notes.append(f"The column {name} was computed as {format_value(source)}.")
     for name, alias in ALIASES.items():
         if alias in raw.columns and name not in columns and name not in raw.columns:
             source_of[name] = alias
     similar_headers = _similar_headers(raw, columns, table)
     notes += [f"The column {header} was read as {name}." for name, header in similar_headers.items()]
     source_of |= similar_headers
+    sources = {name: source for name, source in columns.items() if source not in raw.columns}
+    operands = {operand for source in sources.values() for operand in source_columns(source, raw.columns)}
+    amounts, counts, with_suffix = ({source_of.get(n, n) for n in names} for names in (QUANTITIES, COUNTS, WITH_SUFFIX))
+    kinds = {"amounts": amounts | operands, "counts": counts, "with_suffix": with_suffix | operands}
+    raw = plain_numbers(raw, table, notes, **kinds)
+    computed = {}
+    for name, source in sources.items():
+        computed[name] = compute_column(raw, name, source, table)
+        notes.append(f"The column {name} was computed as {format_value(source)}.")
     added = {name: computed[name] if name in computed else raw[source] for name, source in source_of.items()}
     renamed = {}
     for name in [name for name in source_of if name in raw.columns]:
@@ -107,9 +122,7 @@ def _similar_headers(raw: pd.DataFrame, columns: Mapping[str, str], table: str) 
     canonical_name = {name: name for name in CANONICAL_NAMES} | {alias: name for name, alias in ALIASES.items()}
     header_of: dict[str, str] = {}
     normalised_headers = {
-        header: re.sub(r"[\s-]+", "_", header.strip().lstrip("#").strip().lower())
-        for header in map(str, raw.columns)
-        if header not in columns.values()
+        header: normalised_header(header) for header in map(str, raw.columns) if header not in columns.values()
     }
     for header, normalised in normalised_headers.items():
         name = canonical_name.get(normalised)
@@ -126,6 +139,11 @@ def _similar_headers(raw: pd.DataFrame, columns: Mapping[str, str], table: str) 
         if is_unambiguous and name not in taken_names and name not in header_of:
             header_of[name] = candidates[0]
     return header_of
+
+
+def normalised_header(header: object) -> str:
+    """The header in lower case, with _ for spaces and hyphens."""
+    return re.sub(r"[\s-]+", "_", str(header).strip().lstrip("#").strip().lower())
 
 
 def derive_columns(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:

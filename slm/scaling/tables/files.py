@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,10 @@ import pandas as pd
 
 from slm.runtime.words import plural
 from slm.scaling import published
+from slm.scaling.tables.numbers import SEMICOLONS
 from slm.scaling.tables.values import format_value, is_blank, parse_number
+
+_DELIMITERS = {",": "commas", ";": SEMICOLONS, "\t": "tabs", "|": "vertical bars"}
 
 
 def read_rows(source: str | Path, notes: list[str]) -> tuple[pd.DataFrame, str]:
@@ -71,7 +75,11 @@ def _read_text(path: Path) -> str:
 
 def _read_delimited(path: Path, delimiter: str, notes: list[str]) -> pd.DataFrame:
     try:
-        text = _without_comments(_read_text(path), delimiter, path, notes)
+        text = _read_text(path)
+        if stated := re.match(r"sep=(.)\n", text):  # by which a spreadsheet tells others its delimiter
+            text = text[stated.end() :]
+        delimiter = _delimiter(text, stated[1] if stated else delimiter, path, notes)
+        text = _without_comments(text, delimiter, path, notes)
         lines = list(csv.reader(io.StringIO(text), delimiter=delimiter))
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from None
@@ -91,7 +99,21 @@ def _read_delimited(path: Path, delimiter: str, notes: list[str]) -> pd.DataFram
         rows.append(fields)
     frame = from_records(rows, [field or f"(column {i})" for i, field in enumerate(header)])
     has_name = [bool(field) for field in header]  # a column without a name is a row index
-    return frame.loc[:, has_name]
+    frame = frame.loc[:, has_name]
+    if delimiter == ";":
+        frame.attrs[SEMICOLONS] = True
+    return frame
+
+
+def _delimiter(text: str, usual: str, path: Path, notes: list[str]) -> str:
+    """The delimiter of the columns: `usual`, or with a note the one that gives more columns in header and first row."""
+    lines = [line for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")][:2]
+    num_fields = {mark: [len(fields) for fields in csv.reader(lines, delimiter=mark)] for mark in (usual, *_DELIMITERS)}
+    best = max(num_fields, key=lambda mark: min(num_fields[mark], default=0) if len({*num_fields[mark]}) == 1 else 0)
+    if len(lines) < 2 or num_fields[best][0] <= num_fields[usual][0]:
+        return usual
+    notes.append(f"The columns of {path} are separated by {_DELIMITERS[best]}.")
+    return best
 
 
 def _without_comments(text: str, delimiter: str, path: Path, notes: list[str]) -> str:
@@ -117,7 +139,9 @@ def _without_comments(text: str, delimiter: str, path: Path, notes: list[str]) -
 def _check_header(header: list[str], path: Path) -> None:
     if len(header) == 1 and any(mark in header[0] for mark in ";|\t"):
         column = format_value(header[0])
-        raise ValueError(f"{path} has one column, {column!r}: separate columns by commas (or by tabs, in a .tsv)")
+        raise ValueError(
+            f"{path} has one column, {column!r}: separate columns by commas, semicolons or tabs in all rows"
+        )
     if not any(header):
         raise ValueError(f"{path} has no column names: its first line must hold them")
     for field in filter(None, header):

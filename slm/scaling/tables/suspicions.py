@@ -1,13 +1,25 @@
 """Note what may be wrong with a table. The report begins with these sentences; no row is refused or changed."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 
 import numpy as np
 import pandas as pd
 
 from slm.runtime.words import shortlist
-from slm.scaling.tables.columns import CELL, SIZES, Columns, first_complete, group_numbers, is_complete
+from slm.scaling import published
+from slm.scaling.tables.columns import (
+    CANONICAL_NAMES,
+    CELL,
+    COUNTS,
+    SIZES,
+    Columns,
+    first_complete,
+    group_numbers,
+    is_complete,
+    normalised_header,
+)
 from slm.scaling.tables.filters import TUNED_SETTINGS, columns_held_fixed, expected_luck, ranking_target
 from slm.scaling.tables.values import format_value
 
@@ -15,6 +27,7 @@ MAX_PAIRED_CELLS = 1000  # of a family: every two of them are compared
 STEP_COLUMNS = ("step", "_step", "global_step", "checkpoint", "checkpoint_step", "ckpt", "iteration", "iter", "epoch")
 """Columns that may hold the training step at which a row was measured."""
 RUN_COLUMNS = ("run", "run_name", "run_number", "id", "wandb_id", "experiment", "exp")  # may name the run of a row
+MIN_SIMILARITY = 0.8  # of a header and the name that it may be a misspelling of
 SMALL_TABLE = 50  # rows
 MIN_DECIMALS_SMALL, MIN_DECIMALS_LARGE = 4, 6  # in small tables and in larger ones
 """Results of two families that agree to so many decimals were probably copied. In simulations without copies (losses
@@ -28,6 +41,30 @@ def similar_names(names: Iterable[str]) -> list[list[str]]:
         key = re.sub(r"(?<!\d)[\s_-]+|[\s_-]+(?!\d)", "", name)  # gpt-1-2 is not gpt-12
         groups.setdefault(key.casefold(), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def note_unread_columns(raw: pd.DataFrame, read: Collection[str] | None, source: str) -> tuple[list[str], list[str]]:
+    """`unread_columns` of a table of runs whose other readers read `read`; empty if that is None or slm ships it."""
+    if read is None or source == published.NAME:
+        return [], []
+    names = (*CANONICAL_NAMES, *COUNTS, *TUNED_SETTINGS, "name", "diverged", "cluster", "cell")
+    others = (*STEP_COLUMNS, *RUN_COLUMNS)
+    is_read = [name in read or name in names or normalised_header(name) in others for name in raw]
+    headers = [str(name) for name in raw.columns[~np.array(is_read)] if not str(name).startswith("table_")]
+    return unread_columns(headers, [name for name in CANONICAL_NAMES if name not in raw], source)
+
+
+def unread_columns(headers: Iterable[str], wanted: Collection[str], source: str) -> tuple[list[str], list[str]]:
+    """Sentences on columns that nothing reads: on misspellings of `wanted`, which the file lacks, and on the others."""
+    similar = {name: get_close_matches(normalised_header(name), wanted, n=1, cutoff=MIN_SIMILARITY) for name in headers}
+    misspelt = [
+        f"Nothing reads the column {name} of {source}: did you mean {near[0]}?"
+        for name, near in similar.items()
+        if near
+    ]
+    other = [name for name, near in similar.items() if not near]
+    names = f"{'column' if len(other) == 1 else 'columns'} {shortlist(other, 8)}"
+    return misspelt, [f"Nothing reads the {names} of {source}."] if other else []
 
 
 def note_similar_families(frame: pd.DataFrame) -> list[str]:

@@ -9,7 +9,7 @@ Nothing is repaired silently: the report shows a note on each row that is left o
 An impossible value is an error that names file, row, column and value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +88,8 @@ class Options(TypedDict, total=False):
     """How many rows to leave out: those with the highest result."""
     target: str | None
     """A column of the user's own that laws describe: a table with it needs no loss, perplexity or bits per byte."""
+    read: Collection[str] | None
+    """Columns that the caller reads in addition to this module: notes name all others. None: no such notes."""
 
 
 def read_table(source: str | Path, **options: Unpack[Options]) -> Table:
@@ -134,8 +136,10 @@ def _checked_table(rows: pd.DataFrame, source: str, name: str, notes: list[str],
     frame = filters.drop_worst_rows(frame, options.get("drop_worst", 0), notes)
     checks.check_units(frame, column_names, loss_was_given="loss" in raw, flops_were_given="flops" in raw)
     frame = columns.add_clusters_and_cells(frame, notes)
+    misspelt, unread = suspicions.note_unread_columns(raw, options.get("read"), source)
     given_target = next((name for name in TARGETS if name in raw), None)
     suspicious = [
+        *misspelt,
         *suspicions.note_similar_families(frame),
         *(suspicions.note_rising_results(frame) if given_target else []),
         *suspicions.note_checkpoints(frame, column_names),
@@ -143,4 +147,4 @@ def _checked_table(rows: pd.DataFrame, source: str, name: str, notes: list[str],
         *suspicions.note_untuned_settings(frame, column_names),
         *(suspicions.note_repeated_results(frame, given_target) if given_target else []),
     ]
-    return Table(frame.reset_index(drop=True), (*suspicious, *notes), name)
+    return Table(frame.reset_index(drop=True), (*suspicious, *notes, *unread), name)
