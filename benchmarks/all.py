@@ -42,6 +42,8 @@ SIGINT_SECONDS = 20
 LEAST_SECONDS = 15
 """A row does not start with less of `TOTAL_MINUTES` left."""
 ERROR_LINES = 15
+PRODUCTS = "half of a step is matrix products, at the peak ([log](log.md), 2026-11-30)"
+BANDWIDTH = "bound by memory bandwidth ([log](log.md), 2026-11-30)"
 Record = dict[str, Any]
 
 
@@ -55,6 +57,8 @@ class Figure:
     goal: float
     unit: str = "x"
     at_least: bool = True
+    bound: str = ""
+    """What keeps the figure from its goal; shown if it misses the goal."""
 
     def value(self, record: Record) -> float | None:
         if self.pattern is None:
@@ -78,7 +82,7 @@ def seconds(work: str, pattern: str | None, goal: float) -> Figure:
 def decode(dtype: str, what: str, peer: str, goal: float) -> Figure:
     """The first ratio to `peer` after slm's own line of that dtype, and before its line of another dtype."""
     line = rf"^{dtype} +slm (?:(?!^\w+ +slm )[\s\S])*?ratio to {re.escape(peer)} .*?{what} +([\d.,]+)x"
-    return Figure(f"{what}, {dtype}, over {peer}", line, goal)
+    return Figure(f"{what}, {dtype}, over {peer}", line, goal, bound=BANDWIDTH if what == "decode" else "")
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ ROWS = {
         f"{TRAIN} tiny:256:16",
         ONE_TRAIN_STEP,
         2,
-        (Figure("training step, tiny, 16x256, over the fastest peer", SPEEDUP, 2.0),),
+        (Figure("training step, tiny, 16x256, over the fastest peer", SPEEDUP, 2.0, bound=PRODUCTS),),
         PEERS,
     ),
     "train mobilellm_125m": Row(
@@ -113,7 +117,7 @@ ROWS = {
         4,
         (
             Figure("training step, mobilellm_125m, 1x512, over the fastest peer", SPEEDUP, 1.4),
-            Figure("the same, MFU", r"^  slm +\S+ tok/s +\S+ GFLOP/s MFU +(\d+)%", 60, "%"),
+            Figure("the same, MFU", r"^  slm +\S+ tok/s +\S+ GFLOP/s MFU +(\d+)%", 60, "%", bound=PRODUCTS),
         ),
         PEERS,
     ),
@@ -383,7 +387,11 @@ def table(records: Mapping[str, Record]) -> list[str]:
         if record:
             peaks = " ".join(f"{peak:,.0f}" for peak in record["peaks"])
             rest = [f"`{record['command']}`", f"{record['seconds']:.0f}", peaks, remarks(record)]
-        lines += [f"| {' | '.join([*figure.cells(record), *rest])} |" for figure in row.figures]
+        for figure in row.figures:
+            cells = [*figure.cells(record), *rest]
+            if cells[3] == "no" and figure.bound:
+                cells[-1] = ", ".join(filter(None, [cells[-1], figure.bound]))
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

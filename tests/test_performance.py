@@ -92,6 +92,15 @@ def test_the_table_says_what_was_reached_and_what_is_doubtful(performance: Modul
     assert sum("not measured" in line for line in lines) == len(lines) - 2 - 3
 
 
+def test_what_keeps_a_figure_from_its_goal_is_shown_only_if_it_misses_the_goal(performance: ModuleType) -> None:
+    (figure,) = performance.ROWS["train tiny"].figures
+    for output, end in (
+        (TRAIN.replace("1.63x", "1.99x"), f" {figure.bound} |"),
+        (TRAIN.replace("1.63x", "2.00x"), " |  |"),
+    ):
+        assert performance.table({"train tiny": record(output)})[2].endswith(end)
+
+
 def test_a_row_keeps_the_others_and_an_interrupt_keeps_both(
     performance: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
