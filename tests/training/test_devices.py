@@ -96,9 +96,7 @@ def test_two_processes_train_as_one_does_and_reduce_gradients_once_a_step(
 def test_ddp_cuts_no_graph_of_a_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By default it would, where its buckets end; the first process, which compiled before, would run other code."""
     monkeypatch.setenv(RUN_DIR, "")
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
     two = make_plan(config() | {"output_dir": str(tmp_path)}, replace(CPU, devices=2, strategy="ddp"))
-    make_trainer(two, [])
     graphs: list[torch.fx.GraphModule] = []
 
     def record(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
@@ -111,8 +109,10 @@ def test_ddp_cuts_no_graph_of_a_block(monkeypatch: pytest.MonkeyPatch, tmp_path:
         block.compile(dynamic=False, backend=record)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        model = torch.nn.parallel.DistributedDataParallel(decoder, bucket_cap_mb=1)
-        model(tokens).sum().backward()
+        with torch._dynamo.config.patch(optimize_ddp=True):
+            make_trainer(two, [])
+            model = torch.nn.parallel.DistributedDataParallel(decoder, bucket_cap_mb=1)
+            model(tokens).sum().backward()
     finally:
         dist.destroy_process_group()
     assert len(graphs) == 1

@@ -181,9 +181,7 @@ def chunkwise(
     q, k = (in_chunks(x).permute(0, 3, 1, 2, 4) for x in (q_BTKN, k_BTKN))  # (B, K, n, c, N)
     v = in_chunks(v_BTKRC).permute(0, 3, 1, 4, 2, 5)  # (B, K, n, R, c, C)
     log_decay = in_chunks(log_decay_BTKR).permute(0, 3, 1, 4, 2)  # (B, K, n, R, c)
-    log_from_start = running_sum(
-        log_decay, -1
-    )  # (B, K, n, R, c): log of the decay from the chunk's start through token i
+    log_from_start = running_sum(log_decay, -1)  # (B, K, n, R, c): of the decay from a chunk's start through token i
 
     log_between = log_from_start[..., :, None] - log_from_start[..., None, :]  # (..., i, j): after token j through i
     decay_to_end = (log_from_start[..., -1:] - log_from_start).exp()  # decay from each token to the end of its chunk
