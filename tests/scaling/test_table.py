@@ -316,6 +316,10 @@ def test_only_columns_of_numbers_are_rewritten(tmp_path: Path) -> None:
     assert frame["N"].tolist() == [62.5e6, 150e6]
     assert frame["acc"].tolist() == [0.45, 0.5]
     assert frame["torch"].tolist() == ["2.13.0"] * 2
+    mixed = read_table(
+        written(tmp_path, "1e8;2000000000.0;3,25;49,9;1,5", "2e8;4e9;3,1;51,2;x", head="N;D;loss;acc;y")
+    ).frame
+    assert mixed[["acc", "y"]].to_numpy().tolist() == [[49.9, "1,5"], [51.2, "x"]]
     names = read_table(written(tmp_path, "125M,125M,3.25", "300M,300M,3.1", head="model,N,loss")).frame["model"]
     assert names.tolist() == ["125M", "300M"]
 

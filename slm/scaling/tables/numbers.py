@@ -89,7 +89,7 @@ def plain_numbers(
         }
         if column not in named:
             is_text = any(parse_number(value) is None and row not in found for row, value in rows[column].items())
-            if is_text or not is_european or None in chosen.values():
+            if is_text or not (is_european or "," in of_table) or None in chosen.values():
                 continue
         for row in (row for row, value in chosen.items() if value is None):
             place, number = f"{table}, row {row}, column {column}", found[row]
