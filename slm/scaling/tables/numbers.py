@@ -73,12 +73,15 @@ def plain_numbers(
     columns are rewritten if all their values are numbers and the table has decimal commas. Raises `ValueError` for an
     ambiguous value of `amounts` and `counts`.
     """
+    named = [column for column in rows if column in amounts or column in counts]
+    is_plain = all(parse_number(value) is not None for column in named for value in rows[column])
+    if is_plain and SEMICOLONS not in rows.attrs:
+        return rows
     numbers: dict[str, dict[Any, _Number]] = {}
     for column in rows:
         texts = {row: value.strip() for row, value in rows[column].items() if isinstance(value, str)}
         read = ((row, _read(text, takes_suffix=column in with_suffix)) for row, text in texts.items())
         numbers[column] = {row: number for row, number in read if number is not None}
-    named = [column for column in rows if column in amounts or column in counts]
     of_table = _marks(number for column in named for number in numbers[column].values())
     is_european = of_table == {","} or (not of_table and SEMICOLONS in rows.attrs)
     changed = {}
@@ -118,7 +121,7 @@ def _choose(number: _Number, of_column: set[str], of_table: set[str], is_count: 
     point, comma, has_suffix = number
     if point is None or comma is None or point == comma:
         return comma if point is None else point
-    has_comma = float(point) > float(comma)  # as in 1,234
+    has_comma = abs(float(point)) > abs(float(comma))  # as in 1,234
     marks = of_column or of_table
     if is_count and not has_suffix:  # a count has no decimals, so 1,234 is 1234 unless other commas are decimal marks
         is_doubtful = "," in of_column | of_table or is_european
