@@ -84,7 +84,7 @@ def plain_numbers(
         numbers[column] = {row: number for row, number in read if number is not None}
     of_table = _marks(number for column in named for number in numbers[column].values())
     is_european = of_table == {","} or (not of_table and SEMICOLONS in rows.attrs)
-    changed = {}
+    changed, converted = {}, {}
     for column, found in numbers.items():
         of_column = _marks(found.values())
         chosen = {
@@ -100,15 +100,16 @@ def plain_numbers(
                 f"{place}: {format_value(rows.at[row, column])} may be {number.point} or {number.comma}: write the "
                 "numbers of the table with a point before decimals and with nothing between thousands"
             )
-        new = {row: value for row, value in chosen.items() if parse_number(rows.at[row, column]) != float(str(value))}
+        written = rows[column].to_dict()
+        new = {row: value for row, value in chosen.items() if parse_number(written[row]) != float(str(value))}
         if new:
             first = next(iter(new))
-            changed[column] = f"{column} (row {first}: {rows.at[first, column].strip()} is {new[first]})"
-            rows = rows.assign(**{column: [new.get(row, value) for row, value in rows[column].items()]})
+            changed[column] = f"{column} (row {first}: {written[first].strip()} is {new[first]})"
+            converted[column] = [new.get(row, value) for row, value in written.items()]
     if changed:
         plain = "Numbers with decimal commas, separated thousands or suffixes were converted in the columns"
         notes.append(f"{plain} {shortlist(changed.values(), 8, max_characters=90)}.")
-    return rows
+    return rows.assign(**converted)
 
 
 def _marks(numbers: Iterable[_Number]) -> set[str]:
