@@ -73,15 +73,18 @@ def plain_numbers(
     columns are rewritten if all their values are numbers and the table has decimal commas. Raises `ValueError` for an
     ambiguous value of `amounts` and `counts`.
     """
+    named = [column for column in rows if column in amounts or column in counts]
+    is_plain = all(parse_number(value) is not None for column in named for value in rows[column])
+    if is_plain and SEMICOLONS not in rows.attrs:
+        return rows
     numbers: dict[str, dict[Any, _Number]] = {}
     for column in rows:
         texts = {row: value.strip() for row, value in rows[column].items() if isinstance(value, str)}
         read = ((row, _read(text, takes_suffix=column in with_suffix)) for row, text in texts.items())
         numbers[column] = {row: number for row, number in read if number is not None}
-    named = [column for column in rows if column in amounts or column in counts]
     of_table = _marks(number for column in named for number in numbers[column].values())
     is_european = of_table == {","} or (not of_table and SEMICOLONS in rows.attrs)
-    changed = {}
+    changed, converted = {}, {}
     for column, found in numbers.items():
         of_column = _marks(found.values())
         chosen = {
@@ -97,15 +100,16 @@ def plain_numbers(
                 f"{place}: {format_value(rows.at[row, column])} may be {number.point} or {number.comma}: write the "
                 "numbers of the table with a point before decimals and with nothing between thousands"
             )
-        new = {row: value for row, value in chosen.items() if parse_number(rows.at[row, column]) != float(str(value))}
+        written = rows[column].to_dict()
+        new = {row: value for row, value in chosen.items() if parse_number(written[row]) != float(str(value))}
         if new:
             first = next(iter(new))
-            changed[column] = f"{column} (row {first}: {rows.at[first, column].strip()} is {new[first]})"
-            rows = rows.assign(**{column: [new.get(row, value) for row, value in rows[column].items()]})
+            changed[column] = f"{column} (row {first}: {written[first].strip()} is {new[first]})"
+            converted[column] = [new.get(row, value) for row, value in written.items()]
     if changed:
         plain = "Numbers with decimal commas, separated thousands or suffixes were converted in the columns"
         notes.append(f"{plain} {shortlist(changed.values(), 8, max_characters=90)}.")
-    return rows
+    return rows.assign(**converted)
 
 
 def _marks(numbers: Iterable[_Number]) -> set[str]:
@@ -118,7 +122,7 @@ def _choose(number: _Number, of_column: set[str], of_table: set[str], is_count: 
     point, comma, has_suffix = number
     if point is None or comma is None or point == comma:
         return comma if point is None else point
-    has_comma = float(point) > float(comma)  # as in 1,234
+    has_comma = abs(float(point)) > abs(float(comma))  # as in 1,234
     marks = of_column or of_table
     if is_count and not has_suffix:  # a count has no decimals, so 1,234 is 1234 unless other commas are decimal marks
         is_doubtful = "," in of_column | of_table or is_european
