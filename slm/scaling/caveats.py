@@ -88,6 +88,16 @@ def worth(row: Entry) -> list[float] | None:
     return factors if is_for_a else [1 / factor for factor in reversed(factors)]
 
 
+def reach(row: Entry) -> float:
+    """The factor from the middle size of a row of `paired`, to which its `worth` belongs, to the largest size."""
+    return max(row["sizes"]) / math.exp(sum(map(math.log, row["sizes"])) / len(row["sizes"]))
+
+
+def if_beyond(factor: float, limit: float) -> str:
+    """The condition for a factor on size that leads beyond the measured sizes, which are within a factor `limit`."""
+    return ", if this goes on beyond the sizes measured" if factor > limit else ""
+
+
 def steeper_first(pair: Entry) -> tuple[str, str]:
     """The steeper and the flatter family of a pair."""
     return (pair["a"], pair["b"]) if pair["delta"] > 0 else (pair["b"], pair["a"])
@@ -138,6 +148,7 @@ def _level(case: Case, row: Entry) -> str:
     if factors := worth(row):
         low, factor, high = factors
         like = f", like a model with {format_number(factor, 3)} times the parameters {interval([low, high], 3)}"
+        like += if_beyond(factor, reach(row))
     difference = f"At the middle size {lower} reaches {with_article(case.target)} {reduction:.1%} lower than {higher}"
     return f"{difference}{like} ({p_text(row['level_p_adjusted'])})."
 

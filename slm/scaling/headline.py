@@ -6,6 +6,7 @@ loss, against the family closest to it. The p-values are adjusted over all pairs
 difference significant.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,8 +21,10 @@ from slm.scaling.caveats import (
     detectable_differences,
     difference_text,
     family_pairs,
+    if_beyond,
     lower_first,
     lower_mean_first,
+    reach,
     steeper_first,
     worth,
 )
@@ -100,7 +103,7 @@ def _level(case: Case, chosen: HeadlinePair) -> str:
     leader, other, row = chosen
     if row is None:
         return _level_under_law(case, chosen)
-    factor = _like(worth(row))
+    factor = _like(worth(row), reach(row))
     if not case.is_significant(row["level_p_adjusted"]):
         remark = f" ({leader} is {factor})" if factor else ""
         names = f"{leader} and {other}"
@@ -130,13 +133,14 @@ def _level_under_law(case: Case, chosen: HeadlinePair) -> str:
     factors = [row["low"], row["factor"], row["high"]]
     if row["family"] == other:
         factors = [1 / factor if factor else None for factor in reversed(factors)]
-    low, factor, high = factors
+    low, _, high = factors
+    like = _like(factors, limit=math.inf)  # "if one law holds" is the condition already
     start = f"If one law {case.equation} holds for both, "
     if is_number(low) and is_number(high) and not low <= 1 <= high:
         answer = f"{leader} reaches a lower {case.target} than {other} at equal size, "
-        return start + answer + _like([low, factor, high])
+        return start + answer + like
     answer = f"{_runs(case)} show no clear difference in {case.target} at equal size between {leader} and {other}"
-    return f"{start}{answer} ({leader} is {_like([low, factor, high])})"
+    return f"{start}{answer} ({leader} is {like})"
 
 
 def _level_on_average(case: Case, leader: str, other: str) -> str:
@@ -155,14 +159,15 @@ def _level_on_average(case: Case, leader: str, other: str) -> str:
     return f"{where} {leader} reaches {with_article(case.target)} {gap} lower than {other}"
 
 
-def _like(factors: Sequence[Any] | None) -> str:
-    """`like a model 1.9 times as large [1.6, 2.5]`; empty if the runs do not bound the factor."""
+def _like(factors: Sequence[Any] | None, limit: float) -> str:
+    """`like a model 1.9 times as large [1.6, 2.5]`; empty if the runs do not bound the factor. See `if_beyond`."""
     if factors is None:
         return ""
     low, factor, high = factors
     # Near 1, two digits would not show on which side of 1 a factor is.
     digits = 3 if any(x is not None and abs(x - 1) < 0.05 for x in factors) else 2
-    return f"like a model {format_number(factor, digits)} times as large {interval([low, high], digits)}"
+    like = f"like a model {format_number(factor, digits)} times as large {interval([low, high], digits)}"
+    return like + if_beyond(factor, limit)
 
 
 def _runs(case: Case) -> str:

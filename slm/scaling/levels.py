@@ -2,8 +2,8 @@
 
 Notable:
 - Two families are compared at the sizes that both have (`matching.nearest`: sizes within 10%, equal tokens).
-- Runs with equal seeds saw the same data in the same order, so they are paired; other runs are compared by Welch's
-  method. A size at which a family has one run has no error from seeds, and none is made up.
+- Runs with equal seeds saw the same data in the same order, so they are paired if one family has no other seeds; other
+  runs are compared by Welch's method. If a family has one run at a size, the difference there has no error from seeds.
 - The mean difference over sizes has its error from the seeds if every size has one, else from the scatter of the
   differences between sizes.
 """
@@ -28,7 +28,7 @@ from slm.scaling.caveats import (
 )
 from slm.scaling.entries import Entry
 from slm.scaling.forms import Floats
-from slm.scaling.matching import SAME_SIZE, Points, nearest, points_of
+from slm.scaling.matching import SAME_SIZE, Points, nearest, paired_seeds, points_of
 from slm.scaling.pairs import holm, welch_df
 from slm.scaling.tables import Table
 
@@ -86,12 +86,10 @@ def _pair(a: str, b: str, points_a: Points, points_b: Points, level: float) -> E
 
 def _difference(log_a: pd.Series, log_b: pd.Series, *, has_seeds: bool) -> Entry:
     """The mean of `a` minus that of `b` at one size, from log targets indexed by seed, with its error."""
-    common = log_a.index.intersection(log_b.index) if has_seeds else []
-    # One common seed of several would leave no error, so all runs of both families are used.
-    if len(common) > 1 or len(common) == min(len(log_a), len(log_b)) == 1:
-        differences = np.exp(log_a[common].to_numpy(float)) - np.exp(log_b[common].to_numpy(float))
+    if paired := paired_seeds(log_a, log_b, has_seeds=has_seeds):
+        differences = np.exp(log_a[paired].to_numpy(float)) - np.exp(log_b[paired].to_numpy(float))
         row: Entry = {"difference": float(differences.mean()), "se": _error(differences), "error": "paired seeds"}
-        return row | {"df": len(common) - 1, "runs": [len(common)] * 2}
+        return row | {"df": len(paired) - 1, "runs": [len(paired)] * 2}
     left, right = np.exp(log_a.to_numpy(float)), np.exp(log_b.to_numpy(float))
     row = {"difference": float(left.mean() - right.mean()), "se": None, "error": "seeds", "df": 0}
     row["runs"] = [len(left), len(right)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,9 +20,9 @@ MIN_SIZES = 4  # fewest common sizes that are compared: with fewer, a slope has 
 class Matched:
     """Log targets of two families at their common sizes, in order of size.
 
-    Each log target is a mean over runs (`seeds` of them on average). `noise` is the standard deviation between seeds
-    of the log ratio of two single runs, with `noise_df` degrees of freedom; None if no size has two seeds. `farthest`
-    is the largest relative difference between two matched sizes.
+    Each log target is a mean over runs, `seeds` of them on average (harmonic means of both families). `noise` is the
+    standard deviation between seeds of the log ratio of two single runs, with `noise_df` degrees of freedom; None if no
+    size has two seeds. `farthest` is the largest relative difference between two matched sizes.
     """
 
     a: str
@@ -43,8 +44,8 @@ class Matched:
 def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequence[str] = ()) -> Matched | str:
     """Return the matched points of two families, or a sentence that says why they cannot be matched.
 
-    If both families have runs with the same seeds at a point, only these runs are used, paired by seed: runs with equal
-    seeds saw the same data in the same order. Points must also agree in the columns `covariates`.
+    Runs of a point are paired by seed if one family has only seeds that the other has too, which then keeps only these:
+    runs with equal seeds saw the same data in the same order. Points must also agree in the columns `covariates`.
     """
     points_a, points_b = (points_of(table.family(name).frame, target, size, covariates) for name in (a, b))
     i, j = nearest(points_a, points_b)  # positions of the matched points in each family
@@ -66,7 +67,9 @@ def match(table: Table, a: str, b: str, target: str, size: str, covariates: Sequ
     moved = [_at_sizes(middle, log_n[:, k], means[:, k], is_curve, others) for k in (0, 1)]
     # If every size was run at the same several token counts (or values of covariates), average over them.
     log_N, log_a, log_b = (np.bincount(size_index, column) / points_per_size for column in (middle, *moved))
-    seeds = float(np.mean([len(runs_a) for runs_a, _ in runs]) * len(size_index) / len(points_per_size))
+    # The ratio of means over n and m runs scatters like that of means over 2 / (1/n + 1/m) runs each.
+    seeds_of_points = [2 / (1 / len(runs_a) + 1 / len(runs_b)) for runs_a, runs_b in runs]
+    seeds = float(np.mean(seeds_of_points) * len(size_index) / len(points_per_size))
     noise, noise_df = _noise(runs)
     farthest = float(np.expm1(np.abs(np.diff(log_n)).max()))
     return Matched(a, b, log_N, log_a, log_b, seeds, noise, noise_df, farthest)
@@ -124,12 +127,22 @@ def nearest(points_a: Points, points_b: Points) -> tuple[np.ndarray, np.ndarray]
     return i[is_mutual], j[is_mutual]
 
 
+def paired_seeds(runs_a: pd.Series, runs_b: pd.Series, *, has_seeds: bool) -> list[Any]:
+    """The seeds by which runs, indexed by seed, are paired; empty if all runs are compared.
+
+    If both families have seeds of their own, means over all seeds scatter less than those over the common seeds, unless
+    runs of equal seeds are correlated by more than a half. (In results/first_study they are by 0.2, the mean of six
+    pairs of families.)
+    """
+    common = runs_a.index.intersection(runs_b.index).tolist() if has_seeds else []
+    return common if len(common) == min(len(runs_a), len(runs_b)) else []
+
+
 def _by_seed(points_a: Points, points_b: Points, i: int, j: int) -> tuple[Floats, Floats]:
-    """Log targets at two points, for common seeds in the same order, or for all seeds if no seed is common."""
+    """Log targets at two points, for paired seeds in the same order, or for all seeds."""
     left, right = points_a.runs[i], points_b.runs[j]
-    common = left.index.intersection(right.index) if points_a.has_seeds and points_b.has_seeds else []
-    if len(common):
-        left, right = left[common], right[common]
+    if paired := paired_seeds(left, right, has_seeds=points_a.has_seeds and points_b.has_seeds):
+        left, right = left[paired], right[paired]
     return left.to_numpy(float), right.to_numpy(float)
 
 

@@ -17,7 +17,14 @@ def at_equal_size(a: str, b: str, ratio: float, p: float = 0.001, **other: Any) 
     log_factor = -math.log(ratio) * 10
     ends = sorted((0.8 * log_factor, 1.2 * log_factor))
     worth = {"factor": math.exp(log_factor), "low": math.exp(ends[0]), "high": math.exp(ends[1])}
-    row = {"a": a, "b": b, "level_log_ratio": math.log(ratio), "level_p_adjusted": p, "worth": worth}
+    row = {
+        "a": a,
+        "b": b,
+        "sizes": [1e6, 1e7, 1e8],
+        "level_log_ratio": math.log(ratio),
+        "level_p_adjusted": p,
+        "worth": worth,
+    }
     row |= {"above_floor": None, "detectable": 0.015, "band": {"centre": [math.log(ratio)] * 3}}
     return row | other
 
@@ -64,6 +71,13 @@ def test_a_level_that_changes_sides_over_the_sizes_is_said_of_the_middle_alone()
 def test_a_factor_near_one_has_the_digits_that_show_its_side() -> None:
     text = said(["a", "b"], [at_equal_size("a", "b", 1.003)], [compared("a", "b")])
     assert "1.03 times as large [1.02, 1.04]" in text
+
+
+def test_a_factor_beyond_the_largest_size_is_said_to_be_extrapolated() -> None:
+    """The middle size is 1e7 and the largest 1e8; a ratio of 1.25 is worth a factor of 9.3, one of 1.27 of 10.9."""
+    texts = [said(["a", "b"], [at_equal_size("a", "b", ratio)], [compared("a", "b")]) for ratio in (1.25, 1.27)]
+    assert ["beyond the sizes measured" in text for text in texts] == [False, True]
+    assert "11 times as large [6.8, 18], if this goes on beyond the sizes measured; " in texts[1]
 
 
 def test_a_level_whose_worth_is_unbounded_has_no_factor() -> None:

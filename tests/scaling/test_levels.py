@@ -52,8 +52,9 @@ def test_runs_with_equal_seeds_are_paired_as_in_a_paired_t_test() -> None:
         assert row["error"] == "paired seeds"
 
 
-def test_runs_with_other_seeds_are_compared_by_welchs_test() -> None:
-    found = table({"a": [1, 2, 3], "b": [3, 4, 5, 6]})
+@pytest.mark.parametrize("seeds", [[4, 5, 6, 7], [3, 4, 5, 6], [2, 3, 4, 5]])
+def test_all_runs_are_compared_by_welchs_test_if_both_families_have_seeds_of_their_own(seeds: list[int]) -> None:
+    found = table({"a": [1, 2, 3], "b": seeds})
     for row, N in zip(only_pair(found)["sizes"], SIZES, strict=True):
         check_against(row, stats.ttest_ind(losses(found, "a", N), losses(found, "b", N), equal_var=False))
         assert (row["error"], row["runs"]) == ("seeds", [3, 4])

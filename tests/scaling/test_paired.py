@@ -77,6 +77,16 @@ def test_runs_are_paired_by_seed_where_both_have_it() -> None:
     assert pair_of(table)["noise"] == pytest.approx(np.sqrt(ratio.var(axis=1, ddof=1).mean() / 2))
 
 
+def test_all_seeds_count_where_both_families_have_seeds_of_their_own() -> None:
+    """Seeds 1 to 3 and 3 to 6: one common seed would scatter more than the means of three and of four runs."""
+    frame = runs({"a": power_law(20, 0.1), "b": power_law(20, 0.1)}, SIZES, noise=0.01, seeds=6).frame[COLUMNS]
+    kept = frame[frame["seed"].le(3) & frame["family"].eq("a") | frame["seed"].ge(3) & frame["family"].eq("b")]
+    pair = pair_of(table_from_frame(kept))
+    means = np.log(kept["loss"]).groupby([kept["params_total"], kept["family"]]).mean().unstack()
+    assert pair["log_ratio"] == pytest.approx((means["a"] - means["b"]).to_numpy())
+    assert pair["seeds"] == pytest.approx(24 / 7)  # the variance of the ratio is that of one run times 1/3 + 1/4
+
+
 def test_sizes_that_are_not_quite_the_same_are_moved_along_the_curve() -> None:
     near = runs({"a": power_law(20, 0.1)}, SIZES)
     frame = near.frame.assign(family="b", params_total=np.round(SIZES * np.linspace(0.95, 1.05, 6)))
