@@ -209,18 +209,12 @@ def _shapes_of(row: Mapping[str, Any], shapes: pd.DataFrame) -> pd.DataFrame:
     family = row.get("family")
     if isinstance(family, str) and shapes["family"].nunique() > 1:
         shapes = shapes[shapes["family"] == family]
+    size = next((name for name in SIZES[:2] if name in shapes and not np.isnan(row.get(name, np.nan))), None)
     if {*SHAPE[1:]} <= {*row} & {*shapes} and not np.isnan([row["width"], row["depth"]]).any():
         shapes = shapes[(shapes["width"] == row["width"]) & (shapes["depth"] == row["depth"])]
-        names = [name for name in SIZES[:2] if name in shapes and not np.isnan(row.get(name, np.nan))][
-            : len(shapes) > 1
-        ]
-    else:
-        names = [name for name in SIZES[:2] if name in shapes and not np.isnan(row.get(name, np.nan))][:1]
-        if not names:
-            return shapes[:0]
-    for name in names:
-        shapes = shapes[abs(shapes[name] / row[name] - 1) < SAME_SIZE]
-    return shapes
+        if size is None or len(shapes) == 1:
+            return shapes
+    return shapes[:0] if size is None else shapes[abs(shapes[size] / row[size] - 1) < SAME_SIZE]
 
 
 def _shapes(frame: pd.DataFrame) -> str:

@@ -207,7 +207,7 @@ def _changes_of_order(survives_change_of: dict[str, bool]) -> str:
 
 
 def _unused_text(rows: Sequence[Entry]) -> str:
-    num_untenable = sum(not row.get("tenable", True) for row in rows)
+    num_untenable = sum(not row["tenable"] for row in rows)
     reasons = {
         "with an exponent that is not identified": len(rows) - num_untenable,
         "under a law that misses the data by much more than the best law": num_untenable,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from operator import call
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,8 @@ def make_report(directory: Path) -> None:
     # The interactive figure is made beside the others, and first because it takes as long as three of them.
     makers: list[Callable[[], Any]] = [partial(interactive_figures, analysis)]
     makers += [partial(draw_one, directory, name, partial(make, analysis)) for name, make in FIGURES.items()]
-    interactive, *_ = map_in_processes(_call, makers, at_once=True)
+    interactive, *_ = map_in_processes(call, makers, at_once=True)
     _write_report(analysis, lambda: interactive)
-
-
-def _call(make: Callable[[], Any]) -> Any:
-    return make()
 
 
 def write_report(directory: Path) -> None:
