@@ -183,10 +183,10 @@ def _slope_finding(perplexity_fit: Fit) -> str:
     low, high = _uncertainty(perplexity_fit).ci["alpha"]
     if low is None or high is None:
         return "The slope has no interval: all rows lie on one line."
-    excluded = [f"-{exponent}" for exponent in CITED_EXPONENTS if not low <= exponent <= high]
-    included = [f"-{exponent}" for exponent in CITED_EXPONENTS if low <= exponent <= high]
-    parts = [f"excludes {join_names(excluded)}"] if excluded else []
-    parts += [f"does not exclude {join_names(included)}"] if included else []
+    parts = []
+    for verb, is_inside in (("excludes", False), ("does not exclude", True)):
+        if slopes := [f"-{exponent}" for exponent in CITED_EXPONENTS if (low <= exponent <= high) == is_inside]:
+            parts.append(f"{verb} {join_names(slopes)}")
     return f"The slope's 95% t(2) interval [{-high:.3f}, {-low:.3f}] {' and '.join(parts)}."
 
 

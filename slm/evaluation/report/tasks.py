@@ -107,8 +107,9 @@ def _table(entries: list[Entry], common: list[str], averages: Averages) -> str:
     rows = [_row(name, entries) for name in names]
     if averages:
         values = [with_error(*averages[name]) if name in averages else NO_VALUE for name in checkpoints]
-        chances = [number(tasks_of(e)[name], "chance") for e in entries[:1] for name in common if tasks_of(e)]
-        chance = NO_VALUE if None in chances or not chances else format_number(np.mean(chances), 3)  # type: ignore[arg-type]
+        results = next(filter(None, map(tasks_of, entries)))  # of any checkpoint that has all common tasks
+        chances = [chance for name in common if (chance := number(results[name], "chance")) is not None]
+        chance = format_number(sum(chances) / len(common), 3) if len(chances) == len(common) else NO_VALUE
         rows.append([f"**average of {len(common)}**", NO_VALUE, NO_VALUE, NO_VALUE, chance, *values])
     return table(["task", "metric", "items", "shots", "chance", *checkpoints], rows)
 
