@@ -108,8 +108,8 @@ def _table(entries: list[Entry], common: list[str], averages: Averages) -> str:
     if averages:
         values = [with_error(*averages[name]) if name in averages else NO_VALUE for name in checkpoints]
         results = next(filter(None, map(tasks_of, entries)))  # of any checkpoint that has all common tasks
-        chances = [chance for name in common if (chance := number(results[name], "chance")) is not None]
-        chance = format_number(sum(chances) / len(common), 3) if len(chances) == len(common) else NO_VALUE
+        known = [value for name in common if (value := number(results[name], "chance")) is not None]
+        chance = format_number(sum(known) / len(common), 3) if len(known) == len(common) else NO_VALUE
         rows.append([f"**average of {len(common)}**", NO_VALUE, NO_VALUE, NO_VALUE, chance, *values])
     return table(["task", "metric", "items", "shots", "chance", *checkpoints], rows)
 
