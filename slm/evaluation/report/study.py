@@ -24,7 +24,7 @@ from slm.scaling.tables import Table, table_from_frame
 TEXT_BYTES = 1_290_590  # size of WikiText-2's raw test file
 TEXT_TOLERANCE = 0.03  # relative difference in size that may come from joining the lines of the file in other ways
 KAPLAN_EXPONENT = 0.076  # exponent of the loss in N by Kaplan et al. (2020)
-CITED_EXPONENTS = (0.076, 0.089)  # exponents with which the study compared its own
+CITED_EXPONENTS = (KAPLAN_EXPONENT, 0.089)  # exponents with which the study compared its own
 MAX_SPREAD = 0.1  # "tokens/s times layers" is called constant up to this relative variation; the study's is 4%
 
 
