@@ -98,14 +98,12 @@ def export_for_engine(
         if quantize is not None:
             import_extra("torchao.quantization", "device", f"quantize={quantize}")
     decoder, tokenizer, provenance = load(checkpoint, revision=source.revision)
-    original, notes = decoder, tuple[str, ...]()
+    reference, notes = decoder, tuple[str, ...]()  # what the engine should compute
     if quantize is not None:
-        decoder, dtype = copy.deepcopy(original), quantize
-        notes = (quantise(decoder, quantize),)
-    uses = len(decoder.config.block_uses)
-    say(
-        f"export: {uses} uses of a block for {engine}" + ("; compiling takes minutes" if engine == "executorch" else "")
-    )
+        reference, dtype = copy.deepcopy(decoder), quantize
+        notes = (quantise(reference, quantize),)
+    remark = "; compiling takes minutes" if engine == "executorch" else ""
+    say(f"export: {len(decoder.config.block_uses)} uses of a block for {engine}{remark}")
     with replaced_folder(target) as partial:
         file = partial / FILES[engine]
         config = dataclasses.replace(decoder.config, max_position_embeddings=context)
@@ -114,8 +112,8 @@ def export_for_engine(
             llama, tensors = unroll(llama, tensors, **_GGUF)
             notes = write_gguf(file, target.name, llama, tensors, tokenizer, dtype)
         else:
-            write_program(file, original, context, tokenizer, quantize)
-        parity = _parity(file, decoder, config, tokenizer, dtype)
+            write_program(file, decoder, context, tokenizer, quantize)
+        parity = _parity(file, reference, config, tokenizer, dtype)
         _write_beside(file, engine, config, tokenizer, provenance, dtype, parity, notes)
     return target
 

@@ -33,12 +33,8 @@ from slm.runtime.files import check_writable, replace
 
 MODEL_FILES = ("model.safetensors", "model.pte", "model.gguf")
 """The weights of an export, in one of the formats."""
-_EXPORTED_FILES = frozenset(
-    (
-        *("config.json", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml"),
-        *(TEMPLATE_FILE, *MODEL_FILES),
-    )
-)
+_EXPORTED_FILES = {"config.json", "tokenizer.json", "tokenizer_config.json", "README.md", "training.yaml",
+                   TEMPLATE_FILE, *MODEL_FILES}  # fmt: skip
 """All files that an export can have. A folder that holds any other file is not replaced."""
 _LLAMA_FIELDS = {*LLAMA_KEYS, "rope_theta", "tie_embeddings"}
 _REWRITTEN_FIELDS = {"layer_sharing", "num_repeats", "rope_style"}  # Llama lacks them; rewriting can remove them

@@ -25,12 +25,12 @@ DTYPES = {"float32": "F32", "float16": "F16", "q8_0": "Q8_0"}
 """`export_dtype` -> type of the matrices; vectors are always float32."""
 NEAREST_NOTE = (
     "llama.cpp has no rule that cuts text as slm's own BPE does. The nearest one gives other tokens, of the same text, "
-    "where an apostrophe stands between a letter, digit or line end and a word that begins with s, t, m, d, re, ve or "
-    "ll and goes on, as in f'Setting'."
+    "where the word after an apostrophe only begins like a contraction, as in f'Setting'."
 )
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's types of tokens
 _GPT2, _DIGITS = "gpt2", "digits"
 _LLAMA3, _QWEN2 = SPLITS["llama3"], SPLITS["llama3"].replace(r"\p{N}{1,3}", r"\p{N}")
+_CONTRACTIONS = _LLAMA3.partition("|[^")[0]
 # How a tokenizer cuts text -> llama.cpp's name for it. For these, `llama-bpe` would take whole pieces before merging.
 _RULES = {
     (_GPT2,): "gpt-2",
@@ -155,7 +155,7 @@ def convert_tokenizer(tokenizer: Tokenizer, num_rows: int) -> Vocabulary:
         types[added["id"]] = _CONTROL if added["special"] else _USER_DEFINED
     if model.get("byte_fallback"):
         if not (_puts_space_first(content) and model.get("unk_token")):
-            raise ValueError(f"format=gguf: tokenizer {tokenizer.name} treats spaces in a way that llama.cpp has not")
+            raise ValueError(f"format=gguf: tokenizer {tokenizer.name} treats spaces in a way that llama.cpp cannot")
         types[model["vocab"][model["unk_token"]]] = _UNKNOWN
         return Vocabulary("llama", "default", tokens, types, [], scores)
     rule, notes = _rule(tokenizer, content)
@@ -183,21 +183,18 @@ def _rule(tokenizer: Tokenizer, content: Mapping[str, Any]) -> tuple[str, tuple[
     if rule is None or content["normalizer"] is not None:
         raise ValueError(
             f"format=gguf: llama.cpp has no rule that cuts text as tokenizer {tokenizer.name} does "
-            f"({shown(splits, content)}); slm's own tokenizers, GPT-2's, Llama 3's, Qwen 2's and SmolLM's are supported"
+            f"({_how_cut(splits, content)}); slm's own tokenizers, GPT-2's, Llama 3's, Qwen 2's and SmolLM's are "
+            "supported"
         )
     if rule == "smaug-bpe" and content["model"].get("ignore_merges"):
         rule = "llama-bpe"
     return rule, (NEAREST_NOTE,) if splits == [SPLITS["slm"]] else ()
 
 
-def shown(splits: list[str], content: Mapping[str, Any]) -> str:
-    """Describe a rule in a message."""
+def _how_cut(splits: list[str], content: Mapping[str, Any]) -> str:
     if content["normalizer"] is not None:
         return f"it normalises text by {content['normalizer']['type']}"
     return "it cuts by " + (", ".join(f"{split:.40}" for split in splits) or "nothing")
-
-
-_CONTRACTIONS = SPLITS["llama3"].partition("|[^")[0]
 
 
 def _puts_space_first(content: Mapping[str, Any]) -> bool:

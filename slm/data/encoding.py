@@ -89,12 +89,12 @@ def encode_conversations(
     total_token_bytes, scored_bytes, keeps_text = 0, 0, True
     for documents in read_file(Path(documents_file)):
         encoded = [encode_conversation(document, tokenizer, tokenizer.chat_template) for document in documents]
-        ids, marks = np.concatenate([one.ids for one in encoded]), np.concatenate([one.marks for one in encoded])
+        ids, marks = np.concatenate([talk.ids for talk in encoded]), np.concatenate([talk.marks for talk in encoded])
         writer.write(ids)
         mark_writer.write(marks)
         total_token_bytes += int(tokenizer.token_bytes[ids[(marks & SCORED) > 0]].sum())
-        scored_bytes += sum(int(one.token_bytes[(one.marks & SCORED) > 0].sum()) for one in encoded)
-        keeps_text = keeps_text and all(one.keeps_text for one in encoded)
+        scored_bytes += sum(int(talk.token_bytes[(talk.marks & SCORED) > 0].sum()) for talk in encoded)
+        keeps_text = keeps_text and all(talk.keeps_text for talk in encoded)
         advance(sum(len(document.encode()) for document in documents) / 1e6)
     facts = {"split": split, "token_bytes": total_token_bytes, "keeps_text": keeps_text, "scored_bytes": scored_bytes}
     files = [shard["file"] for shard in writer.shards + mark_writer.shards]

@@ -186,5 +186,5 @@ def _read_weights(given: Any, names: Sequence[str], key: str) -> tuple[int, ...]
     if max(positive) > _MAX_RATIO * min(positive):
         raise ValueError(f"{key} has weights that differ by more than a factor of {_MAX_RATIO:.0e}: use 0 for none")
     unit = math.lcm(*(fraction.denominator for fraction in fractions))
-    whole = [int(fraction * unit) for fraction in fractions]
-    return tuple(weight // math.gcd(*whole) for weight in whole)
+    integers = [int(fraction * unit) for fraction in fractions]
+    return tuple(weight // math.gcd(*integers) for weight in integers)

@@ -28,8 +28,10 @@ def _integer(minimum: int) -> kinds.Kind:
     return kinds.Kind(kind.words, lambda value: isinstance(value, int) and kind.accepts(value))
 
 
-def _are_quantisations(values: list[Any]) -> bool:
-    return bool(values) and all(value in (None, *QUANTISATIONS) for value in values) and len({*values}) == len(values)
+def _are_quantisations(value: Any) -> bool:
+    kinds_given = value if isinstance(value, list) else [value]
+    are_known = all(kind in (None, *QUANTISATIONS) for kind in kinds_given)
+    return are_known and 0 < len({*kinds_given}) == len(kinds_given)
 
 
 CHECKPOINTS = kinds.list_of(kinds.NAME, "paths and hub ids, as in checkpoints=[a,b]")
@@ -45,7 +47,7 @@ KINDS = {
     "dtype": kinds.one_of("auto", "float32", "bfloat16", "float16", "float64"),
     "quantize": kinds.Kind(
         f"one of null, {', '.join(QUANTISATIONS)}, or a list of different ones, as in quantize=[null,int8,int4]",
-        lambda value: value in (None, *QUANTISATIONS) or (isinstance(value, list) and _are_quantisations(value)),
+        _are_quantisations,
     ),
     "batch_tokens": _integer(1),
     "perplexity.protocols": kinds.Kind(
@@ -256,7 +258,5 @@ def _actions(config: Mapping[str, Any]) -> list[str]:
 def _task_names(tasks: str | list[str] | None, files: Mapping[str, str]) -> list[str]:
     """Return the names of the tasks in `tasks` and `files`, each once, with `mobilellm` replaced by its tasks."""
     given = [tasks] if isinstance(tasks, str) else tasks or []
-    names: list[str] = []
-    for name in given:
-        names += list(MOBILELLM) if name == "mobilellm" else [name]
+    names = [task for name in given for task in (MOBILELLM if name == "mobilellm" else [name])]
     return list(dict.fromkeys([*names, *files]))

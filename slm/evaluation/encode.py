@@ -245,16 +245,16 @@ def _encode_conversations(
             break
         encoded.append(encode_conversation(document, tokenizer, template))
         num_tokens += len(encoded[-1].ids)
-    lengths = [len(one.ids) for one in encoded]
+    lengths = [len(talk.ids) for talk in encoded]
     notes = ["Only what the assistant says is scored, in windows of whole conversations; a stride has no effect."]
-    if not all(one.keeps_text for one in encoded):
+    if not all(talk.keeps_text for talk in encoded):
         notes.append(LOSSY_NOTE)
     return Stream(
         name=name,
         fingerprint=fingerprint,
-        tokens=np.concatenate([np.asarray(one.ids, dtype=np.int64) for one in encoded]),
-        is_scored=np.concatenate([one.marks for one in encoded]) & SCORED > 0,
-        token_bytes=np.concatenate([one.token_bytes for one in encoded]),
+        tokens=np.concatenate([np.asarray(talk.ids, dtype=np.int64) for talk in encoded]),
+        is_scored=np.concatenate([talk.marks for talk in encoded]) & SCORED > 0,
+        token_bytes=np.concatenate([talk.token_bytes for talk in encoded]),
         document=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
         words=None,
         notes=tuple(notes),

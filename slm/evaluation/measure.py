@@ -192,12 +192,12 @@ def _task(name: str, settings: Mapping[str, Any], provenance: Provenance) -> Mea
 
 def _perplexities(settings: Mapping[str, Any], provenance: Provenance, text: Text | None) -> list[Measurement]:
     names = dict.fromkeys(settings["perplexity"]["protocols"])
-    if names and text is None and provenance.run is None:
-        raise ValueError(
-            f"checkpoint={provenance.checkpoint} is not a run of train.py, so it has no validation text: give a "
-            "text, such as data=wikitext2, data=local data.paths=FILE or data=pydocs, or perplexity.protocols=[]"
-        )
-    if names and text is None and provenance.run is not None:
+    if names and text is None:
+        if provenance.run is None:
+            raise ValueError(
+                f"checkpoint={provenance.checkpoint} is not a run of train.py, so it has no validation text: give a "
+                "text, such as data=wikitext2, data=local data.paths=FILE or data=pydocs, or perplexity.protocols=[]"
+            )
         sources_of_run(*read_run(provenance.run), settings["source"])  # raises for an unknown source
     protocols = [_protocol(name, settings["perplexity"], provenance) for name in names]
     return [_perplexity(protocol, settings, provenance.run, text) for protocol in protocols]

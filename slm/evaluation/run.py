@@ -233,9 +233,8 @@ def record(folder: Path, entries: Sequence[Entry], settings: Mapping[str, Any], 
 
 def _task_measures(result: Entry) -> dict[str, Any]:
     """Return bits per byte and margin of the right answer of a task, and their errors, as columns of a table."""
-    measured = {name: task_metric(result, name) for name in MEASURES}
     ends = {"": "value", "_se": "se"}
-    return {f"{name}{end}": measured[name].get(key) for name in MEASURES for end, key in ends.items()}
+    return {f"{name}{end}": task_metric(result, name).get(key) for name in MEASURES for end, key in ends.items()}
 
 
 def _export(settings: Mapping[str, Any]) -> int:
@@ -243,11 +242,11 @@ def _export(settings: Mapping[str, Any]) -> int:
     if is_engine_file(address):
         raise ValueError(f"export of {address}, which is an export already: give the checkpoint that it was made from")
     if settings["format"] != "transformers":
-        options = {"engine": settings["format"], "dtype": settings["export_dtype"]}
-        options |= {"max_length": settings["export_context"], "revision": revision}
-        options["quantize"] = settings["quantize"][0]
-        print(f"exported to {export_for_engine(address, settings['export'], **options)}")
-        return 0
-    folder = export(address, settings["export"], revision=revision, unroll_sharing=settings["unroll_sharing"])
+        folder = export_for_engine(
+            address, settings["export"], engine=settings["format"], revision=revision, dtype=settings["export_dtype"],
+            max_length=settings["export_context"], quantize=settings["quantize"][0],
+        )  # fmt: skip
+    else:
+        folder = export(address, settings["export"], revision=revision, unroll_sharing=settings["unroll_sharing"])
     print(f"exported to {folder}")
     return 0

@@ -19,7 +19,7 @@ import torch
 from slm.checkpoints.weights import dtype_name
 from slm.model import Decoder
 from slm.model.decoding import NextLogits, compiled_logits, eager_logits
-from slm.model.interface import Cache, CausalLM
+from slm.model.interface import CausalLM
 from slm.runtime import machine
 
 MAX_SECONDS = 120.0  # no repetition begins after this time, because a repetition without a cache can take minutes
@@ -108,10 +108,10 @@ class _Timer:
     def repeat(self, *, keep: bool) -> None:
         """Prefill and decode once; store the seconds if `keep`."""
         device = self.model.device
-        cache = self._cache(self.settings["prompt_tokens"] + self.settings["new_tokens"])
+        cache = self.model.make_cache(1, self.settings["prompt_tokens"] + self.settings["new_tokens"])
         if self.is_compiled:  # let a GPU capture the decoding step of this cache before the clock starts
             self.next_logits(self.prompt_1T[:, :1], cache)
-            cache.select(self._cache(1), torch.zeros(1, dtype=torch.long, device=device))  # empties the cache
+            cache.select(self.model.make_cache(1, 1), torch.zeros(1, dtype=torch.long, device=device))  # empties it
         start = _now(device)
         token = self.next_logits(self.prompt_1T, cache).argmax()
         prefill_end = _now(device)
@@ -124,9 +124,6 @@ class _Timer:
                 token = self.model.head(self.model.hidden(tokens_1T)[:, -1]).argmax()
         if keep:
             self.seconds.append((prefill_end - start, _now(device) - prefill_end))
-
-    def _cache(self, length: int) -> Cache:
-        return self.model.make_cache(1, length)
 
     def medians(self) -> dict[str, Any]:
         """Return the median tokens/s of prefill and decoding, with the slowest and fastest repetition as spread."""

@@ -193,7 +193,7 @@ _MAX_ELEMENTS = 1 << 58  # elements of a tensor; torch cannot count the bytes of
 
 def check(c: ModelConfig) -> None:
     """Raise `ValueError` naming the field that is wrong."""
-    for name, kind in _field_types().items():
+    for name, kind in _field_types(ModelConfig).items():
         if not (getattr(c, name) is None and name in _NULLABLE):
             _check_field(name, getattr(c, name), kind)
     _check_tensor_sizes(c)
@@ -207,10 +207,7 @@ def check(c: ModelConfig) -> None:
         raise ValueError("model.norm_bias=True with model.norm=rmsnorm: only layernorm has biases")
 
 
-@cache
-def _field_types() -> dict[str, Any]:
-    """Return the types of `ModelConfig`'s fields; cached, because this takes 25 times as long as checking a shape."""
-    return get_type_hints(ModelConfig)
+_field_types = cache(get_type_hints)  # takes 25 times as long as checking a shape
 
 
 def _is_count(value: Any, minimum: int = 1) -> bool:
@@ -258,10 +255,9 @@ def _check_patterns(c: ModelConfig) -> None:
             known = ", ".join(f"{letter} {kind}" for letter, kind in letters.items())
             extension_hint = ", or those of mixers in extensions=[FILE.py]" if name == "mixer_pattern" else ""
             raise ValueError(f"model.{name}={pattern!r} must be a word of the letters {known}{extension_hint}")
-    window_pattern: Any = c.sliding_window
-    windows = list(window_pattern) if isinstance(window_pattern, tuple) else [window_pattern]
+    windows = list(c.sliding_window) if isinstance(c.sliding_window, tuple) else [c.sliding_window]
     if not windows or not all(_is_count(window, minimum=2) for window in windows):
-        shown = windows if isinstance(window_pattern, tuple) else repr(window_pattern)
+        shown = windows if isinstance(c.sliding_window, tuple) else repr(c.sliding_window)
         raise ValueError(
             f"model.sliding_window={shown} must be a whole number of at "
             "least 2 (with 1 a token sees only itself), or a list of such numbers that is tiled over the layers"

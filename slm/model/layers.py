@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from slm.model.config import ModelConfig
 
 
+def float32_or_wider(x: Tensor) -> torch.dtype:
+    """Return the dtype for sums and exponentials of `x`."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `F.linear`. On a CPU, two cases are computed in a faster way.
 
@@ -52,7 +57,7 @@ class Linear(nn.Linear):
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """Return x / rms(x) over the last axis (arXiv:1910.07467), in float32, or in float64 if x is float64."""
-    x = x if x.dtype == torch.float64 else x.float()
+    x = x.to(float32_or_wider(x))
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
@@ -78,7 +83,7 @@ class LayerNorm(RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., size)."""
-        precise = x if x.dtype == torch.float64 else x.float()
+        precise = x.to(float32_or_wider(x))
         y = rms_norm(precise - precise.mean(-1, keepdim=True), self.eps) * self.weight
         return (y if self.bias is None else y + self.bias).type_as(x)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from slm.model.layers import linear
+from slm.model.layers import float32_or_wider, linear
 
 IGNORE = -100  # a target that is not scored, as in `torch.nn.functional.cross_entropy`
 CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
@@ -42,7 +42,7 @@ def chunk_loss(x_nD: Tensor, w_VD: Tensor, targets_n: Tensor, divisor: Tensor) -
     The gradients lack the logits of the targets, which `_ChunkedLoss` adds for all chunks at once. This is a
     separate function so that it can be compiled and then passed to `cross_entropy`.
     """
-    sum_dtype = torch.float64 if x_nD.dtype == torch.float64 else torch.float32
+    sum_dtype = float32_or_wider(x_nD)
     is_scored_n1 = (targets_n != IGNORE)[:, None].to(sum_dtype)
     logits = (x_nD @ w_VD.T).to(sum_dtype)
     max_n1 = logits.amax(-1, keepdim=True)
@@ -79,7 +79,7 @@ def chunk_distillation(
     the temperature. The factor keeps its gradient as large as at temperature 1 (Hinton et al., section 2). The gradient
     with respect to the logits is (1 - weight) student + weight temperature (student - teacher).
     """
-    sum_dtype = torch.float64 if x_nD.dtype == torch.float64 else torch.float32
+    sum_dtype = float32_or_wider(x_nD)
     is_scored_n1 = (targets_n != IGNORE)[:, None].to(sum_dtype)
     teacher_logits = (soft.hidden_NE @ soft.weight_VE.T).to(sum_dtype) / soft.temperature
     if soft.top_k is not None:
@@ -114,7 +114,7 @@ class _ChunkedLoss(torch.autograd.Function):
         soft: SoftTargets | None,
     ) -> Tensor:
         x, w = hidden_ND.to(dtype), weight_VD.to(dtype)
-        sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        sum_dtype = float32_or_wider(x)
         totals = x.new_zeros(() if soft is None else (2,), dtype=sum_dtype)
         num_scored = (targets_N != IGNORE).sum().clamp(min=1)
         divisor = num_scored if grad_scale is None else num_scored / grad_scale  # divides all gradients
@@ -194,7 +194,7 @@ def losses_by_chunk(hidden_ND: Tensor, head: Callable[[Tensor], Tensor], targets
     losses = []
     for chunk in _chunks(hidden_ND):
         logits = head(hidden_ND[chunk])
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = logits.to(float32_or_wider(logits))
         target_logits = logits.gather(1, targets_N[chunk].clamp(min=0)[:, None])
         chunk_losses = (logits.logsumexp(-1, keepdim=True) - target_logits).squeeze(1)
         losses.append(chunk_losses * (targets_N[chunk] != IGNORE))

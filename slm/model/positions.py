@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from slm.model.config import ModelConfig
+from slm.model.layers import float32_or_wider
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -90,7 +91,7 @@ def rotary_table(config: ModelConfig, start: int | Tensor, length: int, like: Te
 
     The table is not a buffer but computed in each forward pass, because `module.to(bfloat16)` would round a buffer.
     """
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    dtype = float32_or_wider(like)
     positions = torch.arange(length, device=like.device, dtype=dtype) + start
     channels = torch.arange(0, config.head_width, 2, device=like.device, dtype=dtype)
     angles = positions[:, None] * config.rope_theta ** (-channels / config.head_width)

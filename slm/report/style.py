@@ -15,7 +15,7 @@ import numpy as np
 
 from slm.runtime.files import write_atomically
 from slm.runtime.pool import map_in_processes
-from slm.runtime.words import count, is_number
+from slm.runtime.words import SUPERSCRIPTS, count, is_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
@@ -198,7 +198,7 @@ def tick_label(value: float, *, as_counts: bool = True) -> str:
         return f"{value:.3g}"
     power = math.floor(math.log10(value) + 1e-9)
     factor = value / 10.0**power
-    power_of_ten = "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    power_of_ten = "10" + str(power).translate(SUPERSCRIPTS)
     return power_of_ten if abs(factor - 1) < 1e-6 else f"{factor:.2g}×{power_of_ten}"
 
 

@@ -88,10 +88,9 @@ def _quote_text(word: str, kinds: Mapping[str, Kind], *, is_multirun: bool) -> s
     parsed = None
     with suppress(HydraException):
         parsed = OverridesParser.create().parse_override(word)
-    if is_multirun and parsed is not None and parsed.is_sweep_override():
+    # Hydra reads the word as the runs of a sweep, or as just this text. A command that a report repeats stays as typed.
+    if parsed is not None and (is_multirun if parsed.is_sweep_override() else parsed.value() == value):
         return word
-    if parsed is not None and not parsed.is_sweep_override() and parsed.value() == value:  # as it is: a command that
-        return word  # a report repeats stays as it was typed
     if kind is not None and takes_text and kind.accepts(""):  # any text: nothing in it has a meaning for Hydra
         return start + _in_double_quotes(re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
     if takes_text:

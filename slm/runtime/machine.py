@@ -166,16 +166,18 @@ def reset_peak_memory() -> None:
 
 def resident_bytes() -> int | None:
     """Return the memory that torch uses on the GPU; without a GPU in use, the memory of this process (`rss`)."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.memory_allocated()
-    return _mps_bytes() or rss()
+    return torch.cuda.memory_allocated() if _uses_cuda() else _mps_bytes() or rss()
 
 
 def peak_memory_bytes() -> int | None:
     """Return the peak of `resident_bytes` since the last reset; None if unknown, as on Windows and for `mps`."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+    if _uses_cuda():
         return torch.cuda.max_memory_allocated()
     return None if _mps_bytes() else peak_rss()
+
+
+def _uses_cuda() -> bool:
+    return torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
 
 
 def _mps_bytes() -> int:

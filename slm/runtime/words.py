@@ -20,8 +20,8 @@ SIZE_IN_SENTENCES = SIZE_IN_LABELS | {
 }
 VARIABLE_NAMES = {"D": "D (training tokens)", "C": "C (training FLOPs)", "w": "width", "d": "depth (layers)"}
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_PLAIN_DIGITS = {high: plain for plain, high in _SUPERSCRIPTS.items()}
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_PLAIN_DIGITS = {high: plain for plain, high in SUPERSCRIPTS.items()}
 MAX_ITEMS = 6  # maximum number of items of a list that a sentence names
 MAX_CHARACTERS = 60  # maximum number of characters of a value that a sentence quotes
 MAX_DECIMALS = 6
@@ -56,7 +56,7 @@ def format_number(value: Any, digits: int = 4) -> str:
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     power = int(exponent)  # of the rounded number: 9.9999 becomes 10.00
     if not -4 <= power < 6:
-        return f"{mantissa}×10{str(power).translate(_SUPERSCRIPTS)}"
+        return f"{mantissa}×10{str(power).translate(SUPERSCRIPTS)}"
     return f"{value:,.{max(0, digits - 1 - power)}f}"
 
 

@@ -65,10 +65,10 @@ def _solve(X: Floats, y: Floats) -> Floats:
     return np.asarray(coefficients / scale)
 
 
-def _choose_terms(features: pd.DataFrame, wanted: Sequence[str]) -> tuple[str, ...]:
+def _choose_terms(features: pd.DataFrame, candidates: Sequence[str]) -> tuple[str, ...]:
     """The first terms that the shapes can tell apart, at most the number of shapes minus 3."""
     chosen: list[str] = []
-    for term in wanted:
+    for term in candidates:
         if len(chosen) == len(features) - 3:
             break
         if term != "constant" and (term not in features or not (features[term] > 0).all()):
@@ -79,9 +79,9 @@ def _choose_terms(features: pd.DataFrame, wanted: Sequence[str]) -> tuple[str, .
     return tuple(chosen)
 
 
-def fit_costs(features: pd.DataFrame, cost: Floats, wanted: Sequence[str]) -> CostModel | None:
+def fit_costs(features: pd.DataFrame, cost: Floats, candidates: Sequence[str]) -> CostModel | None:
     """Fit the model to measured shapes, one row each; None for fewer than `MIN_SHAPES`, or if no term can be told."""
-    if len(features) < MIN_SHAPES or not (terms := _choose_terms(features, wanted)):
+    if len(features) < MIN_SHAPES or not (terms := _choose_terms(features, candidates)):
         return None
     X = _design(features, terms)
     coefficients = _solve(X, cost)
@@ -100,18 +100,18 @@ def fit_costs(features: pd.DataFrame, cost: Floats, wanted: Sequence[str]) -> Co
     return CostModel(terms, coefficients, sigma, df, inverse_gram, rms, len(cost))
 
 
-def costs_by_family(frame: pd.DataFrame, cost: Floats, wanted: Sequence[str]) -> Mapping[str, CostModel | str]:
+def costs_by_family(frame: pd.DataFrame, cost: Floats, candidates: Sequence[str]) -> Mapping[str, CostModel | str]:
     """Family -> its model, or why there is none. `frame` has `family` and the features of each measured shape.
 
     A family with fewer than `MIN_SHAPES` has the model of all families, unless these differ.
     """
     families = frame["family"].to_numpy()
-    pooled = fit_costs(frame, cost, wanted)
+    pooled = fit_costs(frame, cost, candidates)
     p = _p_of_equal_families(_design(frame, pooled.terms), cost, pooled, families) if pooled else 1.0
     models: dict[str, CostModel | str] = {}
     for family in dict.fromkeys(families):
         rows = families == family
-        own = fit_costs(frame[rows], cost[rows], wanted)
+        own = fit_costs(frame[rows], cost[rows], candidates)
         if own is not None:
             models[family] = own
         elif pooled is None:

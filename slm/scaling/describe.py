@@ -48,17 +48,17 @@ def pair_name(row: Entry) -> str:
     return f"{escape_markdown(row['a'])} - {escape_markdown(row['b'])}"
 
 
-def exponent_text(entry: Entry, name: str, digits: int = 4) -> str:
+def exponent_text(entry: Entry, name: str) -> str:
     """Return `value [low, high]` of an exponent; `not identified [low, high]` if the data do not identify it."""
     if not entry["fitted"]:
         return NO_VALUE
-    return _value_text(entry, name, entry["params"].get(name), entry["ci95"].get(name), digits)
+    return _value_text(entry, name, entry["params"].get(name), entry["ci95"].get(name))
 
 
-def _value_text(entry: Entry, name: str, value: Any, ends: Sequence[Any] | None, digits: int) -> str:
+def _value_text(entry: Entry, name: str, value: Any, ends: Sequence[Any] | None) -> str:
     if not is_identified(entry, name):
         return f"not identified {interval(ends, 3)}" if ends and any(map(is_number, ends)) else "not identified"
-    return with_interval(value, ends, digits)
+    return with_interval(value, ends)
 
 
 def exponents_text(entry: Entry) -> str:
@@ -73,7 +73,7 @@ def floor_text(entry: Entry) -> str:
         return "none in the law"
     if not entry["fitted"]:
         return NO_VALUE
-    return _value_text(entry, entry["floor"], entry["floor_value"], entry["floor_ci95"], digits=4)
+    return _value_text(entry, entry["floor"], entry["floor_value"], entry["floor_ci95"])
 
 
 def status(entry: Entry) -> str:

@@ -40,7 +40,9 @@ def compute_details(
     entry: Entry = {"points": points, "curve": None, "predictions": [], "doubling": None}
     can_draw_band = needed_bootstrap(fit) is None or ensemble is not None  # no refits are needed, or enough succeeded
     if can_draw_band:
-        log_x, predicted, point_of_row = _curve_sizes(fit, medians), *_predicted(fit, settings, medians)
+        log_sizes = fit.sample.log_x[:, 0]  # the curve reaches beyond these
+        log_x = _vary_first(medians, np.linspace(log_sizes.min() - 0.3, log_sizes.max() + 1.2, CURVE_POINTS))
+        predicted, point_of_row = _predicted(fit, settings, medians)
         nodes = _vary_first(medians, np.linspace(log_x[0, 0], log_x[-1, 0], BAND_POINTS))
         of_curve, of_predictions = bands(fit, [nodes, predicted], ensemble, level=settings.level)
         entry["curve"] = _curve(fit, log_x, nodes[:, 0], of_curve, run_sigma)
@@ -70,12 +72,6 @@ def _vary_first(medians: Floats, first: Floats) -> Floats:
     log_x = np.repeat(medians[None], len(first), axis=0)
     log_x[:, 0] = first
     return log_x
-
-
-def _curve_sizes(fit: Fit, medians: Floats) -> Floats:
-    """Return the log variables of a curve, which reaches beyond the fitted sizes [points, variables]."""
-    log_sizes = fit.sample.log_x[:, 0]
-    return _vary_first(medians, np.linspace(log_sizes.min() - 0.3, log_sizes.max() + 1.2, CURVE_POINTS))
 
 
 def _curve(fit: Fit, log_x: Floats, nodes: Floats, law_band: Band, run_sigma: float) -> Entry:

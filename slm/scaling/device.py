@@ -197,17 +197,18 @@ def match(device: Device, table: Table, size: str) -> Device:
     shapes = table.frame.drop_duplicates([name for name in (*SHAPE, *SIZES) if name in table.frame])
     frame, notes = device.frame.copy(), list(device.notes)
     candidates = [_shapes_of(row, shapes) for row in frame.to_dict("records")]
-    if unclear := [one["family"].unique() for one in candidates if one["family"].nunique() > 1]:
+    if unclear := [rows["family"].unique() for rows in candidates if rows["family"].nunique() > 1]:
         raise ValueError(
             f"device={device.name} does not say to which family of the runs its rows belong "
             f"({join_names(unclear[0])} have the same shape): add the column family"
         )
-    found = [one.index[0] if len(one) else None for one in candidates]
+    found = [rows.index[0] if len(rows) else None for rows in candidates]
     if all(index is None for index in found):
         both = f"it has {_shapes(frame)}, and they have {_shapes(shapes)}"
         raise ValueError(f"device={device.name} has none of the shapes of the runs: {both}")
     for name in [name for name in dict.fromkeys(("family", *NUMBERS, size)) if name in shapes]:
         of_runs = [None if index is None else shapes.at[index, name] for index in found]
+        # The device's own values count first, but a family has the name that the runs give it.
         known = frame[name] if name in frame and name != "family" else pd.Series(None, frame.index, dtype=object)
         frame[name] = known.where(known.notna(), pd.Series(of_runs, frame.index, dtype=object))
         if name != "family":
@@ -224,18 +225,12 @@ def _shapes_of(row: Mapping[str, Any], shapes: pd.DataFrame) -> pd.DataFrame:
     family = row.get("family")
     if isinstance(family, str) and shapes["family"].nunique() > 1:
         shapes = shapes[shapes["family"] == family]
+    size = next((name for name in SIZES[:2] if name in shapes and not np.isnan(row.get(name, np.nan))), None)
     if {*SHAPE[1:]} <= {*row} & {*shapes} and not np.isnan([row["width"], row["depth"]]).any():
         shapes = shapes[(shapes["width"] == row["width"]) & (shapes["depth"] == row["depth"])]
-        names = [name for name in SIZES[:2] if name in shapes and not np.isnan(row.get(name, np.nan))][
-            : len(shapes) > 1
-        ]
-    else:
-        names = [name for name in SIZES[:2] if name in shapes and not np.isnan(row.get(name, np.nan))][:1]
-        if not names:
-            return shapes[:0]
-    for name in names:
-        shapes = shapes[abs(shapes[name] / row[name] - 1) < SAME_SIZE]
-    return shapes
+        if size is None or len(shapes) == 1:
+            return shapes
+    return shapes[:0] if size is None else shapes[abs(shapes[size] / row[size] - 1) < SAME_SIZE]
 
 
 def _shapes(frame: pd.DataFrame) -> str:

@@ -146,9 +146,9 @@ def band(
 
 def bands(fit: Fit, points: Sequence[Floats], ensemble: Ensemble | None, *, level: float = 0.95) -> list[Band]:
     """Return the band of log L at each set of log variables [M, V]. One search for all takes little longer than one."""
-    whole, ends = band(fit, np.concatenate(points), ensemble, level=level), np.cumsum([len(x) for x in points])[:-1]
-    parts = zip(*(np.split(part, ends) for part in (whole.centre, whole.low, whole.high, whole.t)), strict=True)
-    return [Band(centre, low, high, t, whole.t_of_run) for centre, low, high, t in parts]
+    joined, ends = band(fit, np.concatenate(points), ensemble, level=level), np.cumsum([len(x) for x in points])[:-1]
+    parts = zip(*(np.split(part, ends) for part in (joined.centre, joined.low, joined.high, joined.t)), strict=True)
+    return [Band(centre, low, high, t, joined.t_of_run) for centre, low, high, t in parts]
 
 
 def _variance(fit: Fit, curve: Curve, x: Floats) -> tuple[Floats, Floats]:

@@ -83,7 +83,7 @@ def profiles(
         if not ((name in delta_method or fit.law.is_linear) and variance > 0):
             refits[name] = _Refits(fit, vector, values, t_factor, critical)
     _search_all(list(refits.values()))
-    return found | {name: replace(found[name], values=one.values, t=one.t) for name, one in refits.items()}
+    return found | {name: replace(found[name], values=refit.values, t=refit.t) for name, refit in refits.items()}
 
 
 class _Refits:
@@ -144,20 +144,19 @@ class _Refits:
 
 def _search_all(refits: list[_Refits]) -> None:
     """Compute all refits; the searches of all parameters are one minimisation, which takes little longer than one."""
-    for one, (theta, objective) in zip(
-        refits, _search(refits, [(r.values, r.first_starts()) for r in refits]), strict=True
-    ):
-        one.theta, one.objective = theta, objective
+    searches = [(refit.values, refit.first_starts()) for refit in refits]
+    for refit, (theta, objective) in zip(refits, _search(refits, searches), strict=True):
+        refit.theta, refit.objective = theta, objective
     active = refits
     for _ in range(MAX_PASSES):  # a search may have missed a minimum that the search at the next value found
-        better = _search(active, [(one.values, one.neighbours()) for one in active])
-        active = [one for one, fits in zip(active, better, strict=True) if one.improve(*fits)]
+        better = _search(active, [(refit.values, refit.neighbours()) for refit in active])
+        active = [refit for refit, fits in zip(active, better, strict=True) if refit.improve(*fits)]
     active = refits
     for _ in range(MAX_REFINEMENTS):
-        added = {one: between for one in active if len((between := one.between())[0])}
+        added = {refit: between for refit in active if len((between := refit.between())[0])}
         active = list(added)
-        for one, fits in zip(active, _search(active, list(added.values())), strict=True):
-            one.insert(added[one][0], *fits)
+        for refit, fits in zip(active, _search(active, list(added.values())), strict=True):
+            refit.insert(added[refit][0], *fits)
 
 
 def _search(refits: list[_Refits], searches: list[tuple[Floats, Floats]]) -> list[tuple[Floats, Floats]]:
@@ -165,7 +164,7 @@ def _search(refits: list[_Refits], searches: list[tuple[Floats, Floats]]) -> lis
     if not refits:
         return []
     lengths = [len(values) for values, _ in searches]
-    vectors = np.repeat([one.vector for one in refits], lengths, axis=0)[:, None]
+    vectors = np.repeat([refit.vector for refit in refits], lengths, axis=0)[:, None]
     values = np.concatenate([values for values, _ in searches])[:, None]
     starts = np.concatenate([starts for _, starts in searches], axis=1)
     R = len(values)

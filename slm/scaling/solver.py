@@ -122,7 +122,7 @@ class Block:
         """Whether the coordinates are the free parameters."""
         return self.matrix.ndim == 2 and np.array_equal(self.matrix, np.eye(len(self.matrix))) and not self.offset.any()
 
-    def of(self, replicates: np.ndarray) -> "Block":
+    def subset(self, replicates: np.ndarray) -> "Block":
         """The block of some replicates."""
         if self.matrix.ndim == 2 and self.offset.ndim == 1:
             return self
@@ -186,12 +186,12 @@ class _Problem(NamedTuple):
     log_y: list[Floats]  # of each block, [I] or [R, I]
     weights: list[Floats]  # of each block, [I] or [R, I]
 
-    def of(self, replicates: np.ndarray) -> "_Problem":
+    def subset(self, replicates: np.ndarray) -> "_Problem":
         """The problem of some replicates."""
         log_y, weights = (
             [part if part.ndim == 1 else part[replicates] for part in parts] for parts in (self.log_y, self.weights)
         )
-        return _Problem(self.loss, [block.of(replicates) for block in self.blocks], log_y, weights)
+        return _Problem(self.loss, [block.subset(replicates) for block in self.blocks], log_y, weights)
 
     @property
     def is_log(self) -> np.ndarray:
@@ -277,7 +277,7 @@ def _newton(
                 converged[rows] = is_finished[ended] | is_stuck[ended] & (step.decrement[ended] <= 1e-9 * value)
                 if not len(kept):
                     break
-                problem, replicates, groups = problem.of(kept), replicates[kept], groups[kept]
+                problem, replicates, groups = problem.subset(kept), replicates[kept], groups[kept]
                 damping, growth = damping[kept], growth[kept]
                 limits, is_log = limits[:, kept], is_log[kept]
                 state = State(*(part[kept] for part in state))

@@ -68,7 +68,7 @@ class _Model(NamedTuple):
     gradient: Floats
     hessian: Floats
 
-    def of(self, replicates: np.ndarray | slice, is_free: np.ndarray, moved: Floats) -> "_Model":
+    def subset(self, replicates: np.ndarray | slice, is_free: np.ndarray, moved: Floats) -> "_Model":
         """The model of the coordinates that are free, of some replicates, after the others were `moved` [R, Q].
 
         A coordinate that is not free gets a gradient of 0 and a row of the identity as Hessian.
@@ -92,7 +92,7 @@ def _step_within(model: _Model, damping: Floats, bounds: Bounds, is_free: np.nda
     todo: np.ndarray | slice = slice(None)  # at first all, as a slice, which copies nothing: most steps stay inside
     while True:
         free, moved_now = is_free[todo], moved[todo]
-        solution, decrement_now = _solve(model.of(todo, free, moved_now), damping[todo])
+        solution, decrement_now = _solve(model.subset(todo, free, moved_now), damping[todo])
         step_now = np.where(free, -solution, moved_now)
         step[todo] = step_now
         # Moves to bounds that are still some way off are not part of the decrement.

@@ -25,7 +25,7 @@ SPEEDS = "speeds.json"
 MIN_STEPS = 50
 """Fewest steps of a run whose speed is stored."""
 BYTES_PER_PARAMETER = 28
-"""Disk use of a finished run: two checkpoints (weights and Adam's two moments) and the exported model, all float32."""
+"""Largest disk use of a finished run: two checkpoints (weights and AdamW's two moments) and the export, all float32."""
 BYTES_PER_PARAMETER_OF_BRANCH = 12
 """Disk use of the checkpoint that a trunk keeps for a branch."""
 FIELDS = {"D": "tokens", "C": "flops", "w": "width", "d": "depth"}

@@ -176,6 +176,8 @@ def known_run_id(folder: Path) -> str | None:
 
 def _read_or_make_run_id(folder: Path) -> str:
     """The W&B id of the run directory `folder`; a new id is written before anything is logged under it."""
-    if not (folder / RUN_ID).exists():
-        write_atomically(folder / RUN_ID, secrets.token_hex(4))
-    return (folder / RUN_ID).read_text(encoding="utf-8").strip()
+    run_id = known_run_id(folder)
+    if run_id is None:
+        run_id = secrets.token_hex(4)
+        write_atomically(folder / RUN_ID, run_id)
+    return run_id

@@ -44,8 +44,9 @@ class Score:
     def row(self) -> dict[str, float]:
         """Return the metrics under the names of their columns in metrics.csv."""
         row = {f"val/{name}": value for name, value in self.metrics().items()}
-        sources = self.by_source.items()
-        return row | {f"val/{source}/{name}": one.metrics()[name] for source, one in sources for name in SOURCE_METRICS}
+        for source, score in self.by_source.items():
+            row |= {f"val/{source}/{name}": score.metrics()[name] for name in SOURCE_METRICS}
+        return row
 
 
 def source_columns(corpus: Corpus) -> list[str]:
@@ -64,9 +65,9 @@ def score(module: LanguageModel, corpus: Corpus, *, max_tokens: int | None = Non
     part = None if max_tokens is None else max(1, max_tokens // len(corpus.sources))
     by_source = {name: _score(module, source, part) for name, source in corpus.sources.items()}
     shares = corpus.mixture.shares
-    tokens = sum(one.tokens for one in by_source.values())
-    bytes_per_token = sum(shares[name] * one.bytes / one.tokens for name, one in by_source.items())
-    loss = sum(shares[name] * one.loss for name, one in by_source.items())
+    tokens = sum(source.tokens for source in by_source.values())
+    bytes_per_token = sum(shares[name] * source.bytes / source.tokens for name, source in by_source.items())
+    loss = sum(shares[name] * source.loss for name, source in by_source.items())
     return Score(loss=loss, tokens=tokens, bytes=round(tokens * bytes_per_token), by_source=by_source)
 
 

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from slm.analysis.report.page import draw_figures, write_report
+from slm.analysis.report import page
+from slm.analysis.report.directory import Directory
+from slm.analysis.report.interactive import interactive_figures
+from slm.report.style import draw
 from slm.scaling import Settings, Table, analyse, table_from_frame
 from tests.scaling.samples import power_law, runs
 from tests.seeds import generator
@@ -55,6 +59,18 @@ def analysed(folder: Path, table: Table, **settings: Any) -> Path:
     write(folder, "settings", {"command": command, "name": table.name, "analysis": {"law": "auto"}})
     table.frame.to_csv(folder / "results.csv", index=False)
     return folder
+
+
+def draw_figures(folder: Path) -> list[Path]:
+    """Draw every figure that has data in an analysis directory; returns the files written."""
+    analysis = Directory.read(folder)
+    return draw(folder, {name: partial(make, analysis) for name, make in page.FIGURES.items()})
+
+
+def write_report(folder: Path) -> None:
+    """Write the report of an analysis directory with the figures that are there."""
+    analysis = Directory.read(folder)
+    page.write_report(analysis, interactive_figures(analysis))
 
 
 def reported(folder: Path) -> Path:

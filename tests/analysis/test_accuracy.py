@@ -11,12 +11,11 @@ import pytest
 
 from slm.analysis.report import accuracy
 from slm.analysis.report.directory import Directory
-from slm.analysis.report.page import write_report
 from slm.analysis.run import analyse_runs
 from slm.report.style import draw
 from slm.scaling import details, table_from_frame, two_step
 from slm.sweep.config import check_settings
-from tests.analysis.analysed import analysed
+from tests.analysis.analysed import analysed, write_report
 from tests.scaling.test_two_step import frame
 from tests.sweep.designs import composed
 

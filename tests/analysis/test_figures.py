@@ -19,11 +19,11 @@ from slm.analysis.report.diagnostics import residuals_figure
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.exponents import exponents_figure
 from slm.analysis.report.isoflop import isoflop_figure
-from slm.analysis.report.page import FIGURES, draw_figures, make_report, write_report
+from slm.analysis.report.page import FIGURES, make_report
 from slm.analysis.report.predictions import doubling_figure
 from slm.analysis.report.selection import extrapolation_figure
 from slm.report.style import colours, log_axis, markers, panels, save, short_name, style, tick_label
-from tests.analysis.analysed import changed, read, without_numbers, write
+from tests.analysis.analysed import changed, draw_figures, read, without_numbers, write, write_report
 from tests.scaling.samples import plain_law
 
 
@@ -282,9 +282,9 @@ def test_a_log_axis_of_any_span_has_a_few_ticks_inside_it(span: float) -> None:
 
 def test_importing_figures_and_report_loads_no_matplotlib_and_drawing_no_pyplot(one: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from slm.analysis.report.page import draw_figures;"
+        "import sys; from pathlib import Path; from slm.analysis.report.page import make_report;"
         "assert not {'matplotlib', 'torch', 'bokeh'} & {*sys.modules};"
-        f"draw_figures(Path({str(one)!r})); assert 'matplotlib.pyplot' not in sys.modules"
+        f"make_report(Path({str(one)!r})); assert 'matplotlib.pyplot' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -16,12 +16,22 @@ import pandas as pd
 import pytest
 
 from slm.analysis.report.directory import Directory
-from slm.analysis.report.page import write_report
 from slm.report.markdown import table
 from slm.runtime.words import count, duration, escape_markdown, format_number, interval, p_value, read_number
 from slm.scaling import table_from_frame
 from slm.scaling.describe import notes
-from tests.analysis.analysed import AUDIT, WILD, analysed, changed, one_family, read, reported, without_numbers, write
+from tests.analysis.analysed import (
+    AUDIT,
+    WILD,
+    analysed,
+    changed,
+    one_family,
+    read,
+    reported,
+    without_numbers,
+    write,
+    write_report,
+)
 from tests.scaling.samples import power_law, runs
 from tests.seeds import generator
 
@@ -163,7 +173,7 @@ def test_text_of_the_table_is_shown_as_it_is_and_breaks_neither_html_nor_tables(
 
 def test_the_report_is_a_function_of_the_directory(two: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(two, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("report.*"))
-    code = f"from pathlib import Path; from slm.analysis.report import page; page.write_report(Path({str(folder)!r}))"
+    code = f"from pathlib import Path; from slm.analysis.report import page; page.make_report(Path({str(folder)!r}))"
     subprocess.run([sys.executable, "-c", code], check=True)
     for name in ("report.md", "report.html"):
         assert (folder / name).read_bytes() == (two / name).read_bytes()

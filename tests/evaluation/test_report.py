@@ -110,6 +110,16 @@ def test_tasks_have_their_values_and_a_missing_one_its_reason(folder: Path) -> N
     assert float(shown["**average of 2**"][tiny()[0]["name"]].split()[0]) == pytest.approx((0.30 + 0.55) / 2)
 
 
+def test_the_average_has_its_chance_also_if_the_first_checkpoint_failed_in_all_tasks() -> None:
+    failed = entry("failed", 1000, tasks={name: {"error": "no data"} for name in ("quiz", "exam")})
+    complete = entry("complete", 1000, tasks={"quiz": task(0.5, chance=0.25), "exam": task(0.6, chance=0.5)})
+    for entries in ([complete, failed], [failed, complete]):
+        section = tasks_section(Results(entries))
+        assert section is not None
+        shown = {row["task"]: row for row in cells(section.markdown(), "## Tasks")}
+        assert shown["**average of 2**"]["chance"] == "0.375"
+
+
 def test_the_csv_has_the_published_columns_first_and_is_a_table_of_runs(folder: Path) -> None:
     with (folder / "results.csv").open() as file:
         read = list(csv.DictReader(file))

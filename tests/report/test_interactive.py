@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from slm.analysis.report.page import write_report
+from tests.analysis.analysed import write_report
 from tests.report.browser import Browser
 
 FIRST_STUDY = Path(__file__).parents[2] / "results" / "first_study" / "analysis"

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from slm.analysis.report.page import write_report
 from slm.evaluation.report.write import write_report as write_evaluation
 from slm.report.html import html_page
 from slm.scaling.tables import read_table
-from tests.analysis.analysed import AUDIT, analysed, reported, write
+from tests.analysis.analysed import AUDIT, analysed, reported, write, write_report
 from tests.evaluation.reported import published, tiny
 from tests.report.browser import Browser
 

@@ -106,17 +106,19 @@ def _model_table(comparison: Entry) -> str:
 def _models_explained(comparison: Entry) -> str:
     if not comparison["independent"]:
         return "Rows share runs or shapes, so no likelihood ratio is shown: it would treat them as independent."
-    words = (
+    explanation = (
         "LR is the likelihood ratio against separate laws. `calibrated p` comes from data simulated under the "
         "restricted model with each family's own scatter, because `chi-square p` is too small with few runs."
     )
     tests = [test for test in comparison["tests"] if test["restricted"] == "one_law" and test["wider"] != "separate"]
     if not tests:
-        return words
+        return explanation
     test = tests[0]
     p = p_value(test["p"], test["replicates"], with_equals=True)
     ratio = format_number(test["statistic"], 3)
-    return f"{words} One law for all families against one law with N (and D) rescaled per family: LR {ratio}, p {p}."
+    return (
+        f"{explanation} One law for all families against one law with N (and D) rescaled per family: LR {ratio}, p {p}."
+    )
 
 
 def _efficiency(comparison: Entry, level: float) -> list[str]:
@@ -142,9 +144,9 @@ def _efficiency(comparison: Entry, level: float) -> list[str]:
 
 def _pooled(analysis: Directory, comparison: Entry) -> str:
     rows = [{"exponent": name, **mean} for name, mean in (comparison["pooled"] or {}).items() if mean]
-    words = "Mixed-effects summary, which treats the families as a random sample from a population of families"
+    heading = "Mixed-effects summary, which treats the families as a random sample from a population of families"
     if len(analysis.families) <= 4:
-        words += f" ({len(analysis.families)} families are a small sample)"
+        heading += f" ({len(analysis.families)} families are a small sample)"
     columns: Columns = {
         "exponent": lambda row: row["exponent"],
         "mean over families": lambda row: with_interval(row["mean"], [row["low"], row["high"]]),
@@ -152,7 +154,7 @@ def _pooled(analysis: Directory, comparison: Entry) -> str:
         "prediction for a new family": lambda row: interval([row["next_low"], row["next_high"]]),
         "p of zero spread": lambda row: p_value(row["q_p"]),
     }
-    return f"{words}.\n\n{table_by_column(rows, columns)}" if rows else ""
+    return f"{heading}.\n\n{table_by_column(rows, columns)}" if rows else ""
 
 
 def _joint_tests(comparisons: Sequence[Entry]) -> str:
@@ -207,7 +209,7 @@ def _changes_of_order(survives_change_of: dict[str, bool]) -> str:
 
 
 def _unused_text(rows: Sequence[Entry]) -> str:
-    num_untenable = sum(not row.get("tenable", True) for row in rows)
+    num_untenable = sum(not row["tenable"] for row in rows)
     reasons = {
         "with an exponent that is not identified": len(rows) - num_untenable,
         "under a law that misses the data by much more than the best law": num_untenable,

@@ -1,7 +1,5 @@
 """The section on compute: isoFLOP profiles, allocation, cost of a loss, and Pareto fronts with their figure."""
 
-from typing import Any
-
 from slm.analysis.report.directory import Directory
 from slm.analysis.report.isoflop import isoflop_blocks
 from slm.report.markdown import Columns, Section, folded, table_by_column
@@ -25,7 +23,7 @@ MAX_RATIO_OF_LAWS = 2.0
 FRONT_LABELS = {"flops": "C (training FLOPs)", "tokens_per_second": "tokens per second (more is better)"}
 """Labels of the quantities other than N for which a Pareto front is shown."""
 COST_COLUMNS: Columns = {
-    "device time": lambda row: _device_time(row.get("device_hours")),
+    "device time": lambda row: duration(3600 * row["device_hours"]) if is_number(row.get("device_hours")) else NO_VALUE,
     "price": lambda row: format_number(row.get("price"), 3),
 }
 
@@ -111,10 +109,6 @@ def _least_compute(rows: list[Entry]) -> list[str]:
         "remarks": _remark,
     }
     return [" ".join(sentences), table_by_column(rows, columns)]
-
-
-def _device_time(hours: Any) -> str:
-    return duration(3600 * hours) if is_number(hours) else NO_VALUE
 
 
 def _remark(row: Entry) -> str:

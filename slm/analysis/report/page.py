@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from operator import call
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from slm.analysis.report.interactive import FIGURE, interactive_figures
 from slm.report.formulas import letters_apart_from
 from slm.report.html import html_page
 from slm.report.markdown import Section, bullets
-from slm.report.style import Figure, draw, draw_one
+from slm.report.style import Figure, draw_one
 from slm.runtime.files import write_atomically
 from slm.runtime.pool import map_in_processes
 from slm.runtime.words import escape_markdown
@@ -112,21 +113,12 @@ def make_report(directory: Path) -> None:
     # The interactive figure is made beside the others, and first because it takes as long as three of them.
     makers: list[Callable[[], Any]] = [partial(interactive_figures, analysis)]
     makers += [partial(draw_one, directory, name, partial(make, analysis)) for name, make in FIGURES.items()]
-    interactive, *_ = map_in_processes(_call, makers, at_once=True)
-    _write_report(analysis, lambda: interactive)
+    interactive, *_ = map_in_processes(call, makers, at_once=True)
+    write_report(analysis, interactive)
 
 
-def _call(make: Callable[[], Any]) -> Any:
-    return make()
-
-
-def write_report(directory: Path) -> None:
-    """Write report.md and report.html, using only the files in `directory`, with the figures that are there."""
-    analysis = Directory.read(directory)
-    _write_report(analysis, partial(interactive_figures, analysis))
-
-
-def _write_report(analysis: Directory, interactive: Callable[[], tuple[str, dict[str, str]]]) -> None:
+def write_report(analysis: Directory, interactive: tuple[str, dict[str, str]]) -> None:
+    """Write report.md and report.html with the figures that are there; `interactive` is from `interactive_figures`."""
     directory = analysis.path
     name = analysis.comparison["table"]
     title = "Scaling analysis" + (f" of {name}" if name else "")
@@ -135,7 +127,7 @@ def _write_report(analysis: Directory, interactive: Callable[[], tuple[str, dict
     text = "\n\n".join([f"# {escape_markdown(title)}", *map(Section.markdown, sections)]) + "\n"
     write_atomically(directory / "report.md", text)
     has_static = (directory / "figures" / f"{FIGURE}.png").exists()
-    head, fragments = interactive() if has_static else ("", {})
+    head, fragments = interactive if has_static else ("", {})
     formulas = {entry["equation"] for entry in analysis.fits}
     formulas |= letters_apart_from(analysis.families)
     num_open = 1 if analysis.has_law else 2  # without a law, the losses are the answer
@@ -152,9 +144,3 @@ FIGURES: dict[str, Callable[[Directory], Figure | None]] = {
     "ratios": paired.ratios_figure, "differences": compare.differences_figure, "pareto": compute.pareto_figure,
     "isoflop": isoflop.isoflop_figure, "ship": ship.ship_figure, "rates": rates.rates_figure,
 }  # fmt: skip
-
-
-def draw_figures(directory: Path) -> list[Path]:
-    """Draw every figure that has data in the directory; returns the files written."""
-    analysis = Directory.read(directory)
-    return draw(directory, {name: partial(make, analysis) for name, make in FIGURES.items()})

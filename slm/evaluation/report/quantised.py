@@ -19,7 +19,7 @@ def quantisation_section(results: Results) -> Section | None:
     pairs = [(entry, base) for entry in results.entries if (base := _base(entry, results))]
     if not pairs:
         return None
-    columns = [
+    columns = (
         "checkpoint",
         "bits per byte",
         "loss (nats per token)",
@@ -27,7 +27,7 @@ def quantisation_section(results: Results) -> Section | None:
         "bits per weight",
         "bytes",
         "decode speed",
-    ]
+    )
     return Section("Quantisation").add(NOTE, table(columns, [_row(entry, base, results) for entry, base in pairs]))
 
 
@@ -41,7 +41,7 @@ def _base(entry: Entry, results: Results) -> Entry | None:
 
 
 def _row(entry: Entry, base: Entry, results: Results) -> list[str]:
-    scores = [score_for(of, results.primary) for of in (entry, base)]
+    scores = [score_for(measured, results.primary) for measured in (entry, base)]
     cells = [name_of(entry)]
     for target in ("bits_per_byte", "loss"):
         is_known = has_same_extent(scores) and all(words.is_number(score.get(target)) for score in scores)
@@ -50,7 +50,7 @@ def _row(entry: Entry, base: Entry, results: Results) -> list[str]:
     cells.append(compare_tasks(entry, base, common).text if common else words.NO_VALUE)
     size = number(entry, "model_bytes")
     cells += [_ratio(size and 8 * size, number(entry, "params_total")), _ratio(size, number(base, "model_bytes"))]
-    rates = [number(of["speed"], "decode_tokens_per_second") for of in (entry, base)]
+    rates = [number(measured["speed"], "decode_tokens_per_second") for measured in (entry, base)]
     return [*cells, _ratio(*rates) if conditions(entry) == conditions(base) else words.NO_VALUE]
 
 

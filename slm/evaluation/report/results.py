@@ -71,7 +71,8 @@ class Results:
         self, entries: Sequence[Entry], folder: Path = Path(), laws: Sequence[Entry] = (), limits: Entry | None = None
     ) -> None:
         """`folder` is the evaluation directory; `laws` are of `report.scaling.fit_laws`; `limits` is `ship`."""
-        self.entries = [_complete(entry) for entry in entries]
+        defaults = {"perplexity_results": [], "speed": {}, "tasks": {}, "shape": {}, "notes": [], "status": "completed"}
+        self.entries = [entry | {key: entry.get(key) or value for key, value in defaults.items()} for entry in entries]
         self.folder = folder
         self.laws = laws
         self.limits = limits or {}
@@ -130,11 +131,6 @@ def number(entry: Mapping[str, Any], key: str) -> float | None:
     """Return a value of an entry; None if it is missing, null or not a number."""
     value = entry.get(key)
     return value if is_number(value) else None
-
-
-def _complete(entry: Entry) -> Entry:
-    defaults = {"perplexity_results": [], "speed": {}, "tasks": {}, "shape": {}, "notes": [], "status": "completed"}
-    return entry | {name: entry.get(name) or default for name, default in defaults.items()}
 
 
 def name_of(entry: Entry) -> str:

@@ -24,7 +24,7 @@ from slm.scaling.tables import Table, table_from_frame
 TEXT_BYTES = 1_290_590  # size of WikiText-2's raw test file
 TEXT_TOLERANCE = 0.03  # relative difference in size that may come from joining the lines of the file in other ways
 KAPLAN_EXPONENT = 0.076  # exponent of the loss in N by Kaplan et al. (2020)
-CITED_EXPONENTS = (0.076, 0.089)  # exponents with which the study compared its own
+CITED_EXPONENTS = (KAPLAN_EXPONENT, 0.089)  # exponents with which the study compared its own
 MAX_SPREAD = 0.1  # "tokens/s times layers" is called constant up to this relative variation; the study's is 4%
 
 
@@ -183,10 +183,10 @@ def _slope_finding(perplexity_fit: Fit) -> str:
     low, high = _uncertainty(perplexity_fit).ci["alpha"]
     if low is None or high is None:
         return "The slope has no interval: all rows lie on one line."
-    excluded = [f"-{exponent}" for exponent in CITED_EXPONENTS if not low <= exponent <= high]
-    included = [f"-{exponent}" for exponent in CITED_EXPONENTS if low <= exponent <= high]
-    parts = [f"excludes {join_names(excluded)}"] if excluded else []
-    parts += [f"does not exclude {join_names(included)}"] if included else []
+    parts = []
+    for verb, is_inside in (("excludes", False), ("does not exclude", True)):
+        if slopes := [f"-{exponent}" for exponent in CITED_EXPONENTS if (low <= exponent <= high) == is_inside]:
+            parts.append(f"{verb} {join_names(slopes)}")
     return f"The slope's 95% t(2) interval [{-high:.3f}, {-low:.3f}] {' and '.join(parts)}."
 
 

@@ -107,8 +107,9 @@ def _table(entries: list[Entry], common: list[str], averages: Averages) -> str:
     rows = [_row(name, entries) for name in names]
     if averages:
         values = [with_error(*averages[name]) if name in averages else NO_VALUE for name in checkpoints]
-        chances = [number(tasks_of(e)[name], "chance") for e in entries[:1] for name in common if tasks_of(e)]
-        chance = NO_VALUE if None in chances or not chances else format_number(np.mean(chances), 3)  # type: ignore[arg-type]
+        results = next(filter(None, map(tasks_of, entries)))  # of any checkpoint that has all common tasks
+        known = [value for name in common if (value := number(results[name], "chance")) is not None]
+        chance = format_number(sum(known) / len(common), 3) if len(known) == len(common) else NO_VALUE
         rows.append([f"**average of {len(common)}**", NO_VALUE, NO_VALUE, NO_VALUE, chance, *values])
     return table(["task", "metric", "items", "shots", "chance", *checkpoints], rows)
 
@@ -143,7 +144,7 @@ def _measures_table(entries: list[Entry]) -> str:
         for metric, metric_words in MEASURES.items():
             measured = [task_metric(tasks_of(entry).get(name, {}), metric) for entry in entries]
             if any(measured):
-                values = [with_error(of.get("value"), of.get("se")) for of in measured]
+                values = [with_error(result.get("value"), result.get("se")) for result in measured]
                 rows.append([escape_markdown(name), metric_words, *values])
     for metric, metric_words in MEASURES.items():
         common = common_tasks(entries, metric)
@@ -178,12 +179,14 @@ def compare_tasks(first: Entry, second: Entry, tasks: Sequence[str], metric: str
 def _paired_error(first: Entry, second: Entry, metric: str) -> Error:
     """Return the error of the difference of two results of a task. If it cannot be paired, it has a reason, no `se`."""
     items = [result.get("items") or {} for result in (first, second)]
-    if not all(metric in of.get("blocks", {}) for of in items):
+    if not all(metric in stored.get("blocks", {}) for stored in items):
         return Error(None, None, "no items stored")
     if items[0]["fingerprint"] != items[1]["fingerprint"]:
         return Error(None, None, "different items")
-    blocks = [{key: np.asarray(sums, float) for key, sums in of["blocks"].items()} for of in items]
-    first_K, second_K = (influences(of[metric], of["count"]) for of in blocks)
+    first_K, second_K = (
+        influences(np.asarray(stored["blocks"][metric], float), np.asarray(stored["blocks"]["count"], float))
+        for stored in items
+    )
     se = influence_error(first_K - second_K)
     return Error(se, len(first_K)) if math.isfinite(se) else Error(None, None, "a single item")
 
@@ -207,5 +210,6 @@ def _differences_table(entries: list[Entry], common: list[str]) -> str:
             columns.append([difference.text for difference in differences])
             columns.append(significance_texts(differences))
             header += [name_words, "beyond 2 se"]
-    columns.append([f"independent: {of.error.reason}" if of.error.reason else "paired" for of in differences])
+    reasons = [difference.error.reason for difference in differences]
+    columns.append([f"independent: {reason}" if reason else "paired" for reason in reasons])
     return f"{title} {PAIRED_NOTE}\n\n{table([*header, 'error'], list(zip(*columns, strict=True)))}"

@@ -20,6 +20,7 @@ from torch import Tensor
 from slm.checkpoints.weights import dtype_name
 from slm.data.questions import Request
 from slm.model.interface import Cache, CausalLM
+from slm.model.layers import float32_or_wider
 
 PASS_TOKENS_CPU = 24  # fixed cost of a forward pass: the number of tokens computed in the same time (docs/tasks.md)
 PASS_TOKENS_GPU = 2048  # rough estimate of this cost on a GPU, which passes over fewer tokens leave mostly idle
@@ -209,7 +210,7 @@ class Scorer:
         log_probabilities, is_greedy = [], []
         for hidden_nD, targets_n in zip(hidden_ND.split(HEAD_ROWS), targets_N.split(HEAD_ROWS), strict=True):
             logits_nV = self.decoder.head(hidden_nD)
-            logits_nV = logits_nV if logits_nV.dtype == torch.float64 else logits_nV.float()
+            logits_nV = logits_nV.to(float32_or_wider(logits_nV))
             target_logits_n = logits_nV.gather(1, targets_n[:, None]).squeeze(1)
             log_probabilities.append(target_logits_n - logits_nV.logsumexp(-1))
             is_greedy.append(logits_nV.argmax(-1) == targets_n)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slm.model.layers import float32_or_wider
+
 MIN_QUERY_BLOCK = 128
 """Queries per block, unless that gives over 8 blocks: more blocks save little and take long to compile."""
 
@@ -20,11 +22,6 @@ MIN_QUERY_BLOCK = 128
 def softmax(scores: Tensor, *, like: Tensor) -> Tensor:
     """Return the softmax over the last axis, computed in float32 or wider, in the dtype of `like`."""
     return scores.softmax(-1, dtype=float32_or_wider(scores)).type_as(like)
-
-
-def float32_or_wider(x: Tensor) -> torch.dtype:
-    """Return the dtype for sums and exponentials of `x`."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def alibi_bias(slopes: list[float], kv_heads: int, distance: Tensor) -> Tensor:

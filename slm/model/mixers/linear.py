@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slm.model.config import ModelConfig
+from slm.model.layers import float32_or_wider
 from slm.model.mixers.base import Projections, causal_pairs_in_blocks, restarted, running_sum
 from slm.model.positions import Rotary, documents_in_chunks
 
@@ -94,7 +95,7 @@ def chunkwise(
     `q_BHTC` and `k_BKTC` are features, phi(q) and phi(k). `state` is the state before the tokens, or None.
     """
     (B, H, T, C), K = q_BHTC.shape, k_BKTC.shape[1]
-    sum_dtype = torch.float64 if v_BKTC.dtype == torch.float64 else torch.float32
+    sum_dtype = float32_or_wider(v_BKTC)
     c = min(chunk, T)
     n = -(-T // c)
     padding = n * c - T

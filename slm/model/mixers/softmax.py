@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slm.model.config import ModelConfig
+from slm.model.layers import float32_or_wider
 from slm.model.mixers.base import Memory, Projections, num_causal_pairs
 from slm.model.mixers.blocked import (
     alibi_bias,
     blocked_attention,
     distances_to_keys,
-    float32_or_wider,
     in_document,
     inference_attention,
     visible_keys,
@@ -55,11 +55,12 @@ def causal_attention(
         from torch.nn.attention.flex_attention import flex_attention  # imports the compiler, which takes 1.4 s
 
         return flex_attention(q_BHTC, k_BKSC, v_BKSC, block_mask=starts_BT, scale=scale, enable_gqa=True)
-    if _trains_on_cpu(q_BHTC) and T > 1 and S <= CPU_BLOCKED_ATTENTION_MAX_TOKENS:
-        return blocked_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, starts_BT=starts_BT)
     is_plain = not slopes and starts_BT is None
-    if is_plain and T > 1 and S <= CPU_BLOCKED_ATTENTION_MAX_TOKENS and _infers_in_bfloat16(q_BHTC):
-        return inference_attention(q_BHTC, k_BKSC, v_BKSC, scale)
+    if q_BHTC.device.type == "cpu" and T > 1 and S <= CPU_BLOCKED_ATTENTION_MAX_TOKENS:
+        if torch.compiler.is_compiling() and q_BHTC.requires_grad:
+            return blocked_attention(q_BHTC, k_BKSC, v_BKSC, scale, slopes, starts_BT=starts_BT)
+        if is_plain and _infers_in_bfloat16(q_BHTC):
+            return inference_attention(q_BHTC, k_BKSC, v_BKSC, scale)
     if is_plain and T == S:
         return _sdpa(q_BHTC, k_BKSC, v_BKSC, scale=scale, is_causal=True)
     mask = None if T == 1 else visible_keys(T, S, q_BHTC.device)  # a single query sees all keys
@@ -71,17 +72,11 @@ def causal_attention(
     return _sdpa(q_BHTC, k_BKSC, v_BKSC, scale=scale, attn_mask=mask)
 
 
-def _trains_on_cpu(q_BHTC: Tensor) -> bool:
-    """Whether this is compiled for a CPU, with gradients."""
-    return q_BHTC.device.type == "cpu" and q_BHTC.requires_grad and torch.compiler.is_compiling()
-
-
 def _infers_in_bfloat16(q_BHTC: Tensor) -> bool:
-    """Whether this is uncompiled, without gradients, on a CPU that has products of bfloat16."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+    """Whether this is uncompiled, without gradients, in bfloat16, and the CPU has products of bfloat16."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or q_BHTC.dtype != torch.bfloat16:
         return False
-    is_bfloat16_on_cpu = q_BHTC.device.type == "cpu" and q_BHTC.dtype == torch.bfloat16
-    return is_bfloat16_on_cpu and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _sdpa(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:

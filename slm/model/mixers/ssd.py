@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slm.model.config import ModelConfig
-from slm.model.layers import Linear, rms_norm
+from slm.model.layers import Linear, float32_or_wider, rms_norm
 from slm.model.mixers.base import Mixer, causal_pairs_in_blocks, restarted, running_sum
 from slm.model.positions import Rotary, documents_in_chunks
 
@@ -114,8 +114,7 @@ class SSD(Mixer):
     def _dt_and_log_decay(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Return dt and the log of the decay, dt A; each (B, T, K, R), in float32 at least."""
         raw = self.dt_proj(x_BTD)
-        raw = raw if raw.dtype == torch.float64 else raw.float()
-        dt = F.softplus(raw + self.dt_bias)
+        dt = F.softplus(raw.to(float32_or_wider(raw)) + self.dt_bias)
         groups = (self.config.kv_heads, -1)
         return dt.unflatten(-1, groups), (-self.A_log.exp() * dt).unflatten(-1, groups)
 
