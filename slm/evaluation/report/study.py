@@ -15,7 +15,7 @@ import pandas as pd
 from slm.evaluation.report.results import PUBLISHED, Entry, Results, has_loss, is_wikitext2, measure_of, name_of, number
 from slm.report.markdown import Section, table, table_by_column
 from slm.runtime.words import NO_VALUE, escape_markdown, format_number, interval, is_number, join_names, megabytes
-from slm.scaling.fitting import Fit, fit
+from slm.scaling.fitting import SAME_RESULT, Fit, fit
 from slm.scaling.intervals import Uncertainty, uncertainty
 from slm.scaling.prediction import band
 from slm.scaling.published import published_claims, published_rows
@@ -141,6 +141,8 @@ def measured_table(pairs: list[Pair]) -> Table | None:
         if pair.score
     ]
     if [row["name"] for row in rows] != [row["name"] for row in published_rows()]:
+        return None
+    if np.ptp(np.log([row["loss"] for row in rows[1:]])) < SAME_RESULT:  # one claim is about the rows but the first
         return None
     try:
         return table_from_frame(pd.DataFrame(rows), name="measured")
