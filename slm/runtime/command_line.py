@@ -132,7 +132,8 @@ def report(error: BaseException) -> int:
     """Print a user's mistake in one sentence; returns the exit code of the script.
 
     If the reader of the output has closed the pipe (`| head`), nothing is printed and the exit code is 141, as for a
-    program that SIGPIPE ends. With SLM_TRACEBACKS=1 the error is raised again. An error that Ctrl-C caused is none.
+    program that SIGPIPE ends. With SLM_TRACEBACKS=1 the error is raised again. For an error that Ctrl-C caused,
+    `interrupted` is printed and the exit code is 130.
     """
     if _was_interrupted(error):
         print("\ninterrupted", file=sys.stderr)

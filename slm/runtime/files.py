@@ -75,7 +75,7 @@ def check_folders(settings: Mapping[str, Any], *keys: str) -> None:
         if settings[key]:
             folder = Path(os.path.expanduser(settings[key]))
             try:
-                existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+                existing = _nearest_existing(folder)
             except OSError as error:  # such as a name that is too long
                 raise _not_writable(folder, key, error) from None
             if not existing.is_dir():
@@ -89,10 +89,14 @@ def check_writable(folder: Path, key: str = "output_dir") -> None:
     Makes no folder, so that several processes may check at once.
     """
     try:
-        existing_folder = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        TemporaryFile(dir=existing_folder).close()
+        TemporaryFile(dir=_nearest_existing(folder)).close()
     except OSError as error:
         raise _not_writable(folder, key, error) from None
+
+
+def _nearest_existing(path: Path) -> Path:
+    """The path itself, or the lowest folder above it that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def _not_writable(folder: Path, key: str, error: OSError) -> ValueError:

@@ -78,7 +78,7 @@ def _check_exists(runs: str) -> None:
         return
     folder = Path(runs).parent
     files = [item.name for item in folder.iterdir()] if folder.is_dir() else []
-    similar = get_close_matches(Path(runs).name, [*files, SHIPPED_TABLE], n=3, cutoff=0.5)
+    similar = get_close_matches(Path(runs).name, [*files, SHIPPED_TABLE], n=3)
     hint = f"did you mean {' or '.join(similar)}" if similar else f"slm ships {SHIPPED_TABLE}"
     raise ValueError(f"runs={runs} does not exist: {hint}")
 

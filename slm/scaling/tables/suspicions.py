@@ -54,9 +54,9 @@ def note_unread_columns(raw: pd.DataFrame, read: Collection[str] | None, source:
     return unread_columns(headers, [name for name in CANONICAL_NAMES if name not in raw], source)
 
 
-def unread_columns(headers: Iterable[str], wanted: Collection[str], source: str) -> tuple[list[str], list[str]]:
-    """Sentences on columns that nothing reads: on misspellings of `wanted`, which the file lacks, and on the others."""
-    similar = {name: get_close_matches(normalised_header(name), wanted, n=1, cutoff=MIN_SIMILARITY) for name in headers}
+def unread_columns(headers: Iterable[str], absent: Collection[str], source: str) -> tuple[list[str], list[str]]:
+    """Sentences on columns that nothing reads: misspellings of names that are `absent` from the file, and the others."""
+    similar = {name: get_close_matches(normalised_header(name), absent, n=1, cutoff=MIN_SIMILARITY) for name in headers}
     misspelt = [
         f"Nothing reads the column {name} of {source}: did you mean {near[0]}?"
         for name, near in similar.items()
