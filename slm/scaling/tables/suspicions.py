@@ -55,7 +55,7 @@ def note_unread_columns(raw: pd.DataFrame, read: Collection[str] | None, source:
 
 
 def unread_columns(headers: Iterable[str], absent: Collection[str], source: str) -> tuple[list[str], list[str]]:
-    """Sentences on columns that nothing reads: misspellings of names that are `absent` from the file, and the others."""
+    """Sentences on columns that nothing reads: misspellings of names `absent` from the file, and the others."""
     similar = {name: get_close_matches(normalised_header(name), absent, n=1, cutoff=MIN_SIMILARITY) for name in headers}
     misspelt = [
         f"Nothing reads the column {name} of {source}: did you mean {near[0]}?"
